@@ -1,0 +1,67 @@
+"""The number format of every node's result: what quantizer nodes say, carried along by operators that move values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from chainfx.bitops.operators import TRANSPARENT, key_of
+from chainfx.errors import CostError
+from chainfx.ir import ops
+from chainfx.ir.formats import FLOAT32, Format
+
+__all__ = ["format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
+
+# the position of the literal ``bits`` among the arguments of each quantizer
+_BITS = {ops.quantize_weight: 1, ops.quantize_activation: 2, ops.dequantize_weight: 2}
+
+
+def format_of_dtype(dtype: torch.dtype) -> Format:
+    """The format that elements of a dtype are stored in."""
+    return Format(dtype.itemsize * 8, "float" if dtype.is_floating_point or dtype.is_complex else "int")
+
+
+def widest(formats: list[Format]) -> Format:
+    """The format with the most bits, a float before an integer; FLOAT32 of nothing."""
+    return max(formats, key=lambda f: (f.bits, f.kind == "float"), default=FLOAT32)
+
+
+def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
+    """The format of the elements of every node that holds tensors, after ``propagate_shapes``, in one forward pass.
+
+    Quantizers give their literal bits; moving values, max-pooling, ReLU and dropout keep the (widest) format of their
+    tensor inputs; everything else gives the width of its dtype, which is FLOAT32 for ordinary networks. Raises
+    :class:`CostError` on a quantizer whose bits are not a literal whole number of at least 1.
+    """
+    formats: dict[Node, Format] = {}
+    for node in graph_module.graph.nodes:
+        tensors = tensors_in(node.meta.get("val"))
+        if node.op == "output" or not tensors:
+            continue
+        if node.op == "call_function" and node.target in _BITS:
+            formats[node] = Format(literal(node, _BITS[node.target], "bits"))
+            continue
+        incoming = [formats[source] for source in node.all_input_nodes if source in formats]
+        moved = node.op.startswith("call") and key_of(graph_module, node)[0] in TRANSPARENT and incoming
+        formats[node] = widest(incoming) if moved else format_of_dtype(tensors[0].dtype)
+    return formats
+
+
+def literal(node: Node, position: int, name: str) -> int:
+    """A literal whole number of at least 1 among the arguments of a dialect op; raises :class:`CostError` otherwise."""
+    value: Any = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CostError(
+            f"node {node.name!r} has {name}={value!r}; a quantizer needs its {name} as a whole number of at least 1."
+        )
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a node's value: itself, or those of a (nested) list or tuple."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []

@@ -1,0 +1,133 @@
+"""The main entry: capture, plan, run, and a compressed module out."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from chainfx.bitops import CostReport
+from chainfx.bitops import count as count_graph
+from chainfx.deploy.model import CompressedModel
+from chainfx.errors import ChainfxError, InputError
+from chainfx.ir.capture import capture
+from chainfx.passes.base import Pass, Trainer
+from chainfx.progress import TerminalListener
+from chainfx.scheduler.plan import Plan, plan
+from chainfx.scheduler.records import StageStore
+from chainfx.scheduler.report import ChainReport
+from chainfx.scheduler.runner import Stage, run
+
+__all__ = ["compile", "count"]
+
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor]
+
+
+def compile(
+    model: nn.Module,
+    passes: Sequence[Pass] | Plan,
+    *,
+    example_inputs: Inputs,
+    trainer: Trainer | None = None,
+    calibration: Sequence[Inputs] | None = None,
+    workdir: str | Path | None = None,
+    order: Literal["auto", "given"] = "auto",
+    seed: int = 0,
+    on_stage: Callable[[Stage], None] | None = None,
+) -> CompressedModel:
+    """Compress a trained network by a chain of passes, in the order the scheduler finds.
+
+    Parameters:
+        model: the trained network; it is not changed.
+        passes: the passes with their options, in any order, or a :class:`Plan`.
+        example_inputs: one batch of inputs as the network takes them, batch first; shapes and dtypes count.
+        trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
+            passes that need no training run.
+        calibration: batches of inputs from the training data, for quantization; the trainer's by default.
+        workdir: a folder that keeps every finished stage; a second call with the same arguments resumes after them.
+        order: ``"auto"``, or ``"given"`` to run the passes as written, with the plan's findings in the report.
+        seed: determines everything random.
+        on_stage: called with each finished :class:`~chainfx.scheduler.runner.Stage`, the original network first.
+
+    Raises:
+        ChainfxError: with one sentence that says what to do. Stages finished before a failure (or Ctrl-C) are in
+            ``workdir``, and in the exception's ``partial`` attribute as a :class:`CompressedModel`.
+
+    Example:
+        >>> import torch, chainfx
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).eval()
+        >>> x = torch.randn(2, 8)
+        >>> small = chainfx.compile(net, [chainfx.passes.PruneChannels(0.5)], example_inputs=x)
+        >>> small(x).shape, small.report.records[-1].after.macs
+        (torch.Size([2, 4]), 192)
+    """
+    inputs = _as_tuple(example_inputs, "example_inputs")
+    batches = None if calibration is None else [_as_tuple(item, "calibration") for item in calibration]
+    if batches is not None and not batches:
+        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
+    captured = copy.deepcopy(capture(model, inputs))
+    listener = TerminalListener()
+    finished: list[Stage] = []
+    try:
+        stages = run(
+            captured,
+            chain,
+            example_inputs=inputs,
+            trainer=trainer,
+            calibration=batches,
+            store=StageStore(Path(workdir)) if workdir is not None else None,
+            seed=seed,
+            listener=listener,
+        )
+        for stage in stages:
+            finished = [*finished, stage]
+            if on_stage:
+                on_stage(stage)
+    except (ChainfxError, KeyboardInterrupt) as error:
+        if finished:
+            error.partial = _result(finished, chain, inputs)  # type: ignore[union-attr]
+            error.add_note(f"finished stages: {', '.join(stage.record.name for stage in finished)}")
+        raise
+    finally:
+        listener.close()
+    return _result(finished, chain, inputs)
+
+
+def count(
+    model: nn.Module,
+    example_inputs: Inputs,
+    convention: str = "mac_bw_ba",
+    exit_rates: Mapping[str, float] | None = None,
+) -> CostReport:
+    """The cost of one sample: MACs, bit operations under a named convention, storage.
+
+    ``model`` is any module (captured first), a graph in train or deploy form, or a :class:`CompressedModel`, whose
+    measured exit rates are used unless others are given. Computed on shapes alone.
+
+    Example:
+        >>> import torch, chainfx
+        >>> chainfx.count(torch.nn.Linear(8, 4), torch.randn(1, 8)).macs
+        32
+    """
+    inputs = _as_tuple(example_inputs, "example_inputs")
+    if isinstance(model, CompressedModel):
+        rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
+        return count_graph(model.graph_module, inputs, convention=convention, exit_rates=rates)
+    graph_module = model if isinstance(model, GraphModule) else capture(model, inputs)
+    return count_graph(graph_module, inputs, convention=convention, exit_rates=exit_rates)
+
+
+def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...]) -> CompressedModel:
+    report = ChainReport(str(chain), tuple(stage.record for stage in stages))
+    return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report)
+
+
+def _as_tuple(inputs: Any, name: str) -> tuple[Tensor, ...]:
+    found = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    if not found or not all(isinstance(item, Tensor) for item in found):
+        kinds = ", ".join(type(item).__name__ for item in found) or "nothing"
+        raise InputError(f"{name} must be a tensor or a tuple of tensors, but is {kinds}; give one batch of inputs.")
+    return found

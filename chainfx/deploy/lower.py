@@ -1,0 +1,112 @@
+"""From train form to deploy form: real integer codes instead of fake-quantized weights, exits as separate stages."""
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from chainfx.ir import edit, ops
+from chainfx.ir.exits import exits_of, output_node, segments
+
+__all__ = ["fold_codes", "split_stages", "to_codes"]
+
+
+def to_codes(graph_module: GraphModule) -> GraphModule:
+    """The network in eval mode with integer codes (uint8) and scales for fake-quantized weights; equal bit for bit.
+
+    Tensors are shared with ``graph_module``; a float weight that nothing else reads is not part of the result.
+    """
+    lowered = _sharing_copy(graph_module)
+    made: dict[tuple[object, ...], tuple[str, str]] = {}
+    for node in lowered.graph.find_nodes(op="call_function", target=ops.quantize_weight):
+        attribute, bits, scheme, axis = node.args
+        key = (attribute.target, bits, scheme, axis)
+        if key not in made:
+            with torch.no_grad():
+                codes, scale = ops.encode_weight(edit.get_tensor(lowered, attribute.target), bits, scheme, axis)
+            holder = edit.fresh_path(lowered, f"codes_{attribute.target.replace('.', '_')}")
+            made[key] = (f"{holder}.codes", f"{holder}.scale")
+            edit.set_tensor(lowered, made[key][0], codes.to(torch.uint8), parameter=False)
+            edit.set_tensor(lowered, made[key][1], scale, parameter=False)
+        with lowered.graph.inserting_before(node):
+            stored = [lowered.graph.get_attr(path) for path in made[key]]
+            decoded = lowered.graph.call_function(ops.dequantize_weight, (*stored, bits, scheme))
+        _replace(node, decoded)
+    edit.tidy(lowered)
+    return lowered
+
+
+def fold_codes(graph_module: GraphModule) -> GraphModule:
+    """The deploy form for execution: every decoded weight is a float buffer, computed once; the rest is shared."""
+    folded = _sharing_copy(graph_module)
+    for node in folded.graph.find_nodes(op="call_function", target=ops.dequantize_weight):
+        codes, scale, bits, scheme = node.args
+        value = ops.decode_weight(*(edit.get_tensor(folded, item.target) for item in (codes, scale)), bits, scheme)
+        path = f"{edit.fresh_path(folded, f'decoded_{node.name}')}.weight"
+        edit.set_tensor(folded, path, value, parameter=False)
+        with folded.graph.inserting_before(node):
+            _replace(node, folded.graph.get_attr(path))
+    edit.tidy(folded)
+    return folded
+
+
+def split_stages(graph_module: GraphModule) -> list[GraphModule]:
+    """Cut a network with exits into stages that share its tensors; stage i returns ``(logits_i, *carried)``.
+
+    Stage 0 takes the network's inputs; stage i+1 takes what stage i carried (tensors, batch first) and the last returns
+    its logits alone. Values that are not tensors, such as sizes, are computed again where they are used, since the
+    batch shrinks between stages. Shapes must be in ``node.meta["val"]``. Without exits there is one stage, the network.
+    """
+    parts = segments(graph_module)
+    inputs = list(graph_module.graph.find_nodes(op="placeholder"))
+    home = {node: index for index, part in enumerate(parts) for node in part} | dict.fromkeys(inputs, 0)
+    returned = output_node(graph_module).args[0]
+    outputs = returned if exits_of(graph_module) else [returned]
+    needed = [_needed(part, home) for part in parts]
+    entries, stages = inputs, []
+    for index, output in enumerate(outputs):  # type: ignore[arg-type]
+        later = {node for wanted in needed[index + 1 :] for node in wanted if home[node] <= index}
+        carried = sorted(node for node in later if _is_carried(node))
+        stages.append(_stage(graph_module, needed[index], entries, output, carried))
+        entries = carried
+    return stages
+
+
+def _sharing_copy(graph_module: GraphModule) -> GraphModule:
+    """The same graph over the same tensors and leaf modules, in eval mode, free to be edited."""
+    graph = Graph()
+    graph.output(graph.graph_copy(graph_module.graph, {}))
+    return GraphModule(graph_module, graph).eval()
+
+
+def _replace(node: Node, other: Node) -> None:
+    other.meta = dict(node.meta)
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _is_carried(node: Node) -> bool:
+    """Whether a value is handed over between stages: a tensor that is computed, not an attribute or a size."""
+    return node.op != "get_attr" and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _needed(part: tuple[Node, ...], home: dict[Node, int]) -> list[Node]:
+    """What a stage computes or reads: its own nodes, values handed over, and what must be computed again."""
+    own, found, waiting = set(part), set[Node](), list(part)
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node in home:
+            found.add(node)
+            if node in own or not _is_carried(node):
+                waiting.extend(node.all_input_nodes)
+    return sorted(found)
+
+
+def _stage(
+    graph_module: GraphModule, needed: list[Node], entries: list[Node], output: Node, carried: list[Node]
+) -> GraphModule:
+    graph = Graph()
+    made = {node: graph.placeholder(node.name) for node in entries}
+    for node in needed:
+        if node not in made:
+            made[node] = graph.node_copy(node, made.__getitem__)
+    graph.output((made[output], *(made[node] for node in carried)) if carried else made[output])
+    return GraphModule(graph_module, graph).eval()

@@ -1,0 +1,107 @@
+"""The compressed network as a module to call, compile, save and load."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from chainfx.deploy.lower import fold_codes, split_stages, to_codes
+from chainfx.errors import ArtifactError, InputError
+from chainfx.ir import ops
+from chainfx.ir.artifact import load_graph, save_graph
+from chainfx.ir.exits import exits_of
+from chainfx.ir.shapes import propagate_shapes
+from chainfx.scheduler.report import ChainReport
+
+__all__ = ["CompressedModel", "load"]
+
+
+class CompressedModel(nn.Module):
+    """A network in deploy form; call it like the original.
+
+    With early exits a batch is compacted between the ``stages``: samples that are sure leave, the others go on, and
+    what left is not computed further. The result has the shape (N, classes) of the original's and its row order.
+    Each stage is a straight-line graph that ``torch.compile`` takes with ``fullgraph=True``; :meth:`compile` does so.
+
+    ``graph_module`` is the whole network with integer weight codes (what :meth:`save` writes), ``report`` the account
+    of the chain. The deploy form is for inference: it stays in eval mode.
+
+    Example:
+        >>> model = chainfx.compile(net, [chainfx.passes.Fuse()], example_inputs=(x,))  # doctest: +SKIP
+        >>> logits = model(x)  # doctest: +SKIP
+    """
+
+    def __init__(self, graph_module: GraphModule, example_inputs: tuple[Tensor, ...], report: ChainReport) -> None:
+        super().__init__()
+        self.graph_module = to_codes(graph_module)
+        folded = fold_codes(self.graph_module)
+        propagate_shapes(folded, example_inputs)
+        self.stages = nn.ModuleList(split_stages(folded))
+        self.example_inputs = tuple(torch.zeros_like(tensor) for tensor in example_inputs)
+        self.report = report
+        self._marks = tuple((mark.threshold, mark.criterion) for mark in exits_of(self.graph_module))
+        super().train(False)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the original returns for these inputs; with exits, logits (N, classes)."""
+        if not self._marks:
+            return self.stages[0](*inputs)
+        rows, values = torch.arange(len(inputs[0]), device=inputs[0].device), list(inputs)
+        answers: Tensor | None = None
+        for (threshold, criterion), stage in zip(self._marks, self.stages, strict=False):
+            logits, *values = stage(*values)
+            answers = logits if answers is None else answers.index_copy(0, rows, logits)
+            stay = (ops.confidence(logits, criterion) < threshold).nonzero().squeeze(1)
+            if len(stay) == 0:
+                return answers
+            if len(stay) < len(rows):
+                rows, values = rows[stay], [value.index_select(0, stay) for value in values]
+        logits = self.stages[-1](*values)
+        return logits if answers is None else answers.index_copy(0, rows, logits)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every stage in place with ``torch.compile``; ``fullgraph=True`` unless said otherwise."""
+        for stage in self.stages:
+            stage.compile(*args, **{"fullgraph": True, **kwargs})
+
+    def train(self, mode: bool = True) -> Self:
+        """Eval mode only; raises :class:`InputError` for ``train(True)``."""
+        if mode:
+            raise InputError(
+                "a CompressedModel is for inference and cannot be put in train mode; "
+                "tune with a trainer inside chainfx.compile."
+            )
+        return super().train(False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the network to a folder: safetensors and a JSON manifest, weights packed at their bit widths.
+
+        Raises :class:`~chainfx.errors.ArtifactError` for a network that has no form without code, such as one with a
+        module of the user's own that could not be captured.
+        """
+        examples = [{"shape": list(tensor.shape), "dtype": str(tensor.dtype)} for tensor in self.example_inputs]
+        save_graph(self.graph_module, Path(path), {"examples": examples, "report": self.report.to_dict()})
+
+    @property
+    def exit_names(self) -> tuple[str, ...]:
+        """The names of the exits in the order samples meet them."""
+        return tuple(mark.name for mark in exits_of(self.graph_module))
+
+
+def load(path: str | Path) -> CompressedModel:
+    """The network that :meth:`CompressedModel.save` wrote: same outputs, bit for bit.
+
+    Nothing in the folder is executed. Raises :class:`~chainfx.errors.ArtifactError` if it is not as it was saved.
+    """
+    graph_module, extra = load_graph(Path(path))
+    try:
+        examples = tuple(
+            torch.zeros(item["shape"], dtype=getattr(torch, item["dtype"].removeprefix("torch.")))
+            for item in extra["examples"]
+        )
+        report = ChainReport.from_dict(extra["report"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
+    return CompressedModel(graph_module, examples, report)

@@ -1,0 +1,59 @@
+"""One exception per reason. Every message is one sentence: what, where, which value, what to do."""
+
+__all__ = [
+    "ArtifactError",
+    "CaptureError",
+    "ChainfxError",
+    "CostError",
+    "DataError",
+    "GraphError",
+    "InputError",
+    "PassError",
+    "RecipeError",
+    "ScheduleError",
+    "TuningError",
+]
+
+
+class ChainfxError(Exception):
+    """The base of every error that chainfx raises on purpose."""
+
+
+class CaptureError(ChainfxError):
+    """The model cannot be turned into a graph; names the source line and the way out."""
+
+
+class GraphError(ChainfxError):
+    """A graph breaks a rule of the train form; names the node and the rule."""
+
+
+class InputError(ChainfxError):
+    """An argument of a public function is wrong or missing; names the argument and the value."""
+
+
+class PassError(ChainfxError):
+    """A pass cannot be applied; names the pass, the node or option, the value seen, and what to do."""
+
+
+class ScheduleError(ChainfxError):
+    """No order satisfies the constraints; prints the cycle, each edge with its reason and source."""
+
+
+class CostError(ChainfxError):
+    """A cost cannot be stated, for instance because an exit rate was never measured."""
+
+
+class TuningError(ChainfxError):
+    """Training failed, for instance by a loss that is not finite; finished stages are kept."""
+
+
+class DataError(ChainfxError):
+    """A data source cannot be read or does not have the form it should have."""
+
+
+class RecipeError(ChainfxError):
+    """A recipe is wrong; names the line of the file and the allowed values."""
+
+
+class ArtifactError(ChainfxError):
+    """A saved model cannot be written or read; names the file and what is wrong with it."""

@@ -1,0 +1,92 @@
+"""From a trace to a graph module that shares the tensors and leaf modules of the model."""
+
+import operator
+from collections.abc import Mapping
+
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from chainfx.ir.edit import LAYERS
+from chainfx.ir.leaves import assign_
+from chainfx.ir.tracer import Trace, TrainFormTracer, layer_name
+
+__all__ = ["build"]
+
+
+def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> GraphModule:
+    """The graph module of a trace; ``modules`` are the leaves that it has beyond those of ``model``."""
+    _use_results_of_mutation(trace.graph)
+    _remove_dead(trace.graph)
+    graph = _renamed(trace.graph)
+    graph_module = GraphModule(_shell(model, trace, modules), graph, class_name=type(model).__name__)
+    graph_module.graph.lint()
+    return graph_module
+
+
+def _shell(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """The model's tensors and children, with constants and leaves added, without touching the model."""
+    shell = nn.Module()
+    shell.training = model.training
+    shell._parameters.update(model._parameters)
+    shell._buffers.update(model._buffers)
+    shell._non_persistent_buffers_set.update(model._non_persistent_buffers_set)
+    shell._modules.update(model._modules)
+    for name, module in modules.items():
+        shell.add_module(name, module.train(model.training))
+    for name, tensor in trace.constants.items():
+        shell.register_buffer(name, tensor, persistent=False)
+    return shell
+
+
+def _mutates(node: Node) -> bool:
+    """Whether a node changes its first argument in place and returns it."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
+
+
+def _use_results_of_mutation(graph: Graph) -> None:
+    """Let what comes after ``x.add_(y)`` take its result, which is ``x``: so no mutation looks like dead code.
+
+    A mutated view, ``x[i].zero_()``, is assigned to where it lies, so that what comes after takes the assignment.
+    """
+    order: dict[Node, float] = {node: index for index, node in enumerate(graph.nodes)}
+
+    def take_instead(old: Node, new: Node) -> None:
+        old.replace_all_uses_with(new, lambda user: order[user] > order[new])
+
+    for node in list(graph.nodes):
+        changed = node.args[0] if node.args else None
+        if node.users or not isinstance(changed, Node) or not _mutates(node):
+            continue
+        take_instead(changed, node)
+        if not node.users and changed.target is operator.getitem and isinstance(changed.args[0], Node):
+            with graph.inserting_after(node):
+                assigned = graph.call_function(assign_, (*changed.args, node))
+            order[assigned] = order[node] + 0.5
+            take_instead(changed.args[0], assigned)
+
+
+def _remove_dead(graph: Graph) -> None:
+    """Erase what nobody uses, and assertions; keep what changes a tensor in place."""
+    for node in reversed(graph.nodes):
+        kept = node.op in ("placeholder", "output") or _mutates(node)
+        if not node.users and not kept:
+            graph.erase_node(node)
+
+
+def _renamed(graph: Graph) -> Graph:
+    """A copy whose names are those of tracing it again, without the gaps that erased nodes leave."""
+    copy = Graph(tracer_cls=TrainFormTracer)
+    copies: dict[Node, Node] = {}
+    for node in graph.nodes:
+        name = layer_name(node.args[1]) if node.target in LAYERS else None
+        args = map_arg(node.args, copies.__getitem__)
+        kwargs = map_arg(node.kwargs, copies.__getitem__)
+        copies[node] = copy.create_node(node.op, node.target, args, kwargs, name)
+    return copy

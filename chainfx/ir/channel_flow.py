@@ -1,0 +1,248 @@
+"""One walk over a graph that gives every tensor its labels; what each operator does is in :mod:`channel_rules`."""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from chainfx.ir.channel_labels import Labels, Ledger, Literal, blank, select_first, spread, varying
+from chainfx.ir.edit import get_tensor, is_dialect, origin
+
+__all__ = ["Flow", "Rule", "operator_name"]
+
+Rule = Callable[["Flow", Node], Any]
+
+_HOMES = ("torch", "_operator", "math", "builtins", "chainfx")
+_READS = ("size", "shape", "numel", "nelement", "len")
+_ARITHMETIC = {
+    *(getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")),
+    *(int, min, max, round, float, math.floor, math.ceil, tuple, list),
+}
+_TAKES_SIZES = ("view", "reshape", "expand", "unflatten", "split", "tensor_split", "chunk", "getitem")
+
+
+def operator_name(node: Node) -> str:
+    """What a node calls, whatever the spelling: ``add`` for ``torch.add``, ``x.add_`` and ``aten.add.Tensor``.
+
+    Functions that belong neither to torch nor to Python nor to chainfx have the empty name.
+    """
+    if node.op == "call_method":
+        return str(node.target).rstrip("_")
+    home = getattr(node.target, "__module__", None) or "torch"
+    trusted = home.split(".")[0] in _HOMES or home.startswith("torchvision.ops")
+    if node.op != "call_function" or not trusted:
+        return ""
+    name = getattr(node.target, "__name__", "").split(".")[0].rstrip("_")
+    return str(node.args[1]) if name == "getattr" else name
+
+
+class Flow:
+    """The labels of every tensor, the values of every other node, and the ledger they are written to.
+
+    ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read.
+    """
+
+    def __init__(self, graph_module: GraphModule) -> None:
+        self.graph_module = graph_module
+        self.ledger = Ledger()
+        self.values: dict[Node, Any] = {}
+        self.taints: dict[Node, tuple[Labels, ...]] = {}
+        self.readers: dict[Node, Labels] = {}
+        self._labels: dict[Node, Any] = {}
+        self._paths: dict[int, str] = {}
+
+    def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
+        """Label every node in graph order."""
+        for node in self.graph_module.graph.nodes:
+            if node.op == "output":
+                for each in node.all_input_nodes:
+                    self.freeze_all(each, "it is an output of the network")
+            elif not any(True for _ in _tensors(node.meta.get("val"))):
+                self._evaluate(node)
+            elif node.op == "placeholder":
+                self._labels[node] = blank(node.meta["val"].shape)
+            elif not self._is_parameter(node):
+                self._label(node, rule_of(self, node))
+
+    def _label(self, node: Node, rule: Rule) -> None:
+        if operator_name(node) not in _TAKES_SIZES:
+            self.spoil(node, "a number of channels is used in its arithmetic")
+        result = rule(self, node)
+        self._labels[node] = result
+        for labels in result if isinstance(result, tuple) else (result,):
+            self.ledger.remember(labels)
+
+    def _is_parameter(self, node: Node) -> bool:
+        return node.op == "get_attr" or (is_dialect(node) and origin(node) is not None)
+
+    def _evaluate(self, node: Node) -> None:
+        args = self.real(node.args)
+        kwargs = self.real(node.kwargs)
+        if node.op == "call_method":
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        elif node.op == "call_module":
+            value = self.graph_module.get_submodule(str(node.target))(*args, **kwargs)
+        elif node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(self.graph_module)
+        elif node.op == "placeholder":
+            value = node.args[0] if node.args else None
+        else:
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+        self.values[node] = value
+        self._taint(node)
+
+    def _taint(self, node: Node) -> None:
+        """Note which channels a number counts, so that it can be followed to where it is used."""
+        first = node.args[0] if node.args else None
+        if isinstance(first, Node) and first not in self.values:
+            if operator_name(node) in _READS and self._counts(node, first):
+                self.readers[node] = self.label(first)
+                self.taints[node] = (self.label(first),)
+        elif (
+            node.target is operator.getitem
+            and isinstance(first, Node)
+            and first in self.readers
+            and isinstance(node.args[1], int | slice)
+        ):
+            labels = self.readers[first]
+            picked = range(labels.dim())[node.args[1]]
+            if set(varying(labels)) & {*((picked,) if isinstance(picked, int) else picked)}:
+                self.taints[node] = (labels,)
+        elif node.target in _ARITHMETIC:
+            found = tuple(labels for each in node.all_input_nodes for labels in self.taints.get(each, ()))
+            if found:
+                self.taints[node] = found
+        else:
+            self.spoil(node, "its number of channels is tested or computed with")
+
+    def _counts(self, node: Node, tensor: Node) -> bool:
+        """Whether a size that a node reads counts channels."""
+        moving = varying(self.label(tensor))
+        dim = node.args[1] if operator_name(node) == "size" and len(node.args) > 1 else None
+        if operator_name(node) == "len":
+            dim = 0
+        return dim % self.label(tensor).dim() in moving if isinstance(dim, int) else bool(moving)
+
+    def spoil(self, node: Node, why: str) -> None:
+        """Freeze the channels that are counted by a number among the arguments of ``node``."""
+        for each in node.all_input_nodes:
+            for labels in self.taints.get(each, ()):
+                self.freeze(labels, node, why)
+
+    def real(self, value: Any) -> Any:
+        """Arguments with every node replaced by its value: fake tensors for tensors."""
+        return map_arg(value, lambda node: self.values[node] if node in self.values else node.meta["val"])
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether an argument is a node whose value is a tensor."""
+        return isinstance(value, Node) and value not in self.values and isinstance(value.meta.get("val"), Tensor)
+
+    def argument(self, node: Node, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name, with the nodes in it that are not tensors replaced by their values."""
+        value = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+        return map_arg(value, lambda each: self.values.get(each, each))
+
+    def label(self, node: Any) -> Labels:
+        """The labels of a tensor node; a parameter gets one atom for each element when it is first asked for."""
+        if node not in self._labels and self._is_parameter(node):
+            source = origin(node)
+            tensor = get_tensor(self.graph_module, self.path(source))
+            plain = tensor.is_floating_point() and tensor.shape == node.meta["val"].shape
+            shape = node.meta["val"].shape
+            self._labels[node] = self.ledger.parameter(self.path(source), shape) if plain else blank(shape)
+        found: Labels = self._labels[node]
+        return found
+
+    def parts(self, node: Any) -> tuple[Labels, ...] | None:
+        """The labels of a node that is a tuple of tensors; ``None`` for any other node."""
+        found = self._labels.get(node)
+        return found if isinstance(found, tuple) else None
+
+    def path(self, node: Node | None) -> str:
+        """The path of a parameter; a tensor with several names always goes by the first one that was met."""
+        if node is None:
+            raise ValueError("the node has no parameter")
+        return self._paths.setdefault(id(get_tensor(self.graph_module, str(node.target))), str(node.target))
+
+    def module_path(self, node: Node, name: str) -> str:
+        """The path of tensor ``name`` of the module that a node calls, canonical as in :meth:`path`."""
+        path = f"{node.target}.{name}"
+        return self._paths.setdefault(id(get_tensor(self.graph_module, path)), path)
+
+    def shape(self, node: Node) -> torch.Size:
+        """The shape of a tensor node."""
+        shape: torch.Size = node.meta["val"].shape
+        return shape
+
+    def freeze(self, labels: Labels, node: Node, why: str) -> None:
+        """Freeze the channels of ``labels`` because of what ``node`` does."""
+        self.ledger.freeze(labels, f"{why} (node {node.name!r})")
+
+    def freeze_all(self, node: Node, reason: str) -> None:
+        """Freeze every channel that a node carries or counts."""
+        if self._is_parameter(node) and node not in self._labels:
+            self.ledger.opaque.setdefault(self.path(origin(node)), reason)
+            return
+        carried = () if node in self.values else self.parts(node) or (self.label(node),)
+        for labels in (*carried, *self.taints.get(node, ())):
+            self.ledger.freeze(labels, reason)
+
+    def unknown(self, node: Node, why: str) -> Any:
+        """Freeze everything that goes into a node; what comes out must stay."""
+        for each in node.all_input_nodes:
+            self.freeze_all(each, f"{why} (node {node.name!r})")
+        value = node.meta["val"]
+        return blank(value.shape) if isinstance(value, Tensor) else tuple(blank(v.shape) for v in _tensors(value))
+
+    def combine(self, left: Labels, right: Labels, node: Node) -> Labels:
+        """The labels of an element-wise operation of two tensors with broadcasting; equal positions are coupled."""
+        shape = torch.broadcast_shapes(left.shape, right.shape)
+        left, right = (each[(None,) * (len(shape) - each.dim())] for each in (left, right))
+        if not bool(select_any(right)):
+            return self._beside(left, right, shape, node)
+        if not bool(select_any(left)):
+            return self._beside(right, left, shape, node)
+        over_left = [d for d in varying(right) if left.size(d) == 1]
+        over_right = [d for d in varying(left) if right.size(d) == 1]
+        if not over_left and not over_right:
+            left, right = left.expand(shape), right.expand(shape)
+            self.ledger.couple(left, right, f"it meets channels that must stay (node {node.name!r})")
+            return spread(torch.where(left != 0, left, right)) if bool((left == 0).any()) else left
+        if over_left and (not over_right or self.ledger.is_plain(left)):
+            left, right = right, left
+        self.freeze(right, node, "it is broadcast over other channels")
+        return self._beside(left, blank(right.shape), shape, node)
+
+    def _beside(self, labels: Labels, fixed: Labels, shape: torch.Size, node: Node) -> Labels:
+        """An element-wise operation with a tensor that must stay as it is, wherever that one is not broadcast."""
+        dims = tuple(d for d in varying(labels) if fixed.size(d) > 1)
+        reason = f"it meets a tensor whose size is fixed (node {node.name!r})"
+        return self.ledger.pin(labels, dims, reason).expand(shape)
+
+    def literal(
+        self, node: Node, kind: str, where: tuple[int | str, ...], counts: tuple[tuple[Labels, int], ...]
+    ) -> None:
+        """Note integers in the arguments of ``node`` that count channels."""
+        self.ledger.literals.append(Literal(node.name, kind, where, counts))
+
+
+def select_any(labels: Labels) -> Tensor:
+    """Whether any label is not 0, as a boolean tensor of shape ()."""
+    still = tuple(d for d in range(labels.dim()) if d not in varying(labels))
+    return select_first(labels, still).any()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)

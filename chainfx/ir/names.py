@@ -1,0 +1,192 @@
+"""What a saved graph may refer to, by name: functions, tensor methods, leaf modules, literals.
+
+Reading a graph resolves nothing outside these lists, so a file cannot make chainfx call anything else.
+"""
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from chainfx.errors import ArtifactError
+
+__all__ = [
+    "build_module",
+    "check_call",
+    "decode",
+    "describe_module",
+    "encode",
+    "function",
+    "function_name",
+]
+
+_FUNCTION_MODULES = (
+    "torch",
+    "torch._C._nn",
+    "torch._C._linalg",
+    "torch._C._special",
+    "torch.functional",
+    "torch.nn.functional",
+    "math",
+    "_operator",
+    "chainfx.ir.ops",
+)
+_FUNCTION_PACKAGES = ("torchvision.ops.", "torchvision.models.")
+_MODULE_PACKAGES = ("torch.nn.", "torchvision.ops.", "chainfx.ir.")
+_BUILTINS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (getattr, int, float, bool, len, max, min, abs, round)
+}
+_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "is_cuda", "data"}
+_FORBIDDEN = {"from_file", "set_", "backward", "register_hook", "share_memory_", "numpy", "tolist", "storage", "apply_"}
+
+
+def function_name(target: Any, node: str) -> str:
+    """``module:name`` of a function a node calls; raises :class:`ArtifactError` if it cannot be found again by it."""
+    if _BUILTINS.get(getattr(target, "__name__", "")) is target:
+        return f"builtins:{target.__name__}"
+    if isinstance(target, torch._ops.OpOverload):
+        return f"aten:{target}"
+    name = str(getattr(target, "__name__", target))
+    for module in (getattr(target, "__module__", None), "torch", "torch.nn.functional", "torch._C._nn", "math"):
+        if module and getattr(_import(module), name, None) is target and _allowed(module, name):
+            return f"{module}:{name}"
+    raise ArtifactError(f"node {node!r} calls {name!r}, which has no safe name; use a torch function to save it.")
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The function that :func:`function_name` named; raises :class:`ArtifactError` for anything outside the lists."""
+    module, _, attribute = name.partition(":")
+    if module == "builtins" and attribute in _BUILTINS:
+        return _BUILTINS[attribute]
+    if module == "aten":
+        return _overload(attribute)
+    found = getattr(_import(module), attribute, None) if _allowed(module, attribute) else None
+    if not callable(found) or isinstance(found, type):
+        raise ArtifactError(f"the saved graph calls {name!r}, which chainfx does not load; save it with this version.")
+    return found  # type: ignore[no-any-return]
+
+
+def check_call(node: Node) -> None:
+    """Raise :class:`ArtifactError` unless a method is a tensor's and only computes, and ``getattr`` reads a shape."""
+    if node.target is getattr and node.args[1] not in _ATTRIBUTES:
+        raise ArtifactError(f"the saved graph reads the attribute {node.args[1]!r}, which chainfx does not load.")
+    if node.op != "call_method":
+        return
+    name = str(node.target)
+    if name in _FORBIDDEN or not callable(getattr(torch.Tensor, name, None)) or name.startswith("_"):
+        raise ArtifactError(f"the saved graph calls the method {name!r}, which chainfx does not load.")
+
+
+def _allowed(module: str, name: str) -> bool:
+    if (name.startswith("_") and not module.startswith(_FUNCTION_PACKAGES)) or name in _FORBIDDEN:
+        return False
+    if module == "torch":
+        return isinstance(getattr(torch, name, None), type(torch.add)) or name in ("sym_float", "sym_int", "sym_not")
+    return module in _FUNCTION_MODULES or module.startswith(_FUNCTION_PACKAGES)
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        found: Any = torch
+        for part in module.split(".")[1:] if module.startswith("torch.") else ():
+            found = getattr(found, part, None)
+        return found if module.startswith("torch.") else None
+
+
+def _overload(name: str) -> Callable[..., Any]:
+    namespace, _, rest = name.partition(".")
+    operation, _, overload = rest.partition(".")
+    found = getattr(getattr(torch.ops.aten, operation, None), overload, None) if namespace == "aten" else None
+    if not isinstance(found, torch._ops.OpOverload):
+        raise ArtifactError(f"the saved graph calls the operator {name!r}, which this torch does not have.")
+    return found
+
+
+def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
+    """Class and constructor arguments of a leaf module; :class:`ArtifactError` if it cannot be rebuilt from them."""
+    name = f"{type(module).__module__}:{type(module).__qualname__}"
+    options: dict[str, Any] = {}
+    if not name.startswith(_MODULE_PACKAGES):
+        raise ArtifactError(
+            f"module {path!r} is of class {name.replace(':', '.')}, whose code a safe file cannot hold; "
+            f"replace it by torch.nn modules to save."
+        )
+    for key, parameter in inspect.signature(type(module).__init__).parameters.items():
+        if key in ("self", "device", "dtype") or key.startswith("_") or parameter.kind in (2, 4):
+            continue
+        if hasattr(module, key):
+            value = getattr(module, key)
+            options[key] = value is not None if key == "bias" and not isinstance(value, bool) else value
+        elif parameter.default is inspect.Parameter.empty:
+            raise ArtifactError(f"module {path!r} ({name.replace(':', '.')}) does not keep its argument {key!r}.")
+    described = {"class": name, "options": encode(options)}
+    if repr(build_module(described)) != repr(module):
+        raise ArtifactError(f"module {path!r} ({module}) cannot be rebuilt from its constructor's arguments.")
+    return described
+
+
+def build_module(described: Mapping[str, Any]) -> nn.Module:
+    """The module that :func:`describe_module` described, without its tensors' values."""
+    module, _, name = str(described["class"]).partition(":")
+    cls = getattr(_import(module), name, None) if f"{module}.".startswith(_MODULE_PACKAGES) else None
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ArtifactError(f"the saved graph has a module {described['class']!r}, which chainfx does not load.")
+    built: nn.Module = cls(**decode(described["options"], {}))
+    return built
+
+
+def encode(value: Any) -> Any:
+    """A node's argument as JSON; raises :class:`ArtifactError` for what has no safe form."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, Node):
+        return {"node": value.name}
+    if isinstance(value, tuple):
+        return {"tuple": [encode(item) for item in value]}
+    if isinstance(value, list):
+        return [encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+    if isinstance(value, slice):
+        return {"slice": [encode(value.start), encode(value.stop), encode(value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    for kind in ("dtype", "device", "memory_format", "layout"):
+        if isinstance(value, getattr(torch, kind)):
+            return {kind: str(value)}
+    raise ArtifactError(f"the argument {value!r} of type {type(value).__name__} has no safe form.")
+
+
+def decode(value: Any, nodes: Mapping[str, Node]) -> Any:
+    """The argument that :func:`encode` wrote; ``nodes`` by name."""
+    if isinstance(value, list):
+        return [decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return nodes[content]
+    if kind == "tuple":
+        return tuple(decode(item, nodes) for item in content)
+    if kind == "dict":
+        return {decode(key, nodes): decode(item, nodes) for key, item in content}
+    if kind == "slice":
+        return slice(*(decode(item, nodes) for item in content))
+    if kind == "ellipsis":
+        return Ellipsis
+    if kind == "float":
+        return float(content)
+    if kind == "device":
+        return torch.device(content)
+    if kind in ("dtype", "memory_format", "layout"):
+        return getattr(torch, content.removeprefix("torch."))
+    raise ArtifactError(f"the saved graph has an argument of unknown kind {kind!r}.")

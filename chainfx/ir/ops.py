@@ -1,0 +1,132 @@
+"""Dialect ops: what a compressed network computes, as plain functions with literal arguments.
+
+They are wrapped for FX, so a graph that calls them survives ``deepcopy``, pickling and retracing, and
+``torch.compile`` sees through them. Gradients are straight-through in the form
+``q.detach() + (x - x.detach())``: the forward value is exactly ``q`` (``x - x`` is 0), the gradient that of ``x``,
+and, unlike an ``autograd.Function``, the form keeps its gradient under ``torch.export``.
+"""
+
+import torch
+import torch.fx
+from torch import Tensor
+
+__all__ = [
+    "CRITERIA",
+    "SCHEMES",
+    "confidence",
+    "decode_weight",
+    "dequantize_weight",
+    "encode_weight",
+    "exit_point",
+    "quantize_activation",
+    "quantize_weight",
+]
+
+SCHEMES = ("dorefa", "uniform")
+CRITERIA = ("entropy", "margin", "max-softmax")
+
+_SMALLEST_SCALE = 1e-8
+
+
+def _straight_through(quantized: Tensor, differentiable: Tensor) -> Tensor:
+    """The value of ``quantized`` with the gradient of ``differentiable`` (same shape)."""
+    return quantized.detach() + (differentiable - differentiable.detach())
+
+
+def _reduce(weight: Tensor, axis: int | None, how: str) -> Tensor:
+    """Mean or maximum of ``weight`` over everything (shape ()) or over all axes but ``axis`` (kept as 1)."""
+    if axis is None:
+        return weight.mean() if how == "mean" else weight.amax()
+    others = [dim for dim in range(weight.dim()) if dim != axis]
+    return weight.mean(others, keepdim=True) if how == "mean" else weight.amax(others, keepdim=True)
+
+
+def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> tuple[Tensor, Tensor]:
+    """The integer codes (0 .. 2**bits - 1, float tensor, shape of ``weight``) and the scale of a quantized weight.
+
+    ``bits == 1`` is ``sign(w) * mean|w|`` with ``sign(0) = +1`` in both schemes (Zhou et al. 2016, sec. 2.3).
+    ``dorefa``, 2..8 bits: ``2 * round((tanh(w) / (2 m) + 1/2) n) / n - 1`` with ``n = 2**bits - 1`` and
+    ``m = max|tanh(w)|`` kept as the scale (Zhou et al. 2016, eq. 9). ``uniform``, 2..8 bits: symmetric,
+    ``round(w / m * n)`` with ``n = 2**(bits-1) - 1`` and ``m = max|w|``.
+    The scale has shape () for ``axis=None``, else the size of ``axis`` there and 1 elsewhere.
+    """
+    if bits == 1:
+        return (weight >= 0).to(weight.dtype), _reduce(weight.abs(), axis, "mean")
+    if scheme == "dorefa":
+        squashed = torch.tanh(weight)
+        scale = _reduce(squashed.abs(), axis, "max").clamp_min(_SMALLEST_SCALE)
+        return torch.round((squashed / (2 * scale) + 0.5) * (2**bits - 1)), scale
+    levels = 2 ** (bits - 1) - 1
+    scale = _reduce(weight.abs(), axis, "max").clamp_min(_SMALLEST_SCALE)
+    return torch.round(weight / scale * levels) + levels, scale
+
+
+def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tensor:
+    """The values that :func:`encode_weight` stands for: same shape as ``codes``, dtype of ``scale``."""
+    codes = codes.to(scale.dtype)
+    if bits == 1:
+        return (2 * codes - 1) * scale
+    if scheme == "dorefa":
+        return (2 * codes / (2**bits - 1) - 1) * scale
+    levels = 2 ** (bits - 1) - 1
+    return (codes - levels) / levels * scale
+
+
+@torch.fx.wrap
+def quantize_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> Tensor:
+    """Fake-quantize a weight to at most ``2**bits`` values (per slice of ``axis``); see :func:`encode_weight`.
+
+    The gradient passes straight through the rounding (for ``dorefa`` it is that of ``tanh``).
+    """
+    quantized = decode_weight(*encode_weight(weight, bits, scheme, axis), bits, scheme)
+    return _straight_through(quantized, torch.tanh(weight) if scheme == "dorefa" and bits > 1 else weight)
+
+
+@torch.fx.wrap
+def quantize_activation(activation: Tensor, clip: Tensor, bits: int, signed: bool) -> Tensor:
+    """Fake-quantize an activation to at most ``2**bits`` values between ``-clip`` (0 if unsigned) and ``clip``.
+
+    ``round(clamp(x / clip) n) / n * clip`` with ``n = 2**bits - 1``, signed ``n = 2**(bits-1) - 1`` (Zhou et al. 2016,
+    eq. 5, with the range [0, 1] replaced by a clip of shape (), learnt as in PACT, Choi et al. 2018).
+    One signed bit is ``sign(x) * clip``, with ``sign(0) = +1``.
+    """
+    clip = clip.clamp_min(_SMALLEST_SCALE)
+    share = torch.clamp(activation / clip, -1.0 if signed else 0.0, 1.0)
+    if signed and bits == 1:
+        return _straight_through(torch.where(activation >= 0, clip, -clip), share * clip)
+    levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    return _straight_through(torch.round(share * levels) / levels * clip, share * clip)
+
+
+@torch.fx.wrap
+def dequantize_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tensor:
+    """The weight of the deploy form: ``codes`` (uint8, one code an element) and ``scale`` as stored.
+
+    Equal to :func:`quantize_weight` of the weight they were encoded from, bit for bit.
+    """
+    return decode_weight(codes, scale, bits, scheme)
+
+
+@torch.fx.wrap
+def exit_point(logits: Tensor, name: str, threshold: float, criterion: str) -> Tensor:
+    """Mark ``logits`` (N, classes) as the answer of exit ``name``; the identity.
+
+    A sample leaves here if :func:`confidence` of its logits is at least ``threshold``.
+    """
+    return logits
+
+
+def confidence(logits: Tensor, criterion: str) -> Tensor:
+    """How sure each row of ``logits`` (N, classes) is: shape (N,), higher is surer, at most 1.
+
+    ``max-softmax``: the largest probability. ``margin``: the largest minus the second largest.
+    ``entropy``: 1 minus the entropy over its maximum log(classes), so that a threshold means the same direction.
+    """
+    probabilities = torch.softmax(logits.float(), dim=1)
+    if criterion == "max-softmax":
+        return probabilities.amax(dim=1)
+    if criterion == "margin":
+        top = probabilities.topk(2, dim=1).values
+        return top[:, 0] - top[:, 1]
+    entropy = -(probabilities * torch.log(probabilities.clamp_min(1e-12))).sum(dim=1)
+    return 1 - entropy / torch.log(torch.tensor(float(logits.shape[1])))

@@ -1,0 +1,172 @@
+"""Removing channels: parameters are sliced, and the sizes written in the graph are corrected."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from chainfx.errors import GraphError, InputError
+from chainfx.ir.channels import Axis, ChannelAnalysis, SizeLiteral
+from chainfx.ir.edit import get_tensor, parent_of
+
+__all__ = ["prune"]
+
+Removed = NDArray[np.bool_]
+
+
+def prune(
+    graph_module: GraphModule, analysis: ChannelAnalysis, keep: Mapping[str, Tensor | Sequence[int] | NDArray[np.int64]]
+) -> None:
+    """Keep only the given units of each named group, in place; groups that are not named stay whole.
+
+    ``keep`` maps a group name to the indices of the units to keep (any order, at least one; the kept channels stay in
+    their order). Parameters are replaced by smaller ones (``requires_grad`` stays), buffers too, sizes in the arguments
+    of nodes and in modules are corrected, and ``node.meta["val"]`` is dropped. Tensors are never changed in place.
+
+    Raises :class:`InputError` for an unknown group or a wrong index, :class:`GraphError` if the graph has changed since
+    the analysis.
+    """
+    removed = _removed(analysis, keep)
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    _check_unchanged(graph_module, analysis, nodes)
+    _slice(graph_module, analysis, removed)
+    numbers = _Numbers(analysis, removed, nodes)
+    for literal in analysis.literals:
+        _correct(graph_module, nodes[literal.node], literal, numbers)
+    for node in nodes.values():
+        node.meta.pop("val", None)
+        node.meta.pop("tensor_meta", None)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+def _removed(analysis: ChannelAnalysis, keep: Mapping[str, Any]) -> Removed:
+    """Which units, numbered through, are removed, shape (1 + number of units,); index 0 never is."""
+    for name in keep:
+        analysis.group(name)
+    masks: list[Removed] = [np.zeros(1, dtype=bool)]
+    for group in analysis.groups:
+        mask = np.full(group.size, group.name in keep)
+        if group.name in keep:
+            indices = np.asarray(keep[group.name], dtype=np.int64).reshape(-1)
+            if not len(indices) or indices.min() < 0 or indices.max() >= group.size:
+                raise InputError(
+                    f"keep[{group.name!r}] is {indices.tolist()}, but the group has {group.size} units; "
+                    f"name at least one unit, all between 0 and {group.size - 1}."
+                )
+            mask[indices] = False
+        masks.append(mask)
+    return np.concatenate(masks)
+
+
+def _check_unchanged(graph_module: GraphModule, analysis: ChannelAnalysis, nodes: Mapping[str, Node]) -> None:
+    for (path, dim), units in analysis.slots.items():
+        try:
+            shape = get_tensor(graph_module, path).shape
+        except (AttributeError, TypeError):
+            shape = torch.Size()
+        if len(shape) <= dim or shape[dim] != len(units):
+            raise GraphError(
+                f"the graph changed since the analysis: parameter {path!r} has shape {tuple(shape)}, "
+                f"but dimension {dim} had {len(units)} channels; analyse the channels again."
+            )
+    for literal in analysis.literals:
+        if literal.node not in nodes:
+            raise GraphError(f"the graph changed since the analysis: node {literal.node!r} is gone; analyse again.")
+
+
+def _slice(graph_module: GraphModule, analysis: ChannelAnalysis, removed: Removed) -> None:
+    names = _names(graph_module)
+    smaller: dict[str, Tensor] = {}
+    for (path, dim), units in analysis.slots.items():
+        kept = np.flatnonzero(~removed[units])
+        if len(kept) < len(units):
+            tensor = smaller.get(path, get_tensor(graph_module, path).detach())
+            smaller[path] = tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
+    for path, tensor in smaller.items():
+        _replace(graph_module, names[id(get_tensor(graph_module, path))], tensor)
+
+
+def _names(graph_module: GraphModule) -> dict[int, list[str]]:
+    """All paths of every tensor, by its identity."""
+    names: dict[int, list[str]] = {}
+    for found in (
+        graph_module.named_parameters(remove_duplicate=False),
+        graph_module.named_buffers(remove_duplicate=False),
+    ):
+        for path, tensor in found:
+            names.setdefault(id(tensor), []).append(path)
+    return names
+
+
+def _replace(graph_module: GraphModule, paths: Sequence[str], tensor: Tensor) -> None:
+    """Put one tensor at all its paths; a parameter stays one."""
+    old = get_tensor(graph_module, paths[0])
+    new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    for path in paths:
+        parent, name = parent_of(graph_module, path)
+        setattr(parent, name, new)
+
+
+class _Numbers:
+    """What the numbers computed in the graph are, now that units are removed."""
+
+    def __init__(self, analysis: ChannelAnalysis, removed: Removed, nodes: Mapping[str, Node]) -> None:
+        self.removed = removed
+        self._values = dict(analysis.values)
+        for name, node in nodes.items():
+            if name in analysis.readers:
+                shape = analysis.readers[name].kept(removed)
+                self._values[name] = self._call(node, torch.empty(shape, device="meta"))
+            elif name in analysis.values and any(n.name in analysis.values for n in node.all_input_nodes):
+                self._values[name] = self._call(node, None)
+
+    def _call(self, node: Node, tensor: Tensor | None) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda each: self._values.get(each.name, tensor))
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        return self._values[node.name]
+
+    def count(self, axis: Axis, dim: int) -> int:
+        """How many positions along ``dim`` are kept."""
+        return axis.kept(self.removed)[dim]
+
+    def of(self, node: Node) -> Any:
+        """The value of a node that is no tensor."""
+        return self._values.get(node.name)
+
+
+def _correct(graph_module: GraphModule, node: Node, literal: SizeLiteral, numbers: _Numbers) -> None:
+    """Write the right integers; a computed one that comes out right by itself is left alone."""
+    counts = [numbers.count(axis, dim) for axis, dim in literal.counts]
+    if counts == [axis.shape[dim] for axis, dim in literal.counts] and literal.kind != "size":
+        return
+    if literal.kind == "attribute":
+        setattr(graph_module.get_submodule(str(node.target)), str(literal.where[0]), counts[0])
+    elif literal.kind == "split":
+        node.op, node.target = "call_function", torch.split
+        node.args, node.kwargs = (node.args[0], counts, literal.where[0]), {}
+    else:
+        _write(node, literal, counts, numbers)
+
+
+def _write(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+    key, *rest = literal.where
+    old: Any = node.kwargs[key] if isinstance(key, str) else node.args[key]
+    entry = old[rest[0]] if rest else old
+    if isinstance(entry, Node) and numbers.of(entry) == counts[0]:
+        return
+    new: Any = slice(counts[0], counts[1]) if literal.kind == "slice" else counts[0]
+    if rest:
+        new = tuple(new if index == rest[0] else item for index, item in enumerate(old))
+    if isinstance(key, str):
+        node.update_kwarg(key, new)
+    else:
+        node.update_arg(key, new)

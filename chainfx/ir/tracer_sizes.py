@@ -1,0 +1,156 @@
+"""Tracing with sizes known, so that Python may branch on shapes.
+
+Every node is also evaluated on tensors without data, once with the batch of the example inputs and once with twice
+that. What is the same number both times is handed to the traced code as that number; what differs stays a value of the
+graph, so that the batch stays free. A branch that depends on the data, or on the batch, cannot be followed and raises.
+"""
+
+import operator
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node, Proxy
+from torch.fx.node import map_arg
+from torch.fx.proxy import TraceError
+
+from chainfx.ir.meta_values import MetaEvaluator, needs_data
+from chainfx.ir.tracer import Trace, TrainFormProxy, TrainFormTracer
+
+__all__ = ["BATCH", "DATA", "SizesTracer"]
+
+DATA = "a value that only the data give"
+BATCH = "a value that changes with the batch size"
+
+_Pair = tuple[Any, Any]
+
+
+class _ValueProxy(TrainFormProxy):
+    """A proxy that answers Python's questions from the two values of its node."""
+
+    tracer: "SizesTracer"
+
+    @property
+    def values(self) -> _Pair:
+        return self.tracer.values[self.node]
+
+    def __getattr__(self, k: str) -> Any:
+        if callable(getattr(self.values[0], k)):
+            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", k, (self, *args), kwargs)
+        return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+
+    def __bool__(self) -> bool:
+        return bool(_known(self.values))
+
+    def __int__(self) -> int:
+        return int(_known(self.values))
+
+    def __float__(self) -> float:
+        return float(_known(self.values))
+
+    def __index__(self) -> int:
+        return int(_known(self.values))
+
+    def __len__(self) -> int:
+        return int(_known((len(self.values[0]), len(self.values[1]))))
+
+    def __iter__(self) -> Iterator[Any]:
+        item = self.tracer.item
+        return (item(self, index) for index in range(len(self)))
+
+
+def _known(values: _Pair) -> Any:
+    """The one value of both; raises ``TraceError`` where there is none."""
+    if isinstance(values[0], Tensor):
+        raise TraceError(DATA)
+    if values[0] != values[1]:
+        raise TraceError(BATCH)
+    return values[0]
+
+
+class SizesTracer(TrainFormTracer):
+    """A :class:`~chainfx.ir.tracer.TrainFormTracer` that knows every size except the batch."""
+
+    def __init__(self, inputs: tuple[str, ...], examples: Sequence[Tensor], leaves: Collection[str] = ()) -> None:
+        super().__init__(inputs, leaves)
+        self.values: dict[Node, _Pair] = {}
+        self._examples = dict(zip(inputs, _two_batches(examples), strict=True))
+
+    def run(self, model: nn.Module) -> Trace:
+        """As the base class."""
+        self._evaluators = (MetaEvaluator(model), MetaEvaluator(model))
+        return super().run(model)
+
+    def proxy(self, node: Node) -> Proxy:
+        """A proxy that knows the values of its node."""
+        return _ValueProxy(node, self)
+
+    def item(self, proxy: Proxy, index: int) -> Any:
+        """Item ``index`` of a proxied tuple or tensor: a number where it is known, else a node."""
+        return self.create_proxy("call_function", operator.getitem, (proxy, index), {})
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Record a node, unless its value is a number, truth value or text that is known: then hand out that."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        recorded = isinstance(proxy, _ValueProxy) and kind in ("call_function", "call_method")
+        return self._resolved(proxy) if recorded else proxy
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Node:
+        """Record a node and evaluate it."""
+        node = super().create_node(kind, target, args, kwargs, *rest, **more)
+        if kind != "output":
+            self.values[node] = self._evaluate(node)
+        return node
+
+    def _resolved(self, proxy: Any) -> Any:
+        first, second = self.values[proxy.node]
+        if isinstance(first, bool | int | float | str) and first == second:
+            self._forget(proxy.node)
+            return first
+        if isinstance(first, torch.Size):
+            parts = tuple(proxy)
+            if not proxy.node.users:
+                self._forget(proxy.node)
+            return parts
+        return proxy
+
+    def _forget(self, node: Node) -> None:
+        steps = self.result.steps[self.result.scopes.pop(node)]
+        steps.remove(node)
+        del self.values[node]
+        self.graph.erase_node(node)
+
+    def _evaluate(self, node: Node) -> _Pair:
+        if node.op == "placeholder":
+            return self._examples[str(node.target)]
+        if node.op == "get_attr" and str(node.target) in self.result.constants:
+            constant = self._evaluators[0].tensor(self.result.constants[str(node.target)])
+            return constant, constant
+        self.evaluating = True
+        try:
+            return self._evaluate_for(node, 0), self._evaluate_for(node, 1)
+        except (RuntimeError, NotImplementedError) as error:
+            raise TraceError(DATA) if needs_data(error) else error from error
+        finally:
+            self.evaluating = False
+
+    def _evaluate_for(self, node: Node, which: int) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda argument: self.values[argument][which])
+        return self._evaluators[which].value(node, args, kwargs)
+
+
+def _two_batches(examples: Sequence[Tensor]) -> list[_Pair]:
+    """The examples without data, with a batch of at least two and with twice that.
+
+    The batch is the first axis of the first example, and of every other one of the same length there.
+    """
+    length = examples[0].shape[0] if examples[0].dim() else None
+
+    def sized(example: Tensor, batch: int) -> Tensor:
+        if not example.dim() or example.shape[0] != length:
+            return example.detach().to("meta")
+        return torch.empty((batch, *example.shape[1:]), dtype=example.dtype, device="meta")
+
+    first = max(2, length or 0)
+    return [(sized(example, first), sized(example, 2 * first)) for example in examples]

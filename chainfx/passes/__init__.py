@@ -1,0 +1,35 @@
+"""The passes: what can be done to a network."""
+
+from chainfx.passes.base import (
+    Granularity,
+    Kind,
+    Pass,
+    PassContext,
+    PassInfo,
+    PassResult,
+    Skipped,
+    Trainer,
+    TuneRequest,
+)
+from chainfx.passes.distill import Distill
+from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.fuse import Fuse
+from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.quantize import Quantize
+
+__all__ = [
+    "Distill",
+    "EarlyExit",
+    "Fuse",
+    "Granularity",
+    "Kind",
+    "Pass",
+    "PassContext",
+    "PassInfo",
+    "PassResult",
+    "PruneChannels",
+    "Quantize",
+    "Skipped",
+    "Trainer",
+    "TuneRequest",
+]

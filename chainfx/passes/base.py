@@ -1,0 +1,238 @@
+"""The pass contract: what a pass declares, what it is given, what it returns."""
+
+import abc
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from chainfx.errors import PassError
+
+__all__ = [
+    "NEEDS",
+    "Epoch",
+    "Granularity",
+    "Kind",
+    "Pass",
+    "PassContext",
+    "PassInfo",
+    "PassResult",
+    "Skipped",
+    "Trainer",
+    "TuneRequest",
+]
+
+NEEDS = frozenset({"calibration", "training", "evaluation"})
+
+
+class Kind(enum.IntEnum):
+    """Whether the compressed network does the same work for every input (static) or not (dynamic)."""
+
+    STATIC = 0
+    DYNAMIC = 1
+
+
+class Granularity(enum.IntEnum):
+    """The size of what a pass decides about, from large to small."""
+
+    ARCHITECTURE = 0
+    LAYER = 1
+    NEURON = 2
+    SUB_NEURON = 3
+    BIT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PassInfo:
+    """What the scheduler knows of a pass.
+
+    ``name`` is kebab-case and also the entry-point name. ``needs`` is a subset of :data:`NEEDS`. ``requires``,
+    ``establishes`` and ``invalidates`` are facts about the graph (free words, never names of other passes): a pass
+    that establishes a fact goes before one that requires it, and one that requires it before one that invalidates it.
+    ``repeatable`` says whether the same pass may stand twice in a chain.
+    """
+
+    name: str
+    kind: Kind
+    granularity: Granularity
+    needs: frozenset[str] = frozenset()
+    requires: frozenset[str] = frozenset()
+    establishes: frozenset[str] = frozenset()
+    invalidates: frozenset[str] = frozenset()
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something a pass left alone: the node (or module path) and the reason."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What a pass asks of the trainer. The graph must come back unchanged, with other parameter values.
+
+    ``parameters``: names (as in ``named_parameters``) to train, ``None`` for all; what is not named is frozen, and
+    modules without a trainable parameter stay in eval mode, so that frozen BatchNorm statistics do not move.
+    ``loss``: ``"task"`` (cross-entropy, summed over all outputs of a network with exits) or ``"kd"`` (Hinton
+    distillation from ``teacher``). ``learning_rate`` ``None`` means the trainer's fine-tuning rate.
+    ``from_scratch``: the trained parameters start anew, so the trainer uses its full rate and schedule.
+    """
+
+    parameters: tuple[str, ...] | None = None
+    loss: Literal["task", "kd"] = "task"
+    teacher: GraphModule | None = None
+    temperature: float = 4.0
+    hard_weight: float = 0.1
+    soft_weight: float = 0.9
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    from_scratch: bool = False
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass hands back: the graph, whether it changed, what to tune, what was skipped, and measured facts."""
+
+    graph_module: GraphModule
+    modified: bool
+    tune: TuneRequest | None = None
+    skipped: tuple[Skipped, ...] = ()
+    profile: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What the runner gives a pass.
+
+    ``reference``: the network as captured, uncompressed (the teacher). ``example_inputs``: positional inputs, batch
+    first. ``calibration``: batches of positional inputs, re-iterable. ``validation``: batches ``(inputs, targets)``
+    held out from the *training* data. ``evaluate``: accuracy in [0, 1] on that validation data. ``tunes``: whether a
+    trainer will serve a :class:`TuneRequest`. Each is ``None`` (``False``) where nobody gave it.
+    """
+
+    reference: GraphModule
+    example_inputs: tuple[Tensor, ...]
+    calibration: Iterable[tuple[Tensor, ...]] | None = None
+    validation: Iterable[tuple[tuple[Tensor, ...], Tensor]] | None = None
+    evaluate: Callable[[GraphModule], float] | None = None
+    tunes: bool = False
+    seed: int = 0
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """A CPU generator determined by the seed and the purpose alone."""
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+class Pass(abc.ABC):
+    """One compression method. Concrete passes are final frozen dataclasses whose fields are the options.
+
+    A pass receives a graph it owns and may change it in place; the runner keeps the previous stage. It expects a valid
+    graph and leaves one, it never trains (it asks with a :class:`TuneRequest`), and it never skips silently.
+    """
+
+    info: ClassVar[PassInfo]
+
+    @abc.abstractmethod
+    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Put the trainable form in place."""
+
+    def finish(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Turn the tuned graph into the form the next stage starts from; the identity unless overridden."""
+        return PassResult(graph_module, modified=False)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What this pass needs with its options; ``info.needs`` unless overridden by a subset of it."""
+        return self.info.needs
+
+    @property
+    def label(self) -> str:
+        """The pass with its options as one line, e.g. ``quantize(weights=4, activations=8)``; defaults are left out."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields if getattr(self, f.name) != f.default]
+        return f"{self.info.name}({', '.join(shown)})"
+
+    def spec(self) -> dict[str, Any]:
+        """The pass as JSON: its name and every option; :meth:`from_spec` of the class rebuilds it."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {"pass": self.info.name, **{f.name: _plain(getattr(self, f.name)) for f in fields}}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """The pass that :meth:`spec` describes; lists become tuples. Raises :class:`PassError` on an unknown option."""
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        options = {key: _frozen(value) for key, value in spec.items() if key != "pass"}
+        for key in options:
+            if key not in names:
+                raise PassError(f"{cls.info.name}: unknown option {key!r}; use one of {', '.join(sorted(names))}.")
+        return cls(**options)
+
+    def _check(self, holds: bool, option: str, allowed: str) -> None:
+        """Raise the one sentence every wrong option gets, unless it holds."""
+        if not holds:
+            value = getattr(self, option)
+            raise PassError(f"{self.info.name}: {option}={value!r} is out of range; use {allowed}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    raise PassError(
+        f"option value {value!r} of type {type(value).__name__} has no JSON form; use plain values in a recipe."
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Progress of a trainer: epoch ``index`` (from 1) of ``total``, mean loss, validation accuracy in [0, 1]."""
+
+    index: int
+    total: int
+    loss: float
+    metric: float | None
+
+
+class Trainer(Protocol):
+    """What the runner asks of a trainer; :class:`chainfx.training.Trainer` is the default one.
+
+    ``fingerprint`` identifies the data and the tuning options: trainers that give the same result have the same one.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """A short text that changes with the data and the options."""
+
+    def tune(
+        self, graph_module: GraphModule, request: TuneRequest, *, seed: int, on_epoch: Callable[[Epoch], None]
+    ) -> None:
+        """Train in place as the request says; raises :class:`~chainfx.errors.TuningError` on a non-finite loss."""
+
+    def evaluate(self, graph_module: GraphModule) -> float:
+        """Accuracy in [0, 1] of the final output on the validation data."""
+
+    @property
+    def calibration(self) -> Iterable[tuple[Tensor, ...]]:
+        """Batches of positional inputs from the training data, the same at every iteration."""
+
+    @property
+    def validation(self) -> Iterable[tuple[tuple[Tensor, ...], Tensor]]:
+        """Batches ``(inputs, targets)`` held out from the training data, the same at every iteration."""

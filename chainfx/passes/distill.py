@@ -1,0 +1,174 @@
+"""Knowledge distillation into a smaller student."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from chainfx.errors import PassError
+from chainfx.ir import edit
+from chainfx.ir.blocks import Stage, drop_block, stages_of
+from chainfx.ir.capture import capture
+from chainfx.ir.exits import exits_of, output_node
+from chainfx.ir.shapes import propagate_shapes, shape_of
+from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped, TuneRequest
+from chainfx.passes.prune_channels import PruneChannels
+
+__all__ = ["Distill"]
+
+
+@final
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Replace the network by a smaller student and train it to agree with what was there before.
+
+    Exactly one of: ``depth``, the residual blocks kept, as a share in (0, 1) of every stage or as a tuple with a number
+    for each stage (ResNet-34 to ResNet-30: ``(2, 4, 6, 2)``); ``width``, the share in (0, 1) of channels kept, by the
+    rules of :class:`PruneChannels`; ``student``, a module of one's own with the same inputs and outputs.
+
+    What changes, by depth::
+
+        add = branch(relu) + relu; relu_1 = relu(add); ... relu_1   ->   ... relu
+
+    Only blocks whose input and output shapes match go, the last of a stage first; stride and projection blocks stay,
+    and each stage keeps at least one block. A network without residual blocks loses plain convolutions with equal
+    shapes instead (VGG-19 to VGG-13: ``(2, 2, 2, 2, 2)``). What stays keeps its weights (``init="inherit"``) or starts
+    anew (``"random"``, He et al. 2015).
+
+    Loss (Hinton et al. 2015, arXiv 1503.02531): ``hard_weight CE + soft_weight T^2 KL(softmax(z_t/T) ||
+    softmax(z_s/T))`` with T = ``temperature``; the defaults 4, 0.1, 0.9 are those of CRD's benchmark (Tian et al.
+    2020). Never exact. Needs training. MACs, bit operations and bytes fall with what was left out.
+    """
+
+    depth: float | tuple[int, ...] | None = None
+    width: float | None = None
+    student: nn.Module | None = None
+    init: Literal["inherit", "random"] = "inherit"
+    temperature: float = 4.0
+    hard_weight: float = 0.1
+    soft_weight: float = 0.9
+
+    info: ClassVar[PassInfo] = PassInfo(
+        "distill",
+        Kind.STATIC,
+        Granularity.ARCHITECTURE,
+        needs=frozenset({"training"}),
+    )
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("depth", "width", "student") if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} are given" if given else "none is given"
+            raise PassError(f"distill: give exactly one of depth, width and student; {said}.")
+        share = isinstance(self.depth, float) and 0 < self.depth < 1
+        numbers = isinstance(self.depth, tuple) and all(type(n) is int and n >= 1 for n in self.depth) and self.depth
+        self._check(
+            self.depth is None or share or bool(numbers), "depth", "a share in (0, 1) or a tuple of block counts"
+        )
+        self._check(self.width is None or 0 < self.width < 1, "width", "a share in (0, 1)")
+        self._check(self.init in ("inherit", "random"), "init", "'inherit' or 'random'")
+        self._check(self.temperature > 0, "temperature", "a number above 0")
+        self._check(self.hard_weight >= 0, "hard_weight", "a number from 0")
+        self._check(self.soft_weight >= 0, "soft_weight", "a number from 0")
+
+    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Derive the student; the graph that came in is the teacher."""
+        teacher = copy.deepcopy(graph_module)
+        skipped: tuple[Skipped, ...] = ()
+        if self.student is not None:
+            graph_module = _captured_student(self.student, graph_module, context)
+        elif self.width is not None:
+            result = PruneChannels(ratio=1 - self.width).apply(graph_module, context)
+            graph_module, skipped = result.graph_module, result.skipped
+        else:
+            _shorten(graph_module, self._kept(stages_of(graph_module)))
+        if self.init == "random" and self.student is None:
+            _reinitialise(graph_module, context.rng("distill"))
+        tune = TuneRequest(
+            loss="kd",
+            teacher=teacher,
+            temperature=self.temperature,
+            hard_weight=self.hard_weight,
+            soft_weight=self.soft_weight,
+            from_scratch=True,
+        )
+        return PassResult(graph_module, modified=True, tune=tune, skipped=skipped)
+
+    def spec(self) -> dict[str, Any]:
+        """As :meth:`Pass.spec`; a student module is written as its class and a hash of its tensors (one way)."""
+        spec = {name: value for name, value in vars(self).items() if name != "student"}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
+        return {"pass": self.info.name, "student": self.student and _identity(self.student), **plain}
+
+    def _kept(self, stages: Sequence[Stage]) -> list[tuple[Stage, int]]:
+        """How many blocks each stage keeps; raises :class:`PassError` if that cannot be."""
+        if not any(stage.removable for stage in stages):
+            raise PassError("distill: the network has no block with equal input and output shape; use width=.")
+        if not isinstance(self.depth, tuple):
+            share = float(self.depth or 0)
+            return [(stage, _at_least(stage, math.ceil(len(stage.blocks) * share))) for stage in stages]
+        sizes = tuple(len(stage.blocks) for stage in stages)
+        least = tuple(_at_least(stage, 0) for stage in stages)
+        if len(self.depth) != len(sizes) or any(
+            not low <= kept <= size for kept, low, size in zip(self.depth, least, sizes, strict=True)
+        ):
+            raise PassError(
+                f"distill: depth={self.depth} does not fit: the network has stages of {sizes} blocks, "
+                f"of which at least {least} must stay; give one number for each stage between those."
+            )
+        return list(zip(stages, self.depth, strict=True))
+
+
+def _at_least(stage: Stage, wanted: int) -> int:
+    """``wanted``, but at least one block and every block that must stay."""
+    return max(wanted, 1, len(stage.blocks) - len(stage.removable))
+
+
+def _shorten(graph_module: GraphModule, kept: list[tuple[Stage, int]]) -> None:
+    for stage, number in kept:
+        surplus = len(stage.blocks) - number
+        for block in reversed(stage.removable[len(stage.removable) - surplus :]):
+            drop_block(graph_module, block)
+    edit.tidy(graph_module)
+
+
+def _captured_student(student: nn.Module, graph_module: GraphModule, context: PassContext) -> GraphModule:
+    captured = capture(copy.deepcopy(student), context.example_inputs)
+    propagate_shapes(captured, context.example_inputs)
+    if exits_of(graph_module):
+        raise PassError("distill: a student of one's own cannot replace a network with exits; distil first.")
+    expected, seen = (shape_of(output_node(graph).args[0]) for graph in (graph_module, captured))  # type: ignore[arg-type]
+    if expected != seen:
+        raise PassError(
+            f"distill: the student returns shape {seen}, the teacher {expected}; give both the same classes."
+        )
+    return captured
+
+
+def _reinitialise(graph_module: GraphModule, rng: torch.Generator) -> None:
+    """Normal weights with variance 2/fan_in, zero biases, and every module's own reset."""
+    for module in graph_module.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+            module.reset_parameters()
+    with torch.no_grad():
+        for node in edit.layers_of(graph_module):
+            weight, bias = edit.origin(node.args[1]), edit.origin(node.args[2])
+            tensor = edit.get_tensor(graph_module, str(weight.target))  # type: ignore[union-attr]
+            tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=rng)
+            if bias is not None:
+                edit.get_tensor(graph_module, str(bias.target)).zero_()
+
+
+def _identity(student: nn.Module) -> str:
+    digest = hashlib.sha256(repr(student).encode())
+    for name, tensor in sorted(student.state_dict().items()):
+        digest.update(
+            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return f"{type(student).__module__}.{type(student).__qualname__}#{digest.hexdigest()[:16]}"

@@ -1,0 +1,123 @@
+"""Folding BatchNorm into the convolution or linear layer before it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from chainfx.ir import edit
+from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped
+
+__all__ = ["Fuse"]
+
+
+@final
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Fold each BatchNorm into the convolution or linear layer whose output only it reads.
+
+    What changes::
+
+        y = conv2d(x, weight, bias, ...); z = bn(y)   ->   z = conv2d(x, weight', bias', ...)
+
+    Formula, per output channel (Jacob et al. 2018, arXiv 1712.05877, sec. 3.2): ``s = gamma / sqrt(var + eps)``,
+    ``weight' = s weight``, ``bias' = s (bias - mean) + beta``. Equal in eval mode up to rounding (1e-5 in float32); in
+    train mode batch statistics are gone, so fold when no more training needs them. Needs nothing. MACs and bit
+    operations stay; the BatchNorm's element-wise work and its tensors go.
+
+    Left alone, with the reason: a weight that is shared or already quantized (folding would move it off its grid), an
+    output that something else reads, a BatchNorm without running statistics.
+    """
+
+    info: ClassVar[PassInfo] = PassInfo(
+        "fuse", Kind.STATIC, Granularity.LAYER, establishes=frozenset({"folded"}), invalidates=frozenset({"batch-norm"})
+    )
+
+    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Fold what can be folded; ``skipped`` names every BatchNorm that stays."""
+        skipped = []
+        count = 0
+        for node in list(graph_module.graph.find_nodes(op="call_module")):
+            norm = edit.module_of(graph_module, node, _BatchNorm)
+            if norm is None:
+                continue
+            reason = _obstacle(graph_module, node, norm)
+            if reason:
+                skipped.append(Skipped(node.name, reason))
+            else:
+                _fold(graph_module, node.args[0], node, norm)  # type: ignore[arg-type]
+                count += 1
+        edit.tidy(graph_module)
+        return PassResult(graph_module, modified=count > 0, skipped=tuple(skipped))
+
+
+def _obstacle(graph_module: GraphModule, node: Node, norm: nn.Module) -> str:
+    """Why the BatchNorm called by ``node`` cannot be folded; empty if it can."""
+    layer = node.args[0]
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        return f"{type(norm).__name__} may do more than a BatchNorm"
+    if not isinstance(layer, Node) or layer.op != "call_function" or layer.target not in edit.LAYERS:
+        return "what it normalises is not the output of a convolution or linear layer"
+    if norm.running_mean is None:
+        return "it has no running statistics"
+    if len(layer.users) > 1:
+        return f"the output of {layer.name!r} is also read elsewhere"
+    weight, bias = layer.args[1], layer.args[2]
+    for value in (weight, bias):
+        if isinstance(value, Node) and value.op != "get_attr":
+            return f"the weight of {layer.name!r} is computed by {value.name!r} (quantized or masked)"
+        if isinstance(value, Node) and _is_shared(graph_module, value):
+            return f"the weight {value.target!r} is shared with another layer"
+    if sum(other.target == node.target for other in graph_module.graph.find_nodes(op="call_module")) > 1:
+        return "the BatchNorm is called more than once"
+    if layer.target in edit.TRANSPOSED and edit.groups_of(layer) > 1:
+        return "a transposed convolution with groups keeps its output channels in two axes"
+    if layer.target is torch.nn.functional.linear and len(node.meta["val"].shape) > 2:
+        return "it normalises another axis than the layer's output features"
+    return ""
+
+
+def _is_shared(graph_module: GraphModule, attribute: Node) -> bool:
+    tensor = edit.get_tensor(graph_module, str(attribute.target))
+    users = 0
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        if edit.get_tensor(graph_module, str(node.target)) is tensor:
+            users += len(node.users)
+    return users > 1
+
+
+def _fold(graph_module: GraphModule, layer: Node, node: Node, norm: nn.Module) -> None:
+    path = str(layer.args[1].target)  # type: ignore[union-attr]
+    scale, mean, shift = _affine(norm)
+    weight = edit.get_tensor(graph_module, path)
+    axis = 1 if layer.target in edit.TRANSPOSED else 0
+    shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
+    bias = edit.get_tensor(graph_module, str(layer.args[2].target)) if isinstance(layer.args[2], Node) else None
+    folded = scale * ((bias.double() if bias is not None else 0) - mean) + shift
+    bias_path = str(layer.args[2].target) if isinstance(layer.args[2], Node) else _bias_path(graph_module, path)
+    edit.set_tensor(graph_module, path, (weight.double() * scale.reshape(shape)).to(weight.dtype))
+    edit.set_tensor(graph_module, bias_path, folded.to(weight.dtype), parameter=True)
+    if bias is None:
+        with graph_module.graph.inserting_before(layer):
+            layer.update_arg(2, graph_module.graph.get_attr(bias_path))
+    node.replace_all_uses_with(layer)
+    graph_module.graph.erase_node(node)
+
+
+def _bias_path(graph_module: GraphModule, weight_path: str) -> str:
+    """``conv.bias`` for ``conv.weight``; ``w_bias`` for a bare parameter ``w``."""
+    parent, name = edit.parent_of(graph_module, weight_path)
+    path = weight_path.removesuffix("weight") + "bias" if name == "weight" else f"{weight_path}_bias"
+    taken = getattr(parent, path.rpartition(".")[2], None) is not None
+    return f"{path}_folded" if taken else path
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """``(gamma / sqrt(var + eps), mean, beta)`` in float64, each of shape (C,)."""
+    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator, union-attr]
+    gamma = norm.weight.detach().double() if norm.weight is not None else torch.ones_like(mean)  # type: ignore[operator, union-attr]
+    beta = norm.bias.detach().double() if norm.bias is not None else torch.zeros_like(mean)  # type: ignore[operator, union-attr]
+    return gamma / torch.sqrt(variance + norm.eps), mean, beta  # type: ignore[operator]

@@ -1,0 +1,200 @@
+"""Running a plan: one stage after the other, each verified, measured, recorded and kept."""
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from chainfx.bitops import CostReport, count
+from chainfx.errors import PassError
+from chainfx.ir.artifact import fingerprint
+from chainfx.ir.exits import Answer, exit_rates
+from chainfx.ir.verify import verify
+from chainfx.passes.base import Epoch, Pass, PassContext, PassResult, Trainer
+from chainfx.scheduler.plan import Plan
+from chainfx.scheduler.records import Costs, StageRecord, StageStore, stage_fingerprint
+
+__all__ = ["Listener", "Stage", "measure", "run"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its record and its graph in train form. Stage 0 is the network as captured."""
+
+    record: StageRecord
+    graph_module: GraphModule
+    resumed: bool = False
+
+
+class Listener:
+    """What a run tells while it goes; the base class says nothing."""
+
+    def begin(self, index: int, total: int, label: str) -> None:
+        """Stage ``index`` (from 1) of ``total`` begins."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """The trainer finished an epoch of the current stage."""
+
+    def end(self, stage: Stage) -> None:
+        """A stage is finished and kept."""
+
+
+def run(
+    graph_module: GraphModule,
+    plan: Plan,
+    *,
+    example_inputs: tuple[Tensor, ...],
+    trainer: Trainer | None = None,
+    calibration: Sequence[tuple[Tensor, ...]] | None = None,
+    store: StageStore | None = None,
+    seed: int = 0,
+    listener: Listener | None = None,
+) -> Iterator[Stage]:
+    """Run the passes of a plan, yielding each stage as it is finished, the captured network first.
+
+    A stage's graph is never changed afterwards. With a ``store``, a stage that was finished before, with the same
+    parents, options, data and seed, is read instead of computed. Raises what the passes and the trainer raise, and
+    :class:`PassError` before anything runs when a pass needs what is not there.
+    """
+    listener = listener or Listener()
+    _check_needs(plan.passes, trainer, calibration)
+    context = _context(graph_module, example_inputs, trainer, calibration, seed)
+    surroundings = {
+        "trainer": trainer.fingerprint if trainer else None,
+        "calibration": _data_fingerprint(calibration) if calibration is not None else None,
+        "examples": [list(tensor.shape) for tensor in example_inputs],
+        "seed": seed,
+    }
+    verify(graph_module, example_inputs)
+    stage = _first_stage(graph_module, context, trainer)
+    listener.end(stage)
+    yield stage
+    for index, one in enumerate(plan.passes, start=1):
+        listener.begin(index, len(plan.passes), one.label)
+        key = stage_fingerprint(stage.record.fingerprint, one.spec(), surroundings)
+        found = store.find(key) if store else None
+        if found is not None:
+            stage = Stage(*found, resumed=True)
+        else:
+            stage = _next_stage(stage, one, key, context, trainer, listener)
+            if store:
+                store.keep(stage.record, stage.graph_module)
+        listener.end(stage)
+        yield stage
+
+
+def measure(graph_module: GraphModule, context: PassContext) -> tuple[CostReport, dict[str, float], bool]:
+    """The cost report, the exit rates on the validation data, and whether the expected cost is known."""
+    rates = exit_rates(graph_module, context.validation) if context.validation is not None else {}
+    report = count(graph_module, context.example_inputs, exit_rates=rates or None)
+    return report, rates, not report.exits or bool(rates)
+
+
+def _first_stage(graph_module: GraphModule, context: PassContext, trainer: Trainer | None) -> Stage:
+    report, rates, measured = measure(graph_module, context)
+    costs = Costs.of(report, measured=measured)
+    key = fingerprint(graph_module)
+    record = StageRecord(
+        0, "original", {}, "original", key, "", costs, costs, _metric(graph_module, trainer), rates, modified=False
+    )
+    return Stage(record, graph_module)
+
+
+def _next_stage(
+    parent: Stage, one: Pass, key: str, context: PassContext, trainer: Trainer | None, listener: Listener
+) -> Stage:
+    start = time.perf_counter()
+    graph_module = copy.deepcopy(parent.graph_module)
+    verify(graph_module, context.example_inputs)
+    applied = one.apply(graph_module, context)
+    verify(applied.graph_module, context.example_inputs)
+    tuned = applied.tune is not None and trainer is not None
+    if tuned:
+        _tune(applied, trainer, context, one, listener)  # type: ignore[arg-type]
+    finished = one.finish(applied.graph_module, context)
+    verify(finished.graph_module, context.example_inputs)
+    report, rates, measured = measure(finished.graph_module, context)
+    record = StageRecord(
+        index=parent.record.index + 1,
+        name=one.info.name,
+        spec=one.spec(),
+        label=one.label,
+        fingerprint=key,
+        parent=parent.record.fingerprint,
+        before=parent.record.after,
+        after=Costs.of(report, measured=measured),
+        metric=_metric(finished.graph_module, trainer),
+        exit_rates=rates,
+        modified=applied.modified or finished.modified,
+        tuned=tuned,
+        seconds=time.perf_counter() - start,
+        skipped=applied.skipped + finished.skipped,
+        profile={**applied.profile, **finished.profile},
+    )
+    return Stage(record, finished.graph_module)
+
+
+def _tune(applied: PassResult, trainer: Trainer, context: PassContext, one: Pass, listener: Listener) -> None:
+    """Let the trainer serve the request, and hold it to leaving the graph as it was."""
+    request = applied.tune
+    if request is None:
+        return
+    before = str(applied.graph_module.graph)
+    seed = context.rng(f"tune {one.info.name}").initial_seed() % 2**31
+    trainer.tune(applied.graph_module, request, seed=seed, on_epoch=listener.epoch)
+    if str(applied.graph_module.graph) != before:
+        raise PassError(f"{one.info.name}: the trainer changed the graph while tuning; it may change parameters only.")
+
+
+def _metric(graph_module: GraphModule, trainer: Trainer | None) -> float | None:
+    return trainer.evaluate(Answer(graph_module)) if trainer else None
+
+
+def _context(
+    graph_module: GraphModule,
+    example_inputs: tuple[Tensor, ...],
+    trainer: Trainer | None,
+    calibration: Sequence[tuple[Tensor, ...]] | None,
+    seed: int,
+) -> PassContext:
+    context = PassContext(graph_module, example_inputs, calibration, tunes=trainer is not None, seed=seed)
+    if trainer is None:
+        return context
+    own: Iterable[tuple[Tensor, ...]] = trainer.calibration if calibration is None else calibration
+
+    def evaluate(candidate: GraphModule) -> float:
+        return trainer.evaluate(Answer(candidate))
+
+    return replace(context, calibration=own, validation=trainer.validation, evaluate=evaluate)
+
+
+def _check_needs(passes: Sequence[Pass], trainer: Trainer | None, calibration: Any) -> None:
+    """Say before anything runs which pass lacks what."""
+    for one in passes:
+        if "training" in one.needs and trainer is None:
+            raise PassError(
+                f"{one.info.name}: this pass trains, and there is no trainer; "
+                f"give trainer=chainfx.training.Trainer(data, ...) or leave the pass out."
+            )
+        if "evaluation" in one.needs and trainer is None:
+            raise PassError(f"{one.info.name}: this pass measures accuracy; give a trainer with validation data.")
+        if "calibration" in one.needs and trainer is None and calibration is None:
+            raise PassError(
+                f"{one.info.name}: this pass needs calibration data and there is none; "
+                f"give calibration=[batches of inputs] or a trainer."
+            )
+
+
+def _data_fingerprint(batches: Sequence[tuple[Tensor, ...]]) -> str:
+    digest = hashlib.sha256()
+    for inputs in batches:
+        for tensor in inputs:
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,27 @@
+"""How a network is tuned: the default trainer, its losses, and the data sources."""
+
+from chainfx.training.augment import Augment
+from chainfx.training.data import Data
+from chainfx.training.sources import (
+    digits,
+    from_arrays,
+    from_dataset,
+    from_folder,
+    from_loaders,
+    from_npz,
+    from_torchvision,
+)
+from chainfx.training.trainer import Trainer
+
+__all__ = [
+    "Augment",
+    "Data",
+    "Trainer",
+    "digits",
+    "from_arrays",
+    "from_dataset",
+    "from_folder",
+    "from_loaders",
+    "from_npz",
+    "from_torchvision",
+]

@@ -1,0 +1,263 @@
+"""What a trainer trains on: three parts of one data set, with the fingerprint that names them."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from chainfx.errors import DataError
+
+__all__ = [
+    "Arrays",
+    "Batch",
+    "Batches",
+    "Data",
+    "Images",
+    "Split",
+    "SplitOptions",
+    "build",
+    "bytes_of",
+    "derived_generator",
+    "stratified_split",
+]
+
+Arrays = tuple[Tensor, Tensor]
+Batch = tuple[tuple[Tensor, ...], Tensor]
+
+_CHUNK = 4096
+
+
+def derived_generator(*parts: object) -> torch.Generator:
+    """A CPU generator determined by ``parts`` alone, for instance a seed, an epoch and a purpose."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+class Split(Protocol):
+    """One part of a data set: training, validation or test."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    def steps(self, batch_size: int) -> int:
+        """The number of batches of one shuffled epoch."""
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Batches ``(inputs, targets)``: all samples in a fixed order, or, with a generator, one shuffled epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A split in memory: ``images`` (N, C, H, W) uint8 or float32, ``labels`` (N,) int64, and the normalisation.
+
+    A batch is ``(images - mean) / std`` in float32, with uint8 images first divided by 255. A shuffled epoch leaves
+    out the last, incomplete batch (BatchNorm cannot train on one sample) unless it is the only one.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def steps(self, batch_size: int) -> int:
+        """The number of batches of one shuffled epoch."""
+        return max(1, len(self) // batch_size)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Batches ``((images,), labels)`` of at most ``batch_size`` samples."""
+        shuffled = generator is not None
+        order = torch.randperm(len(self), generator=generator) if shuffled else torch.arange(len(self))
+        chosen = order.split(batch_size)
+        for index in chosen[: self.steps(batch_size)] if shuffled else chosen:
+            yield (self._normalised(self.images[index]),), self.labels[index]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        unit = 255.0 if images.dtype == torch.uint8 else 1.0
+        mean, std = (torch.tensor(values)[:, None, None] * unit for values in (self.mean, self.std))
+        return (images.float() - mean) / std
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a split in their fixed order, the same at every iteration."""
+
+    split: Split
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.split.batches(self.batch_size)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three parts, of which the test part is never seen while training or choosing.
+
+    ``validation`` is held out of the training data. ``input_shape`` is that of one sample, e.g. (3, 32, 32).
+    ``fingerprint`` changes with the content and the options. ``batch_size`` is ``None`` unless the source (DataLoaders)
+    fixes it. ``normalisation`` is the mean and standard deviation per channel of the *training* part (or as given), in
+    units of [0, 1] for uint8 images.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    input_shape: tuple[int, ...]
+    fingerprint: str
+    batch_size: int | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def calibration(self, samples: int, batch_size: int) -> tuple[tuple[Tensor, ...], ...]:
+        """The inputs of the first batches of the training part, at least ``samples`` samples if it has so many."""
+        found: list[tuple[Tensor, ...]] = []
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws its seed from the global generator
+            torch.manual_seed(0)
+            for inputs, _ in self.train.batches(batch_size):
+                found.append(inputs)
+                if sum(len(batch[0]) for batch in found) >= samples:
+                    break
+        return tuple(found)
+
+    def example_inputs(self, samples: int = 1) -> tuple[Tensor, ...]:
+        """The inputs of the first ``samples`` samples of the training part."""
+        return tuple(tensor[:samples] for tensor in self.calibration(samples, samples)[0])
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How a source is split and normalised.
+
+    ``validation``: share of the training data to hold out. ``test_share``: share of everything that becomes the test
+    part where the source has none of its own. ``seed`` decides both; classes keep their shares. ``mean`` and ``std``:
+    per channel, ``None`` to compute them on the training part.
+    """
+
+    validation: float = 0.1
+    test_share: float = 0.2
+    seed: int = 0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise DataError(f"data: {name}={getattr(self, name)!r} is no share; use a number between 0 and 1.")
+        if (self.mean is None) != (self.std is None):
+            raise DataError("data: only one of mean and std is given; give both, or neither to have them computed.")
+        if self.std is not None and min(self.std) <= 0:
+            raise DataError(f"data: std={self.std!r} must be positive in every channel.")
+
+
+def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices ``(rest, held)`` into ``labels`` (N,), each shuffled; every class gives its share to ``held``.
+
+    ``held`` has ceil(share * N) samples; a class keeps at least one in ``rest``. Raises
+    :class:`~chainfx.errors.DataError` if no sample can be held out.
+    """
+    members = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
+    members = [indices[torch.randperm(len(indices), generator=generator)] for indices in members]
+    counts = [min(int(share * len(indices)), len(indices) - 1) for indices in members]
+    missing = math.ceil(share * len(labels)) - sum(counts)
+    by_remainder = sorted(range(len(members)), key=lambda i: counts[i] - share * len(members[i]))
+    for index in by_remainder[: max(missing, 0)]:
+        counts[index] += counts[index] < len(members[index]) - 1
+    if not sum(counts):
+        raise DataError(
+            f"data: {len(labels)} samples of {len(members)} classes are too few to hold out a share of {share}; "
+            f"a class needs at least two."
+        )
+    held = torch.cat([indices[:count] for indices, count in zip(members, counts, strict=True)])
+    rest = torch.cat([indices[count:] for indices, count in zip(members, counts, strict=True)])
+    return tuple(part[torch.randperm(len(part), generator=generator)] for part in (rest, held))  # type: ignore[return-value]
+
+
+def build(name: str, train: Arrays, test: Arrays | None, options: SplitOptions) -> Data:
+    """The :class:`Data` of ``(images, labels)`` in memory; without ``test`` a stratified test part is split off first.
+
+    ``name`` stands in error messages. Images (N, C, H, W) uint8 or float32, labels (N,) int64 from 0.
+    """
+    _check(name, *train)
+    fingerprint = _fingerprint(train, test, options)
+    if test is None:
+        rest, held = stratified_split(train[1], options.test_share, derived_generator(options.seed, "test"))
+        train, test = _take(train, rest), _take(train, held)
+    else:
+        _check(f"{name} (test part)", *test)
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise DataError(
+            f"{name}: training images are {tuple(train[0].shape[1:])} and test images {tuple(test[0].shape[1:])} "
+            f"(channels, height, width); they must be alike."
+        )
+    rest, held = stratified_split(train[1], options.validation, derived_generator(options.seed, "validation"))
+    train, validation = _take(train, rest), _take(train, held)
+    mean, std = _normalisation(name, train[0], options)
+    return Data(
+        train=Images(*train, mean, std),
+        validation=Images(*validation, mean, std),
+        test=Images(*test, mean, std),
+        num_classes=int(max(part[1].max() for part in (train, validation, test))) + 1,
+        input_shape=tuple(train[0].shape[1:]),
+        fingerprint=fingerprint,
+        normalisation=(mean, std),
+    )
+
+
+def _check(name: str, images: Tensor, labels: Tensor) -> None:
+    """Raise :class:`~chainfx.errors.DataError` unless images and labels have the form that :func:`build` needs."""
+    if images.dim() != 4 or not len(images):
+        raise DataError(f"{name}: images of shape {tuple(images.shape)}; they must be (N, channels, H, W) with N > 0.")
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise DataError(
+            f"{name}: labels have shape {tuple(labels.shape)} and type {str(labels.dtype)[6:]}; "
+            f"they must be one integer per image."
+        )
+    if len(labels) != len(images):
+        raise DataError(f"{name}: {len(images)} images but {len(labels)} labels; there must be one label per image.")
+    if int(labels.min()) < 0:
+        raise DataError(f"{name}: label {int(labels.min())} is negative; number the classes from 0.")
+
+
+def _take(arrays: Arrays, index: Tensor) -> Arrays:
+    return arrays[0][index], arrays[1][index]
+
+
+def _normalisation(name: str, images: Tensor, options: SplitOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, as given or computed; a constant channel has standard deviation 1."""
+    channels = images.shape[1]
+    if options.mean is not None and options.std is not None:
+        if {len(options.mean), len(options.std)} != {channels}:
+            raise DataError(
+                f"{name}: images have {channels} channels, but mean has {len(options.mean)} values and std "
+                f"{len(options.std)}; give one value per channel."
+            )
+        return tuple(options.mean), tuple(options.std)
+    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    for chunk in images.split(_CHUNK):
+        values = chunk.double() / (255 if images.dtype == torch.uint8 else 1)
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+    count = images.numel() / channels
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(torch.where(std > 1e-6, std, 1.0).tolist())
+
+
+def _fingerprint(train: Arrays, test: Arrays | None, options: SplitOptions) -> str:
+    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
+    for tensor in (*train, *(test or ())):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The values of a CPU tensor as bytes, without a copy if it is contiguous."""
+    array: Any = tensor.contiguous().numpy()
+    return memoryview(array).cast("B")

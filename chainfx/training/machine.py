@@ -1,0 +1,71 @@
+"""Where training runs: device, native precision and processes, as accelerate sets them up."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from chainfx.training.data import Batch
+
+__all__ = ["computes_bfloat16", "is_first_process", "own_share", "placed", "same_buffers", "shared", "this_device"]
+
+
+def this_device() -> torch.device:
+    """The device of this process, as accelerate chooses it."""
+    device: torch.device = _state().device
+    return device
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is native: emulated on a CPU it is ten times slower than float32, not twice as fast."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def placed(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, images in channels-last memory (a fifth faster on a CPU)."""
+    inputs, targets = batch
+    layouts = [torch.channels_last if tensor.dim() == 4 else torch.preserve_format for tensor in inputs]
+    moved = (tensor.to(device, memory_format=layout) for tensor, layout in zip(inputs, layouts, strict=True))
+    return tuple(moved), targets.to(device)
+
+
+def _state() -> Any:
+    """accelerate's view of this process; one object however often it is asked for.
+
+    On its own it takes several processes for a group only where there is an accelerator, or when told to use the CPU.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports."""
+    return bool(_state().is_main_process)
+
+
+def shared(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as it is in one process; in several, wrapped so that their gradients are averaged."""
+    if _state().num_processes == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def own_share(batch: Batch) -> Batch:
+    """Every n-th sample of a batch in one of n processes; a batch of fewer than n samples stays whole everywhere."""
+    state = _state()
+    inputs, targets = batch
+    if len(targets) < state.num_processes:
+        return batch
+    mine = slice(state.process_index, None, state.num_processes)
+    return tuple(tensor[mine] for tensor in inputs), targets[mine]
+
+
+def same_buffers(model: nn.Module) -> None:
+    """Give every process the BatchNorm statistics of the first, so that all measure the same accuracy."""
+    if _state().num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)

@@ -1,0 +1,328 @@
+"""Where data comes from: arrays, ``.npz`` files, image folders, torchvision data sets, DataLoaders, the digits."""
+
+import hashlib
+import inspect
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
+
+from chainfx.errors import DataError
+from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build, bytes_of, derived_generator
+
+__all__ = [
+    "Options",
+    "digits",
+    "from_arrays",
+    "from_dataset",
+    "from_folder",
+    "from_loaders",
+    "from_npz",
+    "from_torchvision",
+]
+
+_MEMORY_LIMIT = 8 * 2**30
+
+
+class Options(TypedDict):
+    """The keyword options of every source in memory: the fields of :class:`~chainfx.training.data.SplitOptions`."""
+
+    validation: NotRequired[float]
+    test_share: NotRequired[float]
+    seed: NotRequired[int]
+    mean: NotRequired[tuple[float, ...] | None]
+    std: NotRequired[tuple[float, ...] | None]
+
+
+def digits(**options: Unpack[Options]) -> Data:
+    """scikit-learn's handwritten digits: 1,797 real 8x8 grey images in 10 classes, shipped with the library.
+
+    >>> data = digits()
+    >>> len(data.train), len(data.validation), len(data.test), data.input_shape
+    (1293, 144, 360, (1, 8, 8))
+    """
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy(found.images.astype(np.uint8))[:, None]
+    return build("digits", (images, torch.from_numpy(found.target)), None, SplitOptions(**options))
+
+
+def from_arrays(
+    images: np.ndarray[Any, Any],
+    labels: np.ndarray[Any, Any],
+    test: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None = None,
+    **options: Unpack[Options],
+) -> Data:
+    """Arrays in memory: ``images`` (N, H, W, C) or (N, H, W) uint8, ``labels`` (N,) from 0; ``test`` likewise."""
+    held = None if test is None else _arrays("arrays (test part)", *test)
+    return build("arrays", _arrays("arrays", images, labels), held, SplitOptions(**options))
+
+
+def from_npz(path: str | Path, test: str | Path | None = None, **options: Unpack[Options]) -> Data:
+    """A ``.npz`` file with ``images`` (N, H, W, C) or (N, H, W) uint8 and ``labels`` (N,); ``test`` is such a file."""
+    held = None if test is None else _npz(Path(test))
+    return build(str(path), _npz(Path(path)), held, SplitOptions(**options))
+
+
+def from_folder(
+    path: str | Path, test: str | Path | None = None, size: int | None = None, **options: Unpack[Options]
+) -> Data:
+    """A folder with one sub-folder of images per class, read as RGB; ``test``: such a folder with the same classes.
+
+    ``size``: the shorter side is scaled to it and the centre square cut out; without it all images must be of one size.
+    """
+    train, classes = _folder(Path(path), size)
+    if test is None:
+        return build(str(path), train, None, SplitOptions(**options))
+    held, test_classes = _folder(Path(test), size)
+    if classes != test_classes:
+        differ = ", ".join(sorted(set(classes) ^ set(test_classes)))
+        raise DataError(f"{test}: its classes are not those of {path}; they differ in {differ}.")
+    return build(str(path), train, held, SplitOptions(**options))
+
+
+def from_dataset(train: Dataset[Any], test: Dataset[Any] | None = None, **options: Unpack[Options]) -> Data:
+    """A map-style data set of (image, class index), such as torchvision's; read once, kept in memory.
+
+    An image is a PIL image, a uint8 array (H, W) or (H, W, C), or a tensor (C, H, W) or (H, W), uint8 or float. Random
+    transforms would be frozen by that: leave them out and use the trainer's ``augment``.
+    """
+    held = None if test is None else _collect("test data set", test)
+    return build("data set", _collect("data set", train), held, SplitOptions(**options))
+
+
+def from_torchvision(name: str, root: str | Path, **options: Unpack[Options]) -> Data:
+    """The class ``name`` of ``torchvision.datasets`` (e.g. ``"CIFAR10"``), already on disk below ``root``."""
+    import torchvision.datasets
+
+    found = getattr(torchvision.datasets, name, None)
+    keys = inspect.signature(found).parameters if isinstance(found, type) else {}
+    choice: dict[bool, dict[str, Any]] = {True: {"train": True}, False: {"train": False}}
+    if "train" not in keys:
+        choice = {True: {"split": "train"}, False: {"split": "test"}}
+    if not isinstance(found, type) or not keys.keys() & {"train", "split"}:
+        raise DataError(f"torchvision.datasets has no classification set {name!r} with a train and a test part.")
+    try:
+        train, test = (found(str(root), **choice[part]) for part in (True, False))
+    except (RuntimeError, FileNotFoundError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"torchvision's {name} is not readable below {root} ({reason}); download it there.") from error
+    return from_dataset(train, test, **options)
+
+
+def from_loaders(
+    train: DataLoader[Any],
+    test: DataLoader[Any],
+    *,
+    num_classes: int,
+    validation: DataLoader[Any] | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    fingerprint: str | None = None,
+) -> Data:
+    """Your own DataLoaders of ``(inputs, targets)``; ``inputs`` is a tensor or a tuple of them, batch first.
+
+    Without ``validation`` a share of the training loader's data set is held out at random (its transforms, random ones
+    too, apply to it; that needs a map-style data set and no own sampler). ``fingerprint``: your name for the data; by
+    default a hash of the number of samples and of the first validation batches.
+    """
+    _refuse_shuffle(test, "test")
+    if validation is None:
+        train, validation = _hold_out(train, validation_share, seed)
+    _refuse_shuffle(validation, "validation")
+    parts = (_Loader(train), _Loader(validation), _Loader(test))
+    inputs, _ = next(parts[1].batches(1))
+    return Data(
+        train=parts[0],
+        validation=parts[1],
+        test=parts[2],
+        num_classes=num_classes,
+        input_shape=tuple(inputs[0].shape[1:]),
+        fingerprint=fingerprint or _loader_fingerprint(parts, seed),
+        batch_size=train.batch_size or len(next(parts[0].batches(1))[1]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Loader(Split):
+    """A split that a user's DataLoader reads; its own batch size counts."""
+
+    loader: DataLoader[Any]
+
+    def __len__(self) -> int:
+        return len(self.loader.dataset)  # type: ignore[arg-type]
+
+    def steps(self, batch_size: int) -> int:
+        return len(self.loader)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        if self.loader.generator is not None:
+            self.loader.generator.manual_seed(0 if generator is None else generator.initial_seed())
+        return (_batch(item) for item in self.loader)
+
+
+def _batch(item: Any) -> Batch:
+    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], Tensor):
+        inputs = tuple(item[0]) if isinstance(item[0], tuple | list) else (item[0],)
+        if all(isinstance(tensor, Tensor) for tensor in inputs) and not item[1].is_floating_point():
+            return inputs, item[1]
+    raise DataError(
+        f"a DataLoader gave a {type(item).__name__} that is not (inputs, targets) with integer targets (N,); "
+        f"change its data set or collate_fn."
+    )
+
+
+def _refuse_shuffle(loader: DataLoader[Any], part: str) -> None:
+    if isinstance(loader.sampler, RandomSampler):
+        raise DataError(
+            f"the {part} DataLoader shuffles, so its batches differ every time; make it with shuffle=False."
+        )
+
+
+def _hold_out(loader: DataLoader[Any], share: float, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Two loaders on disjoint parts of the loader's data set, the first one shuffling as the loader did."""
+    if type(loader.sampler) not in (RandomSampler, SequentialSampler) or loader.batch_size is None:
+        raise DataError(
+            f"the training DataLoader draws by its own {type(loader.sampler).__name__}, so chainfx cannot hold out "
+            f"validation data; give validation=DataLoader(...)."
+        )
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    held = round(count * share)
+    if not 0 < held < count:
+        raise DataError(
+            f"a share of {share} of {count} training samples cannot be held out; use more, or another share."
+        )
+    order = torch.randperm(count, generator=derived_generator(seed, "validation")).tolist()
+    shuffles = isinstance(loader.sampler, RandomSampler)
+    return _same_loader(loader, order[held:], shuffles), _same_loader(loader, order[:held], False)
+
+
+def _same_loader(loader: DataLoader[Any], indices: list[int], shuffle: bool) -> DataLoader[Any]:
+    return DataLoader(
+        Subset(loader.dataset, indices),
+        loader.batch_size,
+        shuffle,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=shuffle and len(indices) >= (loader.batch_size or 1),
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator(),
+    )
+
+
+def _loader_fingerprint(parts: tuple[_Loader, ...], seed: int) -> str:
+    digest = hashlib.blake2b(repr((seed, [len(part) for part in parts])).encode(), digest_size=16)
+    for (inputs, targets), _ in zip(parts[1].batches(1), range(4), strict=False):
+        for tensor in (*inputs, targets):
+            digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _arrays(name: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Arrays:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise DataError(
+            f"{name}: images have shape {images.shape} and type {images.dtype}; "
+            f"they must be (N, H, W, C) or (N, H, W) of uint8."
+        )
+    if images.ndim == 4 and images.shape[3] > 4 >= images.shape[1]:
+        raise DataError(f"{name}: images of shape {images.shape} have channels first; transpose them to (N, H, W, C).")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{name}: labels have type {labels.dtype}; they must be one integer per image.")
+    channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(channels_first)), torch.from_numpy(labels.astype(np.int64))
+
+
+def _npz(path: Path) -> Arrays:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; give a .npz with arrays 'images' and 'labels'.")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in ("images", "labels") if key in stored.files}
+            names = ", ".join(stored.files)
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a readable .npz file ({error}).") from error
+    for key in ("images", "labels"):
+        if key not in arrays:
+            raise DataError(f"{path}: has no array {key!r}, only {names}; it needs 'images' and 'labels'.")
+    return _arrays(str(path), arrays["images"], arrays["labels"])
+
+
+def _folder(path: Path, size: int | None) -> tuple[Arrays, list[str]]:
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder; give one with a sub-folder of images per class.")
+    classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    if not classes:
+        raise DataError(f"{path}: has no sub-folders; put the images of each class into a sub-folder of its own.")
+    for entry in classes:
+        if not any(has_file_allowed_extension(str(file), IMG_EXTENSIONS) for file in entry.rglob("*")):
+            raise DataError(f"{entry}: this class has no images ({', '.join(IMG_EXTENSIONS)}); remove it or add some.")
+    transform = None if size is None else Compose([Resize(size), CenterCrop(size)])
+    folder = ImageFolder(str(path), transform=transform)
+    return _collect(str(path), folder), list(folder.classes)
+
+
+def _collect(name: str, dataset: Dataset[Any]) -> Arrays:
+    """All images (N, C, H, W) and labels (N,) of a map-style data set."""
+    count = len(dataset) if hasattr(dataset, "__len__") else 0
+    if not count:
+        raise DataError(
+            f"{name}: a {type(dataset).__name__} of no known length; give a map-style data set or DataLoaders."
+        )
+    first, _ = _sample(name, dataset, 0)
+    _refuse_size(name, count, first)
+    images = torch.empty(count, *first.shape, dtype=first.dtype)
+    labels = torch.zeros(count, dtype=torch.int64)
+    for index in range(count):
+        image, labels[index] = _sample(name, dataset, index)
+        if image.shape != first.shape or image.dtype != first.dtype:
+            raise DataError(
+                f"{name}: image {index} has shape {tuple(image.shape)}, the first one {tuple(first.shape)} "
+                f"(channels, height, width); make them alike, for a folder with size=."
+            )
+        images[index] = image
+    return images, labels
+
+
+def _sample(name: str, dataset: Dataset[Any], index: int) -> tuple[Tensor, int]:
+    try:
+        item = dataset[index]
+    except OSError as error:  # PIL's UnidentifiedImageError and truncated files
+        raise DataError(f"{name}: image {index} cannot be read ({error}).") from error
+    if not (isinstance(item, tuple | list) and len(item) == 2):
+        raise DataError(f"{name}: sample {index} is a {type(item).__name__}; it must be (image, class index).")
+    return _image(name, index, item[0]), int(item[1])
+
+
+def _image(name: str, index: int, image: Any) -> Tensor:
+    """A PIL image, array or tensor as (C, H, W), uint8 or float32."""
+    if isinstance(image, Tensor):
+        tensor = image[None] if image.dim() == 2 else image
+        return tensor if tensor.dtype == torch.uint8 else tensor.float()
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise DataError(
+            f"{name}: image {index} has shape {array.shape} and type {array.dtype}; "
+            f"an array must be uint8 (H, W) or (H, W, C)."
+        )
+    return torch.from_numpy(array[None].copy() if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def _refuse_size(name: str, count: int, image: Tensor) -> None:
+    needed = count * image.nbytes
+    if needed > _MEMORY_LIMIT:
+        raise DataError(
+            f"{name}: {count} images of shape {tuple(image.shape)} need {needed / 2**30:.1f} GiB of memory, more than "
+            f"{_MEMORY_LIMIT / 2**30:.0f}; use DataLoaders (from_loaders) or smaller images."
+        )

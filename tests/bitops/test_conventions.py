@@ -1,0 +1,127 @@
+"""Each convention against the numbers that its authors print."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from chainfx.bitops import LayerFacts, convention_names, count, get_convention, register_convention
+from chainfx.errors import CostError, InputError
+from chainfx.ir.capture import capture
+from chainfx.ir.formats import FLOAT32, Format
+from tests.bitops.graphs import quantize_layers
+
+IMAGE = (torch.zeros(1, 3, 224, 224, device="meta"),)
+LAST = 20  # ResNet-18 has 20 convolutions and one linear layer
+
+
+def resnet18(weights: int | None = None, activations: int = 8):
+    import torchvision
+
+    with torch.device("meta"):
+        graph_module = capture(torchvision.models.resnet18().eval(), IMAGE)
+    return graph_module if weights is None else quantize_layers(graph_module, lambda *_: (weights, activations))
+
+
+def facts(weight: int, activation: int, macs: int = 1000, **options) -> LayerFacts:
+    pair = (Format(weight), Format(activation)) if weight < 32 else (FLOAT32, FLOAT32)
+    return LayerFacts(macs, Fraction(options.pop("fan_in", 64)), *pair, nominal=pair, **options)
+
+
+def test_the_shipped_conventions():
+    shipped = {"bayesian_bits", "fixops64", "hawq_v3", "mac_bw_ba", "strict", "uniq_bops", "uniq_bops_sparse"}
+    assert shipped <= set(convention_names())
+
+
+@pytest.mark.parametrize(("bits", "giga"), [(None, 1858), (8, 116), (4, 34.7)])
+def test_hawq_v3_prints_these_for_resnet18(bits, giga):
+    report = count(resnet18(bits, bits or 0), IMAGE, "hawq_v3")
+    assert round(report.bitops / 1e9, 1 if bits == 4 else 0) == giga
+
+
+@pytest.mark.parametrize(("bits", "mega"), [(None, 1814), (5, 781), (4, 542)])
+def test_fixops64_of_resnet18(bits, mega):
+    assert round(count(resnet18(bits, bits or 0), IMAGE, "fixops64").bitops / 1e6) == mega
+
+
+def test_without_quantizers_mac_bw_ba_is_1024_a_mac_and_at_w4a8_a_32nd():
+    plain, small = (count(resnet18(bits), IMAGE) for bits in (None, 4))
+    assert plain.bitops == plain.macs * 1024
+    assert small.bitops * 32 == plain.bitops
+
+
+def test_strict_and_mac_bw_ba_differ_where_the_ends_stay_wide():
+    ends = (0, LAST)
+    graph_module = quantize_layers(resnet18(), lambda index, _: None if index in ends else (4, 4))
+    nominal, strict = (count(graph_module, IMAGE, name) for name in ("mac_bw_ba", "strict"))
+    wide = sum(row.macs for row in strict.rows if row.weight_bits == 32)
+    assert wide == 112 * 112 * 64 * 147 + 512 * 1000
+    assert nominal.bitops == nominal.macs * 16
+    assert strict.bitops == (strict.macs - wide) * 16 + wide * 1024
+
+
+def test_first_and_last_are_the_ends():
+    report = count(resnet18(4, 4), IMAGE, "hawq_v3")
+    dear = [row.node for row in report.rows if row.macs and row.bitops == row.macs * 64]
+    assert dear == [next(row.node for row in report.rows if row.macs), report.rows[-1].node]
+
+
+@pytest.mark.parametrize(("weight", "ratio"), [(1, 39.8), (4, 20.1), (8, 12.1)])
+def test_uniq_counts_additions_too(weight, ratio):
+    cost = get_convention("uniq_bops")
+    fan_in = 2**10 * 1.5  # about that of the 3x3 convolutions that carry the MACs of a ResNet
+    assert float(cost(facts(32, 32, fan_in=fan_in)) / cost(facts(weight, 8, fan_in=fan_in))) == pytest.approx(
+        ratio, rel=0.01
+    )
+
+
+def test_uniq_by_hand():
+    assert get_convention("uniq_bops")(facts(4, 8, fan_in=64)) == 1000 * (32 + 12 + 6)
+    half = facts(4, 8, fan_in=64, nonzero=Fraction(1, 2))
+    assert get_convention("uniq_bops_sparse")(half) == 1000 * (16 + 12 + 6)
+    assert get_convention("uniq_bops")(half) == 1000 * (32 + 12 + 6)
+
+
+def test_bayesian_bits_by_hand():
+    cost = get_convention("bayesian_bits")
+    kept = {"kept_outputs": Fraction(1, 2), "kept_inputs": Fraction(1, 4)}
+    assert cost(facts(4, 8, **kept)) == 1000 * 32 / 8
+    assert cost(facts(32, 32, first=True)) == 1000 * 1024
+    first = LayerFacts(1000, Fraction(9), Format(4), FLOAT32, (Format(4), Format(4)), first=True)
+    assert cost(first) == 1000 * 4 * 8
+
+
+@pytest.mark.parametrize("name", ["mac_bw_ba", "strict", "hawq_v3", "bayesian_bits", "uniq_bops", "fixops64"])
+def test_more_bits_never_cost_less(name):
+    cost = get_convention(name)
+    grid = [[cost(facts(w, a)) for a in range(1, 9)] for w in range(1, 9)]
+    assert all(row == sorted(row) for row in grid)
+    assert all(list(column) == sorted(column) for column in zip(*grid, strict=True))
+    assert cost(facts(8, 8)) <= cost(facts(32, 32))
+
+
+SEEN: list[Fraction] = []
+
+
+@register_convention("fan_in_probe")
+def fan_in_probe(layer: LayerFacts) -> int:
+    SEEN.append(layer.fan_in)
+    return 0
+
+
+def test_the_fan_in_of_a_layer():
+    SEEN.clear()
+    assert count(resnet18(), IMAGE, "fan_in_probe").bitops == 0
+    assert (SEEN[0], SEEN[1], SEEN[-1]) == (3 * 49, 64 * 9, 512)
+
+
+def test_unknown_convention():
+    with pytest.raises(CostError) as caught:
+        count(resnet18(), IMAGE, "flops")
+    assert str(caught.value) == f"there is no convention named 'flops'; use one of {', '.join(convention_names())}."
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(InputError) as caught:
+        register_convention("strict")(lambda layer: 0)
+    assert str(caught.value) == "the convention 'strict' is registered already; give yours another name."

@@ -1,0 +1,187 @@
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import chainfx
+from chainfx.deploy.lower import fold_codes, split_stages, to_codes
+from chainfx.deploy.model import CompressedModel
+from chainfx.errors import ArtifactError, InputError
+from chainfx.ir import ops
+from chainfx.ir.exits import Answer, exits_of
+from chainfx.ir.verify import verify
+from chainfx.passes import EarlyExit, PassContext, Quantize
+from tests.nets import graph_of, images, small_resnet
+from tests.trainers import FakeTrainer
+
+
+def exiting(x, *, share=0.4, quantize=True, model=None, exits=2):
+    """A network with exits at which about ``share`` of the samples that reach them leave."""
+    graph_module = graph_of(model or small_resnet((2, 2, 2)), x)
+    context = PassContext(graph_module, (x,), calibration=[(x,)], tunes=True)
+    if quantize:
+        Quantize(3, 4).apply(graph_module, context)
+        verify(graph_module, (x,))
+    EarlyExit(exits=exits).apply(graph_module, context)
+    verify(graph_module, (x,))
+    graph_module.eval()
+    with torch.no_grad():
+        for name, parameter in graph_module.named_parameters():
+            if ".fc2." in name:
+                parameter.mul_(20)
+        for mark, logits in zip(exits_of(graph_module), graph_module(x), strict=False):
+            threshold = float(ops.confidence(logits, mark.criterion).quantile(1 - share))
+            mark.node.update_arg(2, threshold)
+    graph_module.recompile()
+    return graph_module
+
+
+@pytest.fixture(scope="module")
+def x():
+    return images(32)
+
+
+@pytest.fixture(scope="module")
+def compressed(x):
+    return chainfx.compile(
+        small_resnet((2, 2)),
+        [Quantize(1, 4), EarlyExit(exits=1, max_drop=0.2)],
+        example_inputs=x,
+        trainer=FakeTrainer(x),
+    )
+
+
+def test_codes_give_the_fake_quantized_weights_bit_for_bit(x):
+    graph_module = exiting(x)
+    lowered = to_codes(graph_module)
+    assert not lowered.graph.find_nodes(op="call_function", target=ops.quantize_weight)
+    assert not any("weight" in name and "conv" in name for name, _ in lowered.named_parameters())
+    for one, other, third in zip(graph_module(x), lowered(x), fold_codes(lowered)(x), strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    codes = [buffer for name, buffer in lowered.named_buffers() if name.endswith(".codes")]
+    assert {code.dtype for code in codes} == {torch.uint8}
+    assert graph_module.conv1.weight.shape == (4, 1, 3, 3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("count", [1, 32])
+def test_staged_execution_gives_each_sample_the_answer_of_the_first_sure_exit(x, share, count):
+    graph_module = exiting(x, share=share).double()
+    inputs = x[:count].double()
+    verify(graph_module, (inputs,))
+    small = CompressedModel(graph_module, (inputs,), None)
+    torch.testing.assert_close(small(inputs), Answer(graph_module)(inputs), atol=1e-12, rtol=1e-12)
+
+
+def test_samples_that_left_are_not_computed(x):
+    graph_module = exiting(x, share=0.4)
+    small = CompressedModel(graph_module, (x,), None)
+    seen = []
+    for stage in small.stages:
+        stage.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    small(x)
+    index = torch.stack([ops.confidence(part, "max-softmax") for part in graph_module(x)[:-1]])
+    thresholds = torch.tensor([mark.threshold for mark in exits_of(graph_module)])[:, None]
+    sure = index >= thresholds
+    assert seen == [32, int((~sure[0]).sum()), int((~sure[0] & ~sure[1]).sum())]
+    assert 0 < seen[2] < seen[1] < 32
+
+
+def test_a_stage_all_samples_leave_before_is_never_run(x):
+    graph_module = exiting(x, share=1.0)
+    small = CompressedModel(graph_module, (x,), None)
+    small.stages[1].register_forward_pre_hook(lambda module, args: pytest.fail("computed for nobody"))
+    assert small(x).shape == (32, 10)
+
+
+class Skips(nn.Module):
+    """Reads a batch size and the input late, so that stages must carry the input and compute the size again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(14, 4)
+
+    def forward(self, x):
+        size = x.size(0)
+        y = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c(torch.cat([y.reshape(size, 8), x.view(size, -1)], dim=1))
+
+
+def test_values_used_late_are_carried_and_sizes_are_computed_again():
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    graph_module = graph_of(Skips(), x)
+    y = next(node for node in graph_module.graph.nodes if node.name.startswith("relu"))
+    with graph_module.graph.inserting_after(y):
+        part = graph_module.graph.call_method("narrow", (y, 1, 0, 4))
+        with graph_module.graph.inserting_after(part):
+            mark = graph_module.graph.call_function(ops.exit_point, (part, "early", 0.3, "max-softmax"))
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    output.args = ((mark, output.args[0]),)
+    graph_module.recompile()
+    verify(graph_module, (x,))
+    stages = split_stages(graph_module)
+    assert [len(stage.graph.find_nodes(op="placeholder")) for stage in stages] == [1, 2]
+    small = CompressedModel(graph_module, (x,), None)
+    left = ops.confidence(graph_module(x)[0], "max-softmax") >= 0.3
+    assert 0 < int(left.sum()) < 16
+    torch.testing.assert_close(small(x), Answer(graph_module)(x))
+
+
+def test_stages_compile_as_full_graphs(x):
+    small = CompressedModel(exiting(x), (x,), None)
+    with torch.no_grad():
+        expected = small(x)
+        small.compile(backend="aot_eager")
+        torch.testing.assert_close(small(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_it_is_for_inference(compressed):
+    assert not any(module.training for module in compressed.modules())
+    compressed.eval()
+    with pytest.raises(InputError) as caught:
+        compressed.train()
+    assert str(caught.value) == (
+        "a CompressedModel is for inference and cannot be put in train mode; "
+        "tune with a trainer inside chainfx.compile."
+    )
+
+
+def test_a_saved_network_gives_the_same_bits_in_a_fresh_process(compressed, x, tmp_path):
+    compressed.save(tmp_path / "small")
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, pathlib, torch, chainfx; p = pathlib.Path(sys.argv[1]); m = chainfx.load(p / 'small');"
+        "torch.save((m(torch.load(p / 'x.pt', weights_only=True)).detach(), list(m.exit_names)), p / 'y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    answers, names = torch.load(tmp_path / "y.pt", weights_only=True)
+    assert torch.equal(answers, compressed(x))
+    assert names == ["exit1"]
+    loaded = chainfx.load(tmp_path / "small")
+    assert loaded.report == compressed.report
+    assert str(loaded.graph_module.graph) == str(compressed.graph_module.graph)
+
+
+def test_one_bit_weights_take_one_bit_on_disk(compressed, x, tmp_path):
+    compressed.save(tmp_path)
+    storage = compressed.report.records[-1].after.storage_bits / 8
+    size = (tmp_path / "model.safetensors").stat().st_size
+    header = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little") + 8
+    assert size - header == pytest.approx(storage, abs=64)
+
+
+def test_a_graph_that_is_no_compressed_model_is_refused(tmp_path, x):
+    from chainfx.ir.artifact import save_graph
+
+    save_graph(graph_of(small_resnet(), x), tmp_path)
+    with pytest.raises(ArtifactError) as caught:
+        chainfx.load(tmp_path)
+    assert str(caught.value) == f"{tmp_path} holds a graph but no CompressedModel; give a folder save() wrote."
+
+
+def test_it_deepcopies(compressed, x):
+    assert torch.equal(copy.deepcopy(compressed)(x), compressed(x))

@@ -1,0 +1,36 @@
+"""Small networks and graphs that several tests use."""
+
+import torch
+from torch import Tensor, nn
+
+from chainfx import zoo
+from chainfx.ir.capture import capture
+from chainfx.ir.verify import verify
+
+
+def warm(model: nn.Module, *inputs: Tensor, seed: int = 0) -> nn.Module:
+    """Give BatchNorms statistics and affine values that matter, then eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+    return model.eval()
+
+
+def small_resnet(blocks=(2, 2), width=4, in_channels=1, num_classes=10) -> nn.Module:
+    torch.manual_seed(0)
+    return warm(zoo.resnet(blocks=blocks, width=width, in_channels=in_channels, num_classes=num_classes))
+
+
+def graph_of(model: nn.Module, *inputs: Tensor) -> torch.fx.GraphModule:
+    """The verified train form of a model, with shapes in ``node.meta``."""
+    graph_module = capture(model, inputs)
+    verify(graph_module, inputs)
+    return graph_module
+
+
+def images(count=4, size=8, channels=1, seed=0) -> Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,110 @@
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from typing import ClassVar
+
+import pytest
+import torch
+
+from chainfx.errors import PassError
+from chainfx.passes import (
+    Distill,
+    EarlyExit,
+    Fuse,
+    Granularity,
+    Kind,
+    Pass,
+    PassInfo,
+    PruneChannels,
+    Quantize,
+    registry,
+)
+from chainfx.passes.base import PassContext, PassResult
+
+PASSES = [
+    Distill(depth=(2, 1), temperature=2.0),
+    EarlyExit(exits=("a", "b"), threshold=0.5),
+    Fuse(),
+    PruneChannels(0.3, importance="l2", round_to=4),
+    Quantize(2, 4, first=None, skip=("fc.*",)),
+]
+
+
+@pytest.mark.parametrize("one", PASSES, ids=lambda one: one.info.name)
+def test_options_round_trip_through_json_and_the_registry(one):
+    import json
+
+    spec = json.loads(json.dumps(one.spec()))
+    assert registry.from_spec(spec) == one
+    assert type(one).from_spec(spec) == one
+    with pytest.raises(AttributeError):
+        one.anything = 1
+
+
+def test_the_passes_declare_what_the_paper_says():
+    declared = {cls.info.name: (cls.info.kind, cls.info.granularity) for cls in map(type, PASSES)}
+    assert declared == {
+        "distill": (Kind.STATIC, Granularity.ARCHITECTURE),
+        "prune-channels": (Kind.STATIC, Granularity.NEURON),
+        "quantize": (Kind.STATIC, Granularity.SUB_NEURON),
+        "early-exit": (Kind.DYNAMIC, Granularity.ARCHITECTURE),
+        "fuse": (Kind.STATIC, Granularity.LAYER),
+    }
+    assert registry.names() == tuple(sorted(declared))
+
+
+def test_a_label_shows_what_is_not_default():
+    assert Quantize(2, 8, last=None).label == "quantize(weights=2, last=None)"
+    assert Fuse().label == "fuse()"
+
+
+def test_unknown_options_and_names():
+    with pytest.raises(PassError) as caught:
+        Quantize.from_spec({"weights": 4, "bits": 3})
+    assert str(caught.value) == (
+        "quantize: unknown option 'bits'; use one of activations, first, granularity, last, scheme, skip, weights."
+    )
+    with pytest.raises(PassError) as caught:
+        registry.get("quantise")
+    assert str(caught.value) == (
+        "there is no pass named 'quantise'; did you mean 'quantize'? "
+        "installed are distill, early-exit, fuse, prune-channels, quantize."
+    )
+
+
+@dataclass(frozen=True)
+class Misnamed(Pass):
+    info: ClassVar[PassInfo] = PassInfo("other", Kind.STATIC, Granularity.LAYER)
+
+    def apply(self, graph_module, context, /):
+        return PassResult(graph_module, modified=False)
+
+
+def test_clashes_and_wrong_entry_points_name_both_sides(monkeypatch):
+    def offer(*points):
+        registry._found.cache_clear()
+        monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+    offer(EntryPoint("fuse", "a.b:C", "chainfx.passes"), EntryPoint("fuse", "d.e:F", "chainfx.passes"))
+    with pytest.raises(PassError) as caught:
+        registry.names()
+    assert str(caught.value) == "two packages offer a pass named 'fuse': a.b:C and d.e:F; uninstall one."
+    offer(EntryPoint("mine", "tests.passes.test_base:Misnamed", "chainfx.passes"))
+    with pytest.raises(PassError) as caught:
+        registry.get("mine")
+    assert str(caught.value) == "the entry point 'mine' names a pass that calls itself 'other'; make them equal."
+    offer(EntryPoint("mine", "tests.passes.test_base:PASSES", "chainfx.passes"))
+    with pytest.raises(PassError) as caught:
+        registry.get("mine")
+    assert str(caught.value) == (
+        "the entry point 'mine' (tests.passes.test_base:PASSES) is not a Pass; mend its package."
+    )
+    registry._found.cache_clear()
+
+
+def test_random_numbers_depend_on_seed_and_purpose_alone():
+    def draw(seed, purpose):
+        return torch.rand(3, generator=PassContext(None, (), seed=seed).rng(purpose)).tolist()
+
+    assert draw(0, "a") == draw(0, "a")
+    assert draw(0, "a") != draw(1, "a")
+    assert draw(0, "a") != draw(0, "b")

@@ -1,0 +1,194 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from chainfx.bitops import count
+from chainfx.errors import PassError
+from chainfx.ir import edit, ops
+from chainfx.ir.exits import Answer, exit_rates, exits_of, segments
+from chainfx.ir.verify import verify
+from chainfx.passes.base import PassContext
+from chainfx.passes.early_exit import NEVER, EarlyExit
+from chainfx.passes.quantize import Quantize
+from tests.nets import graph_of, images, small_resnet
+
+
+TWO = EarlyExit(exits=2)
+
+
+def with_exits(one=TWO, *, quantize=None, model=None, x=None):
+    x = images(32) if x is None else x
+    graph_module = graph_of(model or small_resnet((2, 2, 2)), x)
+    targets = torch.arange(len(x)) % 10
+    context = PassContext(graph_module, (x,), calibration=[(x,)], validation=[((x,), targets)], tunes=True)
+    original = copy.deepcopy(graph_module)
+    if quantize:
+        quantize.apply(graph_module, context)
+        verify(graph_module, (x,))
+        original = copy.deepcopy(graph_module)
+    result = one.apply(graph_module, context)
+    verify(result.graph_module, (x,))
+    with torch.no_grad():
+        for name, parameter in result.graph_module.named_parameters():
+            if ".fc2." in name:
+                parameter.mul_(20)  # untrained heads are never sure; these are, now and then
+    return original, result, context, x
+
+
+def set_threshold(graph_module, threshold):
+    for mark in exits_of(graph_module):
+        mark.node.update_arg(2, threshold)
+    graph_module.recompile()
+
+
+def test_all_exits_are_returned_and_the_final_answer_is_unchanged_exactly():
+    original, result, _, x = with_exits()
+    outputs = result.graph_module(x)
+    assert [mark.name for mark in exits_of(result.graph_module)] == ["exit1", "exit2"]
+    assert [tuple(part.shape) for part in outputs] == [(32, 10)] * 3
+    assert torch.equal(outputs[-1], original(x))
+
+
+def test_threshold_zero_takes_the_first_exit_and_above_one_the_full_network():
+    original, result, _, x = with_exits()
+    graph_module = result.graph_module
+    set_threshold(graph_module, 0.0)
+    assert torch.equal(Answer(graph_module)(x), graph_module(x)[0])
+    set_threshold(graph_module, NEVER)
+    assert torch.equal(Answer(graph_module)(x), original(x))
+
+
+def test_only_the_heads_are_to_be_trained_by_the_settings_of_the_source():
+    original, result, _, _ = with_exits()
+    names = set(dict(original.named_parameters()))
+    assert set(result.tune.parameters) == set(dict(result.graph_module.named_parameters())) - names
+    assert (result.tune.optimizer, result.tune.learning_rate, result.tune.weight_decay) == ("adam", 5e-3, 0.0)
+
+
+def test_head_parameters_are_those_of_the_formula():
+    _, result, _, _ = with_exits(EarlyExit(exits=1))
+    head = sum(p.numel() for name, p in result.graph_module.named_parameters() if name.startswith("exit1."))
+    channels = 8
+    assert head == 64 * channels + 64 + 2 + 16_448 + 65 * 10
+
+
+def test_exits_stand_where_the_macs_are_balanced():
+    _, result, _, x = with_exits(EarlyExit(exits=3), model=small_resnet((3, 3, 3)))
+    macs = {row.node: row.macs for row in count(result.graph_module, (x,)).rows}
+    parts = segments(result.graph_module)
+    body = [
+        sum(macs.get(n.name, 0) for n in part if not n.name.startswith(("exit", "conv2d", "linear"))) for part in parts
+    ]
+    reached = torch.tensor(body).cumsum(0) / sum(body)
+    assert (reached[:3] - torch.tensor([0.25, 0.5, 0.75])).abs().max() < 0.1
+
+
+def test_exits_at_named_nodes_in_any_order():
+    _, result, _, _ = with_exits(EarlyExit(exits=("stages_1_0_relu2", "stages_0_0_relu2")))
+    taps = [mark.node for mark in exits_of(result.graph_module)]
+    assert len(taps) == 2
+    first, second, _ = segments(result.graph_module)
+    assert "stages_0_0_relu2" in {node.name for node in first}
+    assert "stages_1_0_relu2" in {node.name for node in second}
+
+
+def test_heads_of_a_quantized_body_are_quantized_from_the_start():
+    _, result, _, _ = with_exits(quantize=Quantize(2, 4))
+    graph_module = result.graph_module
+    heads = [n for n in edit.layers_of(graph_module) if edit.origin(n.args[1]).target.startswith("exit")]
+    assert len(heads) == 6
+    for node in heads:
+        assert node.args[1].target is ops.quantize_weight
+        assert node.args[1].args[1] == 2
+        assert node.args[0].target is ops.quantize_activation
+        assert node.args[0].args[2] == 4
+    trained = set(result.tune.parameters)
+    assert all(node.args[0].args[1].target in trained for node in heads)
+    assert not any(name.startswith(("conv1", "stages", "fc.")) for name in trained)
+
+
+def test_the_threshold_is_the_cheapest_that_keeps_the_accuracy():
+    _, result, context, x = with_exits(EarlyExit(exits=2, max_drop=0.05))
+    finished = EarlyExit(exits=2, max_drop=0.05).finish(result.graph_module, context)
+    profile = finished.profile
+    chosen = next(point for point in profile["sweep"] if point["threshold"] == profile["threshold"])
+    allowed = [p for p in profile["sweep"] if p["accuracy"] >= profile["full_accuracy"] - 0.05 - 1e-9]
+    assert chosen in allowed
+    assert chosen["cost"] == min(p["cost"] for p in allowed)
+    assert {mark.threshold for mark in exits_of(finished.graph_module)} == {profile["threshold"]}
+    assert exit_rates(finished.graph_module, context.validation) == pytest.approx(chosen["rates"])
+    targets = context.validation[0][1]
+    accuracy = (Answer(finished.graph_module)(x).argmax(1) == targets).float().mean()
+    assert float(accuracy) == pytest.approx(chosen["accuracy"])
+
+
+def test_a_given_threshold_is_kept():
+    one = EarlyExit(exits=1, threshold=0.7)
+    _, result, context, _ = with_exits(one)
+    assert not one.finish(result.graph_module, context).modified
+    assert exits_of(result.graph_module)[0].threshold == 0.7
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        for layer in (self.a, self.b, self.c):
+            x = torch.relu(layer(x))
+        return self.head(x.mean(dim=1) if x.dim() == 3 else x)
+
+
+@pytest.mark.parametrize("shape", [(8, 5, 6), (8, 6)])
+def test_heads_on_tokens_and_on_vectors(shape):
+    x = torch.randn(*shape)
+    graph_module = graph_of(Tokens(), x)
+    context = PassContext(graph_module, (x,), validation=[((x,), torch.zeros(8, dtype=torch.long))], tunes=True)
+    expected = graph_module(x)
+    result = EarlyExit(exits=2).apply(graph_module, context)
+    verify(result.graph_module, (x,))
+    assert [tuple(part.shape) for part in result.graph_module(x)] == [(8, 4)] * 3
+    assert torch.equal(result.graph_module(x)[-1], expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (
+            lambda: EarlyExit(exits=0),
+            "early-exit: exits=0 is out of range; use a number from 1 or names of nodes.",
+        ),
+        (
+            lambda: EarlyExit(criterion="luck"),
+            "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-softmax.",
+        ),
+        (
+            lambda: EarlyExit(max_drop=1.0),
+            "early-exit: max_drop=1.0 is out of range; use a share of accuracy in [0, 1).",
+        ),
+    ],
+)
+def test_options_out_of_range(one, message):
+    with pytest.raises(PassError) as caught:
+        one()
+    assert str(caught.value) == message
+
+
+def test_too_many_exits_a_wrong_node_and_a_second_time():
+    model = small_resnet((1, 1))
+    with pytest.raises(PassError) as caught:
+        with_exits(EarlyExit(exits=9), model=model)
+    assert str(caught.value).startswith("early-exit: exits=9, but the network has only ")
+    with pytest.raises(PassError) as caught:
+        with_exits(EarlyExit(exits=("nowhere",)), model=model)
+    assert str(caught.value).startswith("early-exit: there is no node 'nowhere'; usable are ")
+    with pytest.raises(PassError) as caught:
+        with_exits(EarlyExit(exits=("stages_0_0_conv1",)), model=model)
+    assert str(caught.value).startswith("early-exit: node 'stages_0_0_conv1' does not carry the whole network; usable")
+    _, result, context, _ = with_exits()
+    with pytest.raises(PassError) as caught:
+        EarlyExit().apply(result.graph_module, context)
+    assert str(caught.value) == "early-exit: the network has exits already; give the pass once."

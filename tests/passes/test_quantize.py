@@ -1,0 +1,157 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from chainfx.errors import PassError
+from chainfx.ir import edit, ops
+from chainfx.ir.verify import verify
+from chainfx.passes.base import PassContext
+from chainfx.passes.quantize import LayerWidths, Quantize, widths_in
+from tests.nets import graph_of, images, small_resnet
+
+
+def quantized(model, x, one, *, tunes=False):
+    graph_module = graph_of(model, x)
+    context = PassContext(graph_module, (x,), calibration=[(x,)], tunes=tunes)
+    result = one.apply(copy.deepcopy(graph_module), context)
+    verify(result.graph_module, (x,))
+    return graph_module, result
+
+
+def literals(graph_module, target):
+    return [node.args[1:] for node in graph_module.graph.find_nodes(op="call_function", target=target)]
+
+
+def test_every_layer_gets_literal_widths_and_the_ends_their_own():
+    _, result = quantized(small_resnet(), images(), Quantize(2, 4, first=8, last=7))
+    weights = literals(result.graph_module, ops.quantize_weight)
+    assert weights == [(8, "uniform", 0), *[(2, "uniform", 0)] * 9, (7, "uniform", 0)]
+    activations = [args[1:] for args in literals(result.graph_module, ops.quantize_activation)]
+    assert activations[0] == (8, True)
+    assert activations[-1] == (7, False)
+    assert set(activations[1:-1]) == {(4, False)}
+    assert result.modified
+    assert result.tune is None
+    assert widths_in(result.graph_module) == LayerWidths(2, 4, "uniform", per_channel=True)
+
+
+def test_layers_that_read_one_activation_share_its_quantizer():
+    _, result = quantized(small_resnet(), images(), Quantize(8, 8))
+    layers = len(list(edit.layers_of(result.graph_module)))
+    assert len(literals(result.graph_module, ops.quantize_activation)) == layers - 1
+
+
+def test_thirty_two_bits_is_exactly_the_identity():
+    x = images()
+    graph_module, result = quantized(small_resnet(), x, Quantize(32, 32, first=32, last=32))
+    assert not result.modified
+    assert torch.equal(result.graph_module(x), graph_module(x))
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "dorefa"])
+def test_every_quantized_weight_takes_at_most_2_to_the_b_values_a_channel(scheme):
+    x = images()
+    for bits in range(1, 9):
+        _, result = quantized(small_resnet(), x, Quantize(bits, 8, first=None, last=None, scheme=scheme))
+        for node in result.graph_module.graph.find_nodes(op="call_function", target=ops.quantize_weight):
+            weight = edit.get_tensor(result.graph_module, node.args[0].target)
+            for channel in node.target(weight, *node.args[1:]):
+                assert len(channel.unique()) <= 2**bits
+
+
+def test_eight_bits_after_training_stay_close_and_the_error_falls_with_the_bits():
+    x = images(64)
+    errors = []
+    for bits in (3, 4, 6, 8):
+        graph_module, result = quantized(small_resnet(), x, Quantize(bits, bits, first=None, last=None))
+        with torch.no_grad():
+            expected = graph_module(x)
+            errors.append(float((result.graph_module(x) - expected).norm() / expected.norm()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.02
+
+
+def test_a_second_quantize_replaces_the_first():
+    x = images()
+    _, once = quantized(small_resnet(), x, Quantize(2, 3))
+    context = PassContext(once.graph_module, (x,), calibration=[(x,)])
+    twice = Quantize(4, 4).apply(copy.deepcopy(once.graph_module), context)
+    verify(twice.graph_module, (x,))
+    _, direct = quantized(small_resnet(), x, Quantize(4, 4))
+    assert torch.equal(twice.graph_module(x), direct.graph_module(x))
+    assert len(list(twice.graph_module.parameters())) == len(list(direct.graph_module.parameters()))
+
+
+def test_tuning_gets_dorefa_and_everything_to_train():
+    _, result = quantized(small_resnet(), images(), Quantize(3, 3), tunes=True)
+    assert {args[1] for args in literals(result.graph_module, ops.quantize_weight)} == {"dorefa"}
+    assert result.tune.parameters is None
+    result.graph_module(images()).sum().backward()
+    clips = [p for name, p in result.graph_module.named_parameters() if name.endswith(".clip")]
+    assert clips
+    assert any(clip.grad.abs() > 0 for clip in clips)
+
+
+def test_skipped_layers_stay_in_float_and_are_named():
+    _, result = quantized(small_resnet(), images(), Quantize(4, 4, skip=("fc.*",)))
+    assert [item.reason for item in result.skipped] == ["its weight fc.weight matches skip"]
+    assert widths_in(result.graph_module).weights == 4
+    assert len(literals(result.graph_module, ops.quantize_weight)) == 10
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_products_of_activations_are_named_as_left_in_float():
+    _, result = quantized(Attention(), torch.randn(2, 5, 8), Quantize(8, 8))
+    assert [item.reason for item in result.skipped] == ["a product of two activations stays in float"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": 0}, "quantize: weights=0 is out of range; use 1..8 bits, or 32 for float."),
+        ({"activations": 9}, "quantize: activations=9 is out of range; use 1..8 bits, or 32 for float."),
+        ({"weights": True}, "quantize: weights=True is out of range; use 1..8 bits, or 32 for float."),
+        ({"scheme": "lsq"}, "quantize: scheme='lsq' is out of range; use None or one of dorefa, uniform."),
+        ({"granularity": "group"}, "quantize: granularity='group' is out of range; use 'channel' or 'tensor'."),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(PassError) as caught:
+        Quantize(**options)
+    assert str(caught.value) == message
+
+
+def test_missing_calibration_data():
+    x = images()
+    graph_module = graph_of(small_resnet(), x)
+    with pytest.raises(PassError) as caught:
+        Quantize(8, 8).apply(graph_module, PassContext(graph_module, (x,)))
+    assert str(caught.value) == (
+        "quantize: activations need calibration data and there is none; give calibration=[batches of inputs], "
+        "a trainer, or activations=32."
+    )
+
+
+def test_a_skip_pattern_that_matches_nothing_and_a_weight_that_is_not_finite():
+    x = images()
+    with pytest.raises(PassError) as caught:
+        quantized(small_resnet(), x, Quantize(skip=("nothing*",)))
+    assert str(caught.value) == ("quantize: skip='nothing*' matches no weight; names look like 'conv1.weight'.")
+    broken = small_resnet()
+    broken.conv1.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(PassError) as caught:
+        quantized(broken, x, Quantize())
+    assert str(caught.value) == (
+        "quantize: weight 'conv1.weight' has values that are not finite; mend the network first."
+    )

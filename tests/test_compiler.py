@@ -1,0 +1,205 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+import chainfx
+from chainfx.errors import InputError, PassError, TuningError
+from chainfx.ir.exits import Answer
+from chainfx.passes import Distill, EarlyExit, Fuse, PruneChannels, Quantize
+from tests.nets import images, small_resnet
+from tests.trainers import FakeTrainer
+
+CHAIN = [EarlyExit(exits=1, max_drop=0.1), Quantize(4, 4), PruneChannels(0.25), Distill(depth=0.5)]
+
+
+@pytest.fixture(scope="module")
+def x():
+    return images(32)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return small_resnet((2, 2), width=8)
+
+
+def run(net, x, trainer=None, **options):
+    return chainfx.compile(net, CHAIN, example_inputs=x, trainer=trainer or FakeTrainer(x), **options)
+
+
+def test_the_whole_chain_runs_in_the_order_of_the_plan_and_leaves_the_model_alone(net, x):
+    before = copy.deepcopy(net.state_dict())
+    trainer, stages = FakeTrainer(x), []
+    small = run(net, x, trainer, on_stage=stages.append)
+    names = [record.name for record in small.report.records]
+    assert names == ["original", "distill", "prune-channels", "quantize", "early-exit"]
+    assert [stage.record.name for stage in stages] == names
+    assert [request.loss for request in trainer.requests] == ["kd", "task", "task", "task"]
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert not net.training
+    assert torch.equal(stages[0].graph_module(x), net(x))
+    torch.testing.assert_close(small(x), Answer(stages[-1].graph_module.eval())(x), atol=1e-5, rtol=1e-5)
+    costs = [record.after for record in small.report.records]
+    assert costs[0].macs > costs[1].macs > costs[2].macs
+    assert costs[2].bitops > 10 * costs[3].bitops
+    assert costs[4].expected_bitops <= costs[4].bitops
+    assert sum(small.report.records[-1].exit_rates.values()) <= 1
+
+
+def test_stages_before_a_pass_are_never_changed_by_it(net, x):
+    states = []
+
+    def remember(stage):
+        states.append(
+            (stage.graph_module, copy.deepcopy(stage.graph_module.state_dict()), str(stage.graph_module.graph))
+        )
+
+    run(net, x, on_stage=remember)
+    for graph_module, state, text in states:
+        assert str(graph_module.graph) == text
+        assert all(torch.equal(state[key], value) for key, value in graph_module.state_dict().items())
+
+
+def test_two_runs_give_the_same_bits(net, x):
+    one, other = run(net, x), run(net, x)
+    assert [r.fingerprint for r in one.report.records] == [r.fingerprint for r in other.report.records]
+    assert str(one.graph_module.graph) == str(other.graph_module.graph)
+    state = other.graph_module.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in one.graph_module.state_dict().items())
+
+
+@pytest.mark.parametrize("failure", [TuningError("epoch 1: the loss is nan."), KeyboardInterrupt()])
+def test_a_failure_half_way_keeps_what_was_finished_and_a_second_call_resumes(net, x, tmp_path, failure):
+    with pytest.raises(type(failure)) as caught:
+        run(net, x, FakeTrainer(x, fail_at=3, failure=failure), workdir=tmp_path)
+    partial = caught.value.partial
+    assert [record.name for record in partial.report.records] == ["original", "distill", "prune-channels"]
+    assert partial(x).shape == (32, 10)
+    assert "finished stages: original, distill, prune-channels" in caught.value.__notes__
+    trainer, resumed = FakeTrainer(x), []
+    small = run(net, x, trainer, workdir=tmp_path, on_stage=lambda stage: resumed.append(stage.resumed))
+    assert resumed == [False, True, True, False, False]
+    assert len(trainer.requests) == 2
+    whole = run(net, x)
+    state = whole.graph_module.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in small.graph_module.state_dict().items())
+
+
+@pytest.mark.parametrize("change", ["seed", "data", "options", "weights"])
+def test_a_stage_is_taken_from_the_workdir_only_if_nothing_that_determines_it_changed(net, x, tmp_path, change):
+    chainfx.compile(net, [PruneChannels(0.5)], example_inputs=x, trainer=FakeTrainer(x), workdir=tmp_path)
+    other = copy.deepcopy(net)
+    if change == "weights":
+        other.conv1.weight.data.view(-1)[0] += 1
+    resumed = []
+    chainfx.compile(
+        other,
+        [PruneChannels(0.25 if change == "options" else 0.5)],
+        example_inputs=x,
+        trainer=FakeTrainer(x, name="other" if change == "data" else "fake"),
+        seed=1 if change == "seed" else 0,
+        workdir=tmp_path,
+        on_stage=lambda stage: resumed.append(stage.resumed),
+    )
+    assert resumed == [False, False]
+
+
+def test_without_a_trainer_passes_that_need_none_run(net, x):
+    small = chainfx.compile(
+        net, [Quantize(8, 8), PruneChannels(0.25), Fuse()], example_inputs=x, calibration=[x[:16], x[16:]]
+    )
+    assert [r.name for r in small.report.records] == ["original", "fuse", "prune-channels", "quantize"]
+    assert small.report.records[-1].metric is None
+    assert not any(record.tuned for record in small.report.records)
+    pruned = chainfx.compile(net, [Fuse(), PruneChannels(0.25)], example_inputs=x)
+    error = (small(x) - pruned(x)).norm() / pruned(x).norm()
+    assert error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        (
+            [PruneChannels(0.5), EarlyExit()],
+            "early-exit: this pass trains, and there is no trainer; "
+            "give trainer=chainfx.training.Trainer(data, ...) or leave the pass out.",
+        ),
+        (
+            [PruneChannels(0.5), Quantize(8, 8)],
+            "quantize: this pass needs calibration data and there is none; "
+            "give calibration=[batches of inputs] or a trainer.",
+        ),
+    ],
+)
+def test_a_pass_that_lacks_something_says_so_before_anything_runs(net, x, passes, message):
+    seen = []
+    with pytest.raises(PassError) as caught:
+        chainfx.compile(net, passes, example_inputs=x, on_stage=seen.append)
+    assert str(caught.value) == message
+    assert not seen
+
+
+def test_weights_alone_need_no_calibration(net, x):
+    small = chainfx.compile(net, [Quantize(8, 32, first=None, last=None)], example_inputs=x)
+    assert len(small.report.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"example_inputs": "x"},
+            "example_inputs must be a tensor or a tuple of tensors, but is str; give one batch of inputs.",
+        ),
+        ({"calibration": []}, "calibration is empty; give at least one batch of inputs, or leave it out."),
+    ],
+)
+def test_wrong_inputs(net, x, options, message):
+    with pytest.raises(InputError) as caught:
+        chainfx.compile(net, [Fuse()], **{"example_inputs": x, **options})
+    assert str(caught.value) == message
+
+
+def test_an_example_of_a_wrong_shape_names_the_shape(net):
+    with pytest.raises(
+        InputError, match=r"^the (model|network) does not accept example_inputs of shape \(2, 3, 8, 8\): "
+    ):
+        chainfx.compile(net, [Fuse()], example_inputs=torch.randn(2, 3, 8, 8))
+
+
+def test_the_given_order_is_run_as_written_and_the_findings_are_in_the_report(net, x):
+    small = chainfx.compile(
+        net, [Quantize(8, 8), PruneChannels(0.25)], example_inputs=x, calibration=[x], order="given"
+    )
+    assert [record.name for record in small.report.records] == ["original", "quantize", "prune-channels"]
+    assert "prune-channels" in small.report.plan
+
+
+def test_a_trainer_that_changes_the_graph_is_refused(net, x):
+    class Meddler(FakeTrainer):
+        def tune(self, graph_module, request, *, seed, on_epoch):
+            node = next(iter(graph_module.graph.nodes))
+            with graph_module.graph.inserting_after(node):
+                graph_module.graph.call_function(torch.relu, (node,))
+
+    with pytest.raises(PassError) as caught:
+        chainfx.compile(net, [PruneChannels(0.5)], example_inputs=x, trainer=Meddler(x))
+    assert str(caught.value) == (
+        "prune-channels: the trainer changed the graph while tuning; it may change parameters only."
+    )
+
+
+def test_count_uses_the_measured_exit_rates_of_a_compressed_model(net, x):
+    small = run(net, x)
+    report = chainfx.count(small, x)
+    last = small.report.records[-1]
+    assert float(report.expected_bitops) == pytest.approx(last.after.expected_bitops)
+    assert report.bitops == last.after.bitops
+    assert dataclasses.asdict(last.after)["macs"] == report.macs
+
+
+def test_the_report_prints_every_stage_and_the_plan(net, x):
+    text = str(run(net, x).report)
+    for word in ("distill(depth=0.5)", "quantize(weights=4, activations=4)", "arXiv 2403.17447", "x less"):
+        assert word in text

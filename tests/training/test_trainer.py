@@ -1,0 +1,377 @@
+import copy
+import subprocess
+import sys
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule, symbolic_trace
+from torch.utils.data import DataLoader, TensorDataset
+
+from chainfx.errors import InputError, TuningError
+from chainfx.passes.base import Epoch, TuneRequest
+from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders
+from chainfx.training.losses import soft_loss
+from chainfx.training.trainer import rate_factor
+
+
+class Net(nn.Module):
+    """A body with BatchNorm and dropout, and a head with dropout of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.AvgPool2d(2)
+        )
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, 10))
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class TwoExits(Net):
+    def __init__(self):
+        super().__init__()
+        self.early = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.early(x.flatten(1)), self.head(self.body(x))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits()
+
+
+@pytest.fixture(scope="module")
+def trainer(data):
+    return Trainer(data, epochs=2, learning_rate=0.1, batch_size=64)
+
+
+def graph(cls=Net, seed=0) -> GraphModule:
+    torch.manual_seed(seed)
+    return symbolic_trace(cls())
+
+
+def silent(epoch):
+    pass
+
+
+def tuned(trainer, model, seed=0, **request):
+    trainer.tune(model, TuneRequest(**request), seed=seed, on_epoch=silent)
+    return model
+
+
+def changed(before, after):
+    return {key for key, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[key])}
+
+
+def test_it_learns_the_digits_and_reports_every_epoch(trainer):
+    epochs: list[Epoch] = []
+    model = Net()
+    metric = trainer.fit(model, on_epoch=epochs.append)
+    assert [(e.index, e.total) for e in epochs] == [(1, 2), (2, 2)] and epochs[0].loss > epochs[1].loss
+    assert metric == max(e.metric for e in epochs) == trainer.evaluate(model) > 0.85
+    assert trainer.test(model) > 0.85
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator(data):
+    trainer = Trainer(data, epochs=2, augment=Augment(padding=1, flip=False))
+    results = []
+    for seed, noise in ((1, 0), (1, 99), (2, 0)):
+        model = graph()
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        results.append(tuned(trainer, model, seed))
+        assert torch.equal(before, torch.get_rng_state())
+    assert not changed(results[0], results[1])
+    assert changed(results[0], results[2]) >= {"head.2.weight", "body.0.weight"}
+
+
+def test_augmentation_precision_and_smoothing_change_the_result(data):
+    options = ({}, {"augment": Augment()}, {"precision": "bfloat16"}, {"label_smoothing": 0.1}, {"max_norm": 0.1})
+    weights = [tuned(Trainer(data, epochs=1, **o), graph()).head.get_submodule("2").weight for o in options]
+    assert all(not torch.equal(weights[0], other) for other in weights[1:])
+    assert all(weight.dtype == torch.float32 for weight in weights)
+
+
+def test_the_graph_comes_back_with_its_keys_flags_and_gradients(trainer):
+    model = graph()
+    model.eval()
+    model.body.get_submodule("1").train()
+    model.get_parameter("body.0.bias").requires_grad_(False)
+    flags = {name: module.training for name, module in model.named_modules()}
+    code, keys = model.code, list(model.state_dict())
+    for call in (lambda: tuned(trainer, model), lambda: trainer.evaluate(model), lambda: trainer.test(model)):
+        call()
+        assert {name: module.training for name, module in model.named_modules()} == flags
+        assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["body.0.bias"]
+        assert all(parameter.grad is None for parameter in model.parameters())
+    assert (code, keys) == (model.code, list(model.state_dict()))
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_frozen_parts_do_not_move_nor_do_their_statistics(trainer):
+    before = graph()
+    names = ("head.2.weight", "head.2.bias")
+    assert changed(before, tuned(trainer, copy.deepcopy(before), parameters=names)) == set(names)
+    assert "body.1.running_mean" in changed(before, tuned(trainer, copy.deepcopy(before)))
+
+
+def test_dropout_sleeps_in_a_frozen_part_and_works_in_a_trained_one(trainer):
+    model, seen = graph(), []
+    for name in ("body.3", "head.1"):
+        dropout = model.get_submodule(name)
+        dropout.register_forward_hook(lambda module, args, out, name=name: seen.append((name, module.training)))
+    tuned(trainer, model, parameters=("head.2.weight",))
+    assert set(seen) == {("body.3", False), ("head.1", True), ("head.1", False)}
+
+
+def test_an_unknown_or_empty_choice_of_parameters_is_refused(trainer):
+    with pytest.raises(TuningError) as caught:
+        tuned(trainer, graph(), parameters=("head.2.wieght",))
+    assert str(caught.value) == (
+        "tuning: the network has no parameter 'head.2.wieght' to train; did you mean 'head.2.weight'?"
+    )
+    with pytest.raises(TuningError) as caught:
+        tuned(trainer, graph(), parameters=())
+    assert str(caught.value) == ("tuning: there is no parameter to train; name some in TuneRequest(parameters=...).")
+
+
+def test_every_exit_is_trained_and_the_last_one_is_evaluated(trainer):
+    before = graph(TwoExits)
+    after = tuned(trainer, copy.deepcopy(before))
+    assert {"early.weight", "head.2.weight"} <= changed(before, after)
+    assert trainer.evaluate(after) > trainer.evaluate(before)
+
+
+def test_distillation_brings_the_student_to_the_teacher_which_stays_as_it_is(data, trainer):
+    teacher = graph(seed=1).eval()
+    trainer.fit(teacher)
+    kept = copy.deepcopy(teacher)
+    student = graph(seed=2)
+    (inputs,), _ = next(data.validation.batches(500))
+
+    def distance():
+        with torch.no_grad():
+            return soft_loss(copy.deepcopy(student).eval()(inputs), teacher(inputs), 4.0).item()
+
+    before = distance()
+    tuned(trainer, student, loss="kd", teacher=teacher, hard_weight=0.0, soft_weight=1.0, from_scratch=True)
+    assert distance() < before / 3
+    assert not changed(kept, teacher) and not teacher.training
+    with pytest.raises(TuningError) as caught:
+        tuned(trainer, student, loss="kd")
+    assert str(caught.value) == "tuning with loss='kd' needs a teacher; give TuneRequest(teacher=...)."
+
+
+def test_a_teacher_answers_in_eval_mode_and_keeps_its_own_flags(trainer):
+    teacher, modes = graph(seed=1), set()
+    teacher.get_submodule("body.1").register_forward_hook(lambda module, args, out: modes.add(module.training))
+    kept = copy.deepcopy(teacher)
+    tuned(trainer, graph(), loss="kd", teacher=teacher)
+    assert modes == {False}
+    assert all(module.training for module in teacher.modules()) and not changed(kept, teacher)
+
+
+def test_every_epoch_and_seed_has_its_own_order(data):
+    def orders(seed):
+        seen = []
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        model.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()) if module.training else None)
+        Trainer(data, epochs=2, batch_size=1000).fit(model, seed=seed)
+        return seen
+
+    found = [*orders(1), *orders(2)]
+    assert len(found) == 4
+    assert not any(torch.equal(a, b) for a, b in combinations(found, 2))
+    assert all(torch.equal(a, b) for a, b in zip(orders(1), found[:2], strict=True))
+
+
+def test_temperature_and_weights_of_the_request_count(trainer):
+    teacher = graph(seed=1)
+    asked = ({}, {"temperature": 1.0}, {"hard_weight": 1.0}, {"soft_weight": 0.1})
+    weights = [tuned(trainer, graph(), loss="kd", teacher=teacher, **o).head.get_submodule("2").weight for o in asked]
+    assert all(not torch.equal(weights[0], other) for other in weights[1:])
+
+
+def moved(trainer, **request):
+    """How far one run moves the parameters, in Euclidean distance."""
+    before = graph()
+    after = tuned(trainer, copy.deepcopy(before), **request)
+    old, new = (nn.utils.parameters_to_vector(model.parameters()).detach() for model in (before, after))
+    return (new - old).norm().item()
+
+
+def test_fine_tuning_uses_a_tenth_of_the_rate_unless_the_request_says_otherwise(data):
+    trainer = Trainer(data, epochs=1, learning_rate=0.01)
+    full, fine = moved(trainer, from_scratch=True), moved(trainer)
+    assert 5 < full / fine < 12
+    assert moved(trainer, learning_rate=0.01) == full
+    assert moved(trainer, learning_rate=0.01, weight_decay=0.5) != full
+    assert moved(trainer, learning_rate=0.01, optimizer="adam") > 2 * full
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    factors = [rate_factor(step, 100) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(a > b for a, b in pairwise(factors[4:])) and 0 < factors[-1] < 1e-3
+    assert [rate_factor(0, 1), rate_factor(0, 2)] == [1, 1] and 0 < rate_factor(1, 2) < 1
+
+
+def test_the_best_epoch_is_kept_and_of_equal_ones_the_last(monkeypatch, trainer):
+    def run(metrics):
+        states, left = [], iter(metrics)
+        monkeypatch.setattr("chainfx.training.trainer._accuracy", lambda model, *_: next(left))
+        model = graph()
+        four = Trainer(trainer.data, epochs=len(metrics))
+        four.tune(model, TuneRequest(), seed=0, on_epoch=lambda _: states.append(copy.deepcopy(model.state_dict())))
+        return [all(torch.equal(value, model.state_dict()[k]) for k, value in state.items()) for state in states]
+
+    assert run([0.1, 0.5, 0.5, 0.2]) == [False, False, True, False]
+    assert run([0.6, 0.5]) == [True, False]
+
+
+def test_validation_and_test_samples_are_never_trained_on():
+    seen = set()
+    images = torch.arange(100).to(torch.uint8)[:, None, None].expand(100, 2, 2).numpy()
+    data = from_arrays(images, torch.arange(100).numpy() % 4, mean=(0.0,), std=(1 / 255,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    model.register_forward_pre_hook(
+        lambda module, args: seen.update(args[0][:, 0, 0, 0].tolist()) if module.training else None
+    )
+    Trainer(data, epochs=4, batch_size=8, learning_rate=1e-6).fit(model)
+    held = {float(v) for part in (data.validation, data.test) for v in part.images[:, 0, 0, 0]}
+    assert seen == set(map(float, range(100))) - held
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_loss_or_gradient_that_is_not_finite_names_where(data, what):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    poison = float("nan")
+    if what == "loss":
+        model.register_forward_hook(lambda module, args, out: out * poison)
+    else:
+        model[1].weight.register_hook(lambda gradient: gradient * poison)
+    with pytest.raises(TuningError) as caught:
+        Trainer(data, epochs=3, learning_rate=0.2).fit(model)
+    assert str(caught.value) == (
+        f"tuning: the {what} is nan at epoch 1 of 3, step 1 of 10, with learning rate 0.2; "
+        "lower the trainer's learning_rate, or look for values that are not finite in the data."
+    )
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_interrupt_passes_through_and_the_flags_are_restored(trainer):
+    def interrupt(epoch):
+        raise KeyboardInterrupt
+
+    model = graph().eval()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.tune(model, TuneRequest(parameters=("head.2.bias",)), seed=0, on_epoch=interrupt)
+    assert not model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_calibration_and_validation_are_the_same_at_every_iteration(trainer):
+    for batches in (trainer.calibration, [inputs for inputs, _ in trainer.validation]):
+        assert [tuple(x.shape[1:]) for (x,) in batches] == [(1, 8, 8)] * len(list(batches))
+    assert sum(len(x) for (x,) in trainer.calibration) == 512
+    first, again = list(trainer.validation), list(trainer.validation)
+    assert all(torch.equal(a[0][0], b[0][0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+
+
+def test_it_trains_from_data_loaders_with_their_batch_size():
+    dataset = TensorDataset(torch.eye(8).repeat(20, 1), torch.arange(8).repeat(20))
+    data = from_loaders(DataLoader(dataset, 16, shuffle=True), DataLoader(dataset, 40), num_classes=8)
+    results = []
+    for noise in (0, 1):
+        torch.manual_seed(3)
+        model = nn.Linear(8, 8)
+        torch.manual_seed(noise)
+        assert Trainer(data, epochs=3, learning_rate=1.0).fit(model) == 1.0
+        results.append(model)
+    assert not changed(*results)
+    with pytest.raises(InputError) as caught:
+        Trainer(data, batch_size=32)
+    assert str(caught.value) == (
+        "trainer: batch_size=32 has no effect, the DataLoaders give batches of 16; leave batch_size out."
+    )
+
+
+def test_the_fingerprint_follows_data_and_every_option(data):
+    def fingerprint(source=data, **options):
+        return Trainer(source, **options).fingerprint
+
+    options = [
+        {},
+        {"epochs": 3},
+        {"learning_rate": 0.1},
+        {"batch_size": 7},
+        {"momentum": 0.5},
+        {"weight_decay": 0.0},
+        {"fine_tune_scale": 1.0},
+        {"precision": "bfloat16"},
+        {"augment": Augment()},
+        {"augment": Augment(padding=1)},
+        {"label_smoothing": 0.1},
+        {"max_norm": 1.0},
+        {"source": digits(seed=1)},
+    ]
+    found = {fingerprint(**chosen) for chosen in options}
+    native = "bfloat16" if fingerprint(precision="bfloat16") == fingerprint() else "float32"
+    assert fingerprint(precision=native) == fingerprint() == fingerprint(digits())
+    assert len(found) == len(options) - (native == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "trainer: epochs=0 is out of range; use at least 1."),
+        ({"learning_rate": 0.0}, "trainer: learning_rate=0.0 is out of range; use a number above 0."),
+        ({"batch_size": 0}, "trainer: batch_size=0 is out of range; use at least 1."),
+        ({"momentum": 1.0}, "trainer: momentum=1.0 is out of range; use 0 or more, below 1."),
+        ({"weight_decay": -1.0}, "trainer: weight_decay=-1.0 is out of range; use 0 or more."),
+        ({"fine_tune_scale": 0.0}, "trainer: fine_tune_scale=0.0 is out of range; use a number above 0."),
+        (
+            {"precision": "float16"},
+            "trainer: precision='float16' is out of range; use 'auto', 'float32' or 'bfloat16'.",
+        ),
+        ({"label_smoothing": 1.0}, "trainer: label_smoothing=1.0 is out of range; use 0 or more, below 1."),
+        ({"max_norm": 0.0}, "trainer: max_norm=0.0 is out of range; use a number above 0."),
+    ],
+)
+def test_options_out_of_range_are_refused(data, options, message):
+    with pytest.raises(InputError) as caught:
+        Trainer(data, **options)
+    assert str(caught.value) == message
+
+
+def test_a_seed_far_away_or_negative_is_a_seed(trainer):
+    tuned(trainer, graph(), seed=-(2**70))
+
+
+TWO_PROCESSES = """
+import hashlib, sys, torch, chainfx
+from torch import nn
+from chainfx.training import Trainer, digits
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+epochs = []
+accuracy = Trainer(digits(), epochs=2).fit(model, on_epoch=epochs.append)
+state = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+group = torch.distributed.get_world_size()
+answer = f"{len(epochs)} {group} {accuracy > 0.7} {hashlib.sha256(state).hexdigest()}"
+open(f"{sys.argv[1]}/{torch.distributed.get_rank()}", "w").write(answer)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network_together(tmp_path):
+    (tmp_path / "train.py").write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launch, tmp_path / "train.py", tmp_path], check=True, capture_output=True, timeout=300)
+    first, second = ((tmp_path / name).read_text().split() for name in "01")
+    assert (first[:3], second[:3]) == (["2", "2", "True"], ["0", "2", "True"])
+    assert first[3] == second[3]
