@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,8 +87,8 @@ def _time(rows: list[_Row], images: Tensor) -> None:
     with torch.no_grad():
         for row in rows:
             row.model.compile()
-        batches = _medians([lambda m=row.model: m(images) for row in rows])
-        singles = _medians([lambda m=row.model: m(images[:1]) for row in rows])
+        batches = _medians([partial(row.model, images) for row in rows])
+        singles = _medians([partial(row.model, images[:1]) for row in rows])
     for row, batch, single in zip(rows, batches, singles, strict=True):
         row.throughput, row.latency = len(images) / batch, single
 

@@ -39,7 +39,8 @@ def fold_codes(graph_module: GraphModule) -> GraphModule:
     folded = _sharing_copy(graph_module)
     for node in folded.graph.find_nodes(op="call_function", target=ops.dequantize_weight):
         codes, scale, bits, scheme = node.args
-        value = ops.decode_weight(*(edit.get_tensor(folded, item.target) for item in (codes, scale)), bits, scheme)
+        stored = edit.get_tensor(folded, codes.target), edit.get_tensor(folded, scale.target)
+        value = ops.decode_weight(*stored, bits, scheme)
         path = f"{edit.fresh_path(folded, f'decoded_{node.name}')}.weight"
         edit.set_tensor(folded, path, value, parameter=False)
         with folded.graph.inserting_before(node):

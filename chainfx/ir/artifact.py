@@ -15,13 +15,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from chainfx.errors import ArtifactError
 from chainfx.ir import edit, names, ops
-from chainfx.ir.packing import pack, unpack
+from chainfx.ir.packing import bytes_of, pack, unpack
 
 __all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
 
@@ -65,7 +64,7 @@ def fingerprint(graph_module: GraphModule) -> str:
     digest = hashlib.sha256(_digest(body).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(memoryview(tensors[name].detach().flatten().view(torch.uint8).numpy()))
+        digest.update(bytes_of(tensors[name]))
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
-from chainfx.ir.capture_build import build
+from chainfx.ir.capture_build import build, simplify
 from chainfx.ir.capture_export import export_trace
 from chainfx.ir.capture_modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
 from chainfx.ir.meta_values import evaluate_graph, needs_data
@@ -141,13 +141,18 @@ class _Capture:
                 evaluation, training = self._trace(way, False), self._trace(way, True)
         self.eval_structure = bool(mode_dependent(evaluation, training))
         graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
+        if way != "sizes":
+            self._check_shapes(graph_module)
+        return graph_module, self._report(way.removeprefix("strict "), graph_module)
+
+    def _check_shapes(self, graph_module: GraphModule) -> None:
+        """See on shapes alone that the graph accepts the example inputs; what needs data cannot be seen so."""
         try:
             with in_mode(graph_module, False):
                 evaluate_graph(graph_module, self.examples)
         except Exception as error:
             if not needs_data(error):
                 raise _Failure("", error) from error
-        return graph_module, self._report(way.removeprefix("strict "), graph_module)
 
     def _leaves_by_mode(self, way: str, evaluation: Trace, training: Trace) -> set[str]:
         """The modules that have to become leaves since they do other operations in train mode."""
@@ -165,12 +170,13 @@ class _Capture:
         try:
             with in_mode(self.model, training):
                 if "export" in way:
-                    return export_trace(self.model, self.inputs, self.examples, strict=way.startswith("strict"))
+                    strict = way.startswith("strict")
+                    return simplify(export_trace(self.model, self.inputs, self.examples, strict=strict))
                 if way == "sizes":
                     tracer = SizesTracer(self.inputs, self.examples, leaves)
                 else:
                     tracer = TrainFormTracer(self.inputs, leaves)
-                return tracer.run(self.model)
+                return simplify(tracer.run(self.model))
         except Exception as error:
             raise _Failure((tracer and tracer.failed_at) or "", error) from error
 

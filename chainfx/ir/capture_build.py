@@ -11,17 +11,25 @@ from chainfx.ir.edit import LAYERS
 from chainfx.ir.leaves import assign_
 from chainfx.ir.tracer import Trace, TrainFormTracer, layer_name
 
-__all__ = ["build"]
+__all__ = ["build", "simplify"]
 
 
 def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> GraphModule:
     """The graph module of a trace; ``modules`` are the leaves that it has beyond those of ``model``."""
-    _use_results_of_mutation(trace.graph)
-    _remove_dead(trace.graph)
     graph = _renamed(trace.graph)
     graph_module = GraphModule(_shell(model, trace, modules), graph, class_name=type(model).__name__)
     graph_module.graph.lint()
     return graph_module
+
+
+def simplify(trace: Trace) -> Trace:
+    """The trace with every mutation used by what comes after it, and without nodes that nobody uses."""
+    _use_results_of_mutation(trace)
+    _remove_dead(trace.graph)
+    alive = set(trace.graph.nodes)
+    for path, steps in trace.steps.items():
+        trace.steps[path] = [step for step in steps if isinstance(step, str) or step in alive]
+    return trace
 
 
 def _shell(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> nn.Module:
@@ -50,11 +58,12 @@ def _mutates(node: Node) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
 
 
-def _use_results_of_mutation(graph: Graph) -> None:
+def _use_results_of_mutation(trace: Trace) -> None:
     """Let what comes after ``x.add_(y)`` take its result, which is ``x``: so no mutation looks like dead code.
 
     A mutated view, ``x[i].zero_()``, is assigned to where it lies, so that what comes after takes the assignment.
     """
+    graph = trace.graph
     order: dict[Node, float] = {node: index for index, node in enumerate(graph.nodes)}
 
     def take_instead(old: Node, new: Node) -> None:
@@ -69,14 +78,15 @@ def _use_results_of_mutation(graph: Graph) -> None:
             with graph.inserting_after(node):
                 assigned = graph.call_function(assign_, (*changed.args, node))
             order[assigned] = order[node] + 0.5
+            scope = trace.scopes[assigned] = trace.scopes[node]
+            trace.steps[scope].insert(trace.steps[scope].index(node) + 1, assigned)
             take_instead(changed.args[0], assigned)
 
 
 def _remove_dead(graph: Graph) -> None:
     """Erase what nobody uses, and assertions; keep what changes a tensor in place."""
     for node in reversed(graph.nodes):
-        kept = node.op in ("placeholder", "output") or _mutates(node)
-        if not node.users and not kept:
+        if not node.users and node.op not in ("placeholder", "output") and not _mutates(node):
             graph.erase_node(node)
 
 

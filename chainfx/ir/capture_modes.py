@@ -25,14 +25,32 @@ _Pairs = dict[Node, Node]
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model into train or eval mode, and every module back into the mode it had."""
-    before = [(module, module.training) for module in model.modules()]
+    """Put a model into train or eval mode; afterwards every module has the mode and the attributes that it had.
+
+    What the model's code stores in attributes, lists and dictionaries of its own while it is traced is forgotten.
+    """
+    before = [
+        (vars(module), {name: _copied(value) for name, value in vars(module).items()}) for module in model.modules()
+    ]
     model.train(training)
     try:
         yield
     finally:
-        for module, mode in before:
-            module.training = mode
+        for attributes, saved in before:
+            for name in [name for name in attributes if name not in saved]:
+                del attributes[name]
+            attributes.update({name: _restored(*both) for name, both in saved.items()})
+
+
+def _copied(value: Any) -> tuple[Any, Any]:
+    return value, value.copy() if type(value) in (dict, list) else None
+
+
+def _restored(value: Any, content: Any) -> Any:
+    if content is not None:
+        value.clear()
+        value.update(content) if isinstance(value, dict) else value.extend(content)
+    return value
 
 
 def mode_dependent(evaluation: Trace, training: Trace) -> tuple[str, ...]:

@@ -76,6 +76,8 @@ def reshape(flow: Flow, node: Node) -> Any:
     if sizes is None:
         flow.spoil(node, "its shape is given to another tensor")
         sizes, where = (), (1,)
+    if not all(isinstance(size, int | Node) for size in sizes):
+        return unknown(flow, node)
     first = flow.argument(node, 1, "dim") % labels.dim() if name == "unflatten" else 0
     result = spread(labels.expand(shape) if name == "expand" else labels.reshape(shape))
     for index, size in enumerate(sizes):

@@ -125,7 +125,7 @@ class ChannelAnalysis:
         raise InputError(f"there is no channel group {name!r}; use one of {', '.join(g.name for g in self.groups)}.")
 
     def __str__(self) -> str:
-        lines = [f"{len(self.groups)} channel groups, {sum(g.size for g in self.groups)} units"]
+        lines = [f"channel groups: {len(self.groups)}, units: {sum(g.size for g in self.groups)}"]
         for group in self.groups:
             sources = ", ".join(source.node for source in group.sources)
             lines.append(
@@ -147,9 +147,9 @@ def analyse_channels(graph_module: GraphModule, example_inputs: Sequence[Tensor]
     >>> x = torch.zeros(1, 3, 8, 8)
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
     >>> print(analyse_channels(capture(model, (x,)), (x,)))
-    1 channel groups, 4 units
-      conv2d: 4 units made by conv2d; 7 parameter dimensions
-      frozen conv2d_1: 2 channels, it is an output of the network
+    channel groups: 1, units: 4
+      _0: 4 units made by _0; 7 parameter dimensions
+      frozen _3: 2 channels, it is an output of the network
     """
     with _evaluating(graph_module):
         _shapes(graph_module, example_inputs)

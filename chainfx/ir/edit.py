@@ -8,7 +8,7 @@ positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ __all__ = [
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
+_M = TypeVar("_M", bound=nn.Module)
 _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, torch.einsum, F.scaled_dot_product_attention)
 
 
@@ -166,12 +167,12 @@ def _holder(root: nn.Module, prefix: str) -> nn.Module:
     return root
 
 
-def module_of(graph_module: GraphModule, node: Any, *types: type[nn.Module]) -> nn.Module | None:
-    """The module a ``call_module`` node calls, if it is one of ``types`` (any module without them); else ``None``."""
+def module_of(graph_module: GraphModule, node: Any, *types: type[_M]) -> _M | None:
+    """The module a ``call_module`` node calls, if it is of one of ``types``; else ``None``."""
     if not isinstance(node, Node) or node.op != "call_module":
         return None
     module = graph_module.get_submodule(str(node.target))
-    return module if isinstance(module, types or nn.Module) else None
+    return module if isinstance(module, types) else None
 
 
 def fresh_path(graph_module: nn.Module, prefix: str) -> str:

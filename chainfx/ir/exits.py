@@ -24,13 +24,14 @@ class Exit:
 
 def output_node(graph_module: GraphModule) -> Node:
     """The single output node of a graph."""
-    return next(node for node in graph_module.graph.nodes if node.op == "output")
+    (output,) = graph_module.graph.find_nodes(op="output")
+    return output  # type: ignore[no-any-return]
 
 
 def exits_of(graph_module: GraphModule) -> tuple[Exit, ...]:
     """The exits in the order a sample meets them; empty for a network without exits."""
     found = graph_module.graph.find_nodes(op="call_function", target=ops.exit_point)
-    return tuple(Exit(node, *node.args[1:]) for node in found)  # type: ignore[arg-type]
+    return tuple(Exit(node, *node.args[1:]) for node in found)
 
 
 def segments(graph_module: GraphModule) -> tuple[tuple[Node, ...], ...]:

@@ -35,6 +35,7 @@ _FUNCTION_MODULES = (
     "math",
     "_operator",
     "chainfx.ir.ops",
+    "chainfx.ir.leaves",
 )
 _FUNCTION_PACKAGES = ("torchvision.ops.", "torchvision.models.")
 _MODULE_PACKAGES = ("torch.nn.", "torchvision.ops.", "chainfx.ir.")
@@ -47,7 +48,7 @@ _FORBIDDEN = {"from_file", "set_", "backward", "register_hook", "share_memory_",
 
 def function_name(target: Any, node: str) -> str:
     """``module:name`` of a function a node calls; raises :class:`ArtifactError` if it cannot be found again by it."""
-    if _BUILTINS.get(getattr(target, "__name__", "")) is target:
+    if target in _BUILTINS.values():
         return f"builtins:{target.__name__}"
     if isinstance(target, torch._ops.OpOverload):
         return f"aten:{target}"

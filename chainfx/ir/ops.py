@@ -6,6 +6,8 @@ They are wrapped for FX, so a graph that calls them survives ``deepcopy``, pickl
 and, unlike an ``autograd.Function``, the form keeps its gradient under ``torch.export``.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.fx
 from torch import Tensor
@@ -33,12 +35,11 @@ def _straight_through(quantized: Tensor, differentiable: Tensor) -> Tensor:
     return quantized.detach() + (differentiable - differentiable.detach())
 
 
-def _reduce(weight: Tensor, axis: int | None, how: str) -> Tensor:
-    """Mean or maximum of ``weight`` over everything (shape ()) or over all axes but ``axis`` (kept as 1)."""
+def _reduce(weight: Tensor, axis: int | None, reduction: Callable[..., Tensor]) -> Tensor:
+    """``weight`` reduced over everything (shape ()), or over all axes but ``axis`` (the others are kept as 1)."""
     if axis is None:
-        return weight.mean() if how == "mean" else weight.amax()
-    others = [dim for dim in range(weight.dim()) if dim != axis]
-    return weight.mean(others, keepdim=True) if how == "mean" else weight.amax(others, keepdim=True)
+        return reduction(weight, list(range(weight.dim())))
+    return reduction(weight, [dim for dim in range(weight.dim()) if dim != axis], keepdim=True)
 
 
 def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> tuple[Tensor, Tensor]:
@@ -51,13 +52,13 @@ def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> t
     The scale has shape () for ``axis=None``, else the size of ``axis`` there and 1 elsewhere.
     """
     if bits == 1:
-        return (weight >= 0).to(weight.dtype), _reduce(weight.abs(), axis, "mean")
+        return (weight >= 0).to(weight.dtype), _reduce(weight.abs(), axis, torch.mean)
     if scheme == "dorefa":
         squashed = torch.tanh(weight)
-        scale = _reduce(squashed.abs(), axis, "max").clamp_min(_SMALLEST_SCALE)
+        scale = _reduce(squashed.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
         return torch.round((squashed / (2 * scale) + 0.5) * (2**bits - 1)), scale
     levels = 2 ** (bits - 1) - 1
-    scale = _reduce(weight.abs(), axis, "max").clamp_min(_SMALLEST_SCALE)
+    scale = _reduce(weight.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
     return torch.round(weight / scale * levels) + levels, scale
 
 
@@ -65,11 +66,11 @@ def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tenso
     """The values that :func:`encode_weight` stands for: same shape as ``codes``, dtype of ``scale``."""
     codes = codes.to(scale.dtype)
     if bits == 1:
-        return (2 * codes - 1) * scale
+        return codes.mul(2).sub(1).mul(scale)
     if scheme == "dorefa":
-        return (2 * codes / (2**bits - 1) - 1) * scale
+        return codes.mul(2).div(2**bits - 1).sub(1).mul(scale)
     levels = 2 ** (bits - 1) - 1
-    return (codes - levels) / levels * scale
+    return codes.sub(levels).div(levels).mul(scale)
 
 
 @torch.fx.wrap

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
@@ -226,8 +226,8 @@ class Trainer(Protocol):
     ) -> None:
         """Train in place as the request says; raises :class:`~chainfx.errors.TuningError` on a non-finite loss."""
 
-    def evaluate(self, graph_module: GraphModule) -> float:
-        """Accuracy in [0, 1] of the final output on the validation data."""
+    def evaluate(self, graph_module: nn.Module) -> float:
+        """Accuracy in [0, 1] on the validation data of a network that returns logits (N, classes)."""
 
     @property
     def calibration(self) -> Iterable[tuple[Tensor, ...]]:

@@ -16,6 +16,7 @@ from chainfx.ir import edit
 from chainfx.ir.blocks import Stage, drop_block, stages_of
 from chainfx.ir.capture import capture
 from chainfx.ir.exits import exits_of, output_node
+from chainfx.ir.packing import bytes_of
 from chainfx.ir.shapes import propagate_shapes, shape_of
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped, TuneRequest
 from chainfx.passes.prune_channels import PruneChannels
@@ -168,7 +169,6 @@ def _reinitialise(graph_module: GraphModule, rng: torch.Generator) -> None:
 def _identity(student: nn.Module) -> str:
     digest = hashlib.sha256(repr(student).encode())
     for name, tensor in sorted(student.state_dict().items()):
-        digest.update(
-            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(name.encode())
+        digest.update(bytes_of(tensor))
     return f"{type(student).__module__}.{type(student).__qualname__}#{digest.hexdigest()[:16]}"

@@ -208,8 +208,8 @@ def _sweep(
     """Threshold, exit rates, accuracy and expected cost (relative to the full network without heads) on a grid."""
     marks = exits_of(graph_module)
     bit_operations = {row.node: row.bitops for row in count(graph_module, inputs).rows}
-    costs = [sum(bit_operations.get(node.name, 0) for node in part) for part in segments(graph_module)]
-    costs = [float(cost) for cost in costs]
+    parts = segments(graph_module)
+    costs = [float(sum(bit_operations.get(node.name, 0) for node in part)) for part in parts]
     sure = torch.cat([ops.confidence(part, marks[0].criterion) for part in logits[:-1]])
     grid = torch.quantile(sure.double(), torch.linspace(0, 1, _GRID, dtype=torch.float64)).tolist()
     points = []

@@ -66,9 +66,9 @@ def insert_head(graph_module: GraphModule, head: ExitHead, rng: torch.Generator)
     graph = graph_module.graph
     names = {}
     dtype = head.tap.meta["val"].dtype
-    for name, value in head.parameters(rng).items():
+    for name, tensor in head.parameters(rng).items():
         names[name] = f"{holder}.{name}"
-        edit.set_tensor(graph_module, names[name], value.to(dtype), parameter=True)
+        edit.set_tensor(graph_module, names[name], tensor.to(dtype), parameter=True)
 
     def call(target: Any, *arguments: Any) -> Node:
         return graph.call_function(target, arguments)

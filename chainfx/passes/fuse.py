@@ -48,20 +48,20 @@ class Fuse(Pass):
             if reason:
                 skipped.append(Skipped(node.name, reason))
             else:
-                _fold(graph_module, node.args[0], node, norm)  # type: ignore[arg-type]
+                _fold(graph_module, node.args[0], node, norm)
                 count += 1
         edit.tidy(graph_module)
         return PassResult(graph_module, modified=count > 0, skipped=tuple(skipped))
 
 
-def _obstacle(graph_module: GraphModule, node: Node, norm: nn.Module) -> str:
+def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
     """Why the BatchNorm called by ``node`` cannot be folded; empty if it can."""
     layer = node.args[0]
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
         return f"{type(norm).__name__} may do more than a BatchNorm"
     if not isinstance(layer, Node) or layer.op != "call_function" or layer.target not in edit.LAYERS:
         return "what it normalises is not the output of a convolution or linear layer"
-    if norm.running_mean is None:
+    if not norm.track_running_stats:
         return "it has no running statistics"
     if len(layer.users) > 1:
         return f"the output of {layer.name!r} is also read elsewhere"
@@ -89,7 +89,7 @@ def _is_shared(graph_module: GraphModule, attribute: Node) -> bool:
     return users > 1
 
 
-def _fold(graph_module: GraphModule, layer: Node, node: Node, norm: nn.Module) -> None:
+def _fold(graph_module: GraphModule, layer: Node, node: Node, norm: _BatchNorm) -> None:
     path = str(layer.args[1].target)  # type: ignore[union-attr]
     scale, mean, shift = _affine(norm)
     weight = edit.get_tensor(graph_module, path)
@@ -115,9 +115,9 @@ def _bias_path(graph_module: GraphModule, weight_path: str) -> str:
     return f"{path}_folded" if taken else path
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
     """``(gamma / sqrt(var + eps), mean, beta)`` in float64, each of shape (C,)."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator, union-attr]
-    gamma = norm.weight.detach().double() if norm.weight is not None else torch.ones_like(mean)  # type: ignore[operator, union-attr]
-    beta = norm.bias.detach().double() if norm.bias is not None else torch.zeros_like(mean)  # type: ignore[operator, union-attr]
-    return gamma / torch.sqrt(variance + norm.eps), mean, beta  # type: ignore[operator]
+    state = {name: value.detach().double() for name, value in norm.state_dict().items()}
+    mean, variance = state["running_mean"], state["running_var"]
+    gamma, beta = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
+    return gamma / torch.sqrt(variance + norm.eps), mean, beta

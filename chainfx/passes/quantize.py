@@ -208,7 +208,7 @@ class _Observer(Interpreter):
         """Run one node as usual and sample its value if it is watched."""
         value = super().run_node(n)
         if n in self.seen:
-            self.seen[n].append(value.detach().flatten())  # type: ignore[attr-defined]
+            self.seen[n].append(value.detach().flatten())
         return value
 
 

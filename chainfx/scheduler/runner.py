@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -15,6 +14,7 @@ from chainfx.bitops import CostReport, count
 from chainfx.errors import PassError
 from chainfx.ir.artifact import fingerprint
 from chainfx.ir.exits import Answer, exit_rates
+from chainfx.ir.packing import bytes_of
 from chainfx.ir.verify import verify
 from chainfx.passes.base import Epoch, Pass, PassContext, PassResult, Trainer
 from chainfx.scheduler.plan import Plan
@@ -196,5 +196,5 @@ def _data_fingerprint(batches: Sequence[tuple[Tensor, ...]]) -> str:
     for inputs in batches:
         for tensor in inputs:
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            digest.update(bytes_of(tensor))
     return digest.hexdigest()

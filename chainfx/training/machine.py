@@ -24,9 +24,15 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def placed(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device, images in channels-last memory (a fifth faster on a CPU)."""
+    """The batch on the device; images in channels-last memory where that is faster and safe, which a CPU is not.
+
+    oneDNN 3.12 (torch 2.14.1) writes past its workspace in the backward pass of a channels-last 1x1 convolution with
+    stride 2 and fewer channels than a block (oneDNN issue 6035), which pruned networks have: on AVX2
+    ``Conv2d(6, 12, 1, 2)`` on (64, 6, 8, 8) crashes.
+    """
     inputs, targets = batch
-    layouts = [torch.channels_last if tensor.dim() == 4 else torch.preserve_format for tensor in inputs]
+    images_last = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    layouts = [images_last if tensor.dim() == 4 else torch.preserve_format for tensor in inputs]
     moved = (tensor.to(device, memory_format=layout) for tensor, layout in zip(inputs, layouts, strict=True))
     return tuple(moved), targets.to(device)
 

@@ -152,6 +152,7 @@ class InPlace(Plain):
         x = self.norm(self.conv(x))
         x.mul_(0.5)
         x[:, 0] = 1.0
+        x[:, 1].zero_()
         F.relu(x, inplace=True)
         return self.head(x.mean((2, 3)))
 
@@ -559,6 +560,46 @@ def test_heads_of_train_mode_are_dropped_and_reported():
     inputs = image()
     assert_equal(run(graph_module, inputs, training=False), run(model, inputs, training=False))
     assert_equal(run(graph_module, inputs, training=True), run(model, inputs, training=True)[0])
+
+
+class Caches(Plain):
+    """Stores in eval mode what it computes in both."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache = {}
+        self.inner = Caching(self.cache)
+
+    def forward(self, x):
+        return super().forward(x) + self.inner(x.device)
+
+
+class Caching(nn.Module):
+    def __init__(self, cache):
+        super().__init__()
+        self.offsets = nn.Parameter(torch.randn(5))
+        self.cache = cache
+
+    def forward(self, device):
+        if self.training:
+            return self.offsets * 2
+        self.seen = str(device)
+        if self.seen not in self.cache:
+            self.cache[self.seen] = self.offsets * 2
+        return self.cache[self.seen]
+
+
+def test_what_tracing_stores_is_forgotten():
+    model = Caches()
+    graph_module, report = capture_with_report(model, image())
+    assert report.opaque == ()
+    assert model.cache == {}
+    assert not hasattr(model.inner, "seen")
+    assert_equal(run(graph_module, image_of_ones(), training=True), run(model, image_of_ones(), training=True))
+
+
+def image_of_ones():
+    return (torch.ones(2, 3, 8, 8),)
 
 
 def test_recurrent_layers_are_reported_as_opaque():

@@ -38,6 +38,15 @@ def half_slices(m, y, x):
     return torch.cat([y[:, :4], F.relu(m.b(y[:, 4:]))], 1)
 
 
+def slices_without_parameters(m, y, x):
+    return torch.cat([F.relu(y[:, :3]), y[:, 3:]], 1)
+
+
+def computed_fold(m, y, x):
+    n, c, h, w = y.shape
+    return y.view(n, c // 4, 4, h, w).sum(1)
+
+
 def literal_view(m, y, x):
     return y.view(-1, 8, 16).view(-1, 8, 4, 4).reshape(-1, 128)
 
@@ -102,6 +111,8 @@ PRUNABLE = {
     "chunk apart": (Net(chunk_apart, b=conv(4, 6), z=conv(10, 2)), [4, 4, 6]),
     "split": (Net(unequal_split, b=conv(3, 3)), [3, 5, 3]),
     "slices": (Net(half_slices, b=conv(4, 4)), [4, 4, 4]),
+    "slices without parameters": (Net(slices_without_parameters), [3, 5]),
+    "computed fold": (Net(computed_fold, z=conv(4, 2)), [4]),
     "glu": (Net(lambda m, y, x: F.glu(y, 1), z=conv(4, 2)), [4]),
     "layer scale": (Net(lambda m, y, x: m.s * y, s=param(8, 1, 1)), [8]),
     "position table": (Net(lambda m, y, x: y + m.s, s=param(1, 8, 4, 4)), [8]),
@@ -159,6 +170,10 @@ def product(m, y, x):
     return y.flatten(2).transpose(1, 2) @ m.b(x).flatten(2)
 
 
+def outer(m, y, x):
+    return (m.b(x).unsqueeze(2) * y.unsqueeze(1)).flatten(1, 2)
+
+
 NORMALIZED = "it is normalized over its channels"
 INDEXED = "it is indexed by position"
 
@@ -170,6 +185,7 @@ FROZEN = {
     "group norm": (Net(lambda m, y, x: m.n(y), n=nn.GroupNorm(2, 8)), NORMALIZED),
     "input": (Net(lambda m, y, x: y + x, a=conv(3, 3), z=conv(3, 2)), "it meets a tensor whose size is fixed"),
     "matmul": (Net(product, b=conv(3, 8), z=nn.Linear(16, 2)), "a product of two activations sums over it"),
+    "outer product": (Net(outer, b=conv(3, 8), z=conv(64, 2)), "it is broadcast over other channels"),
     "one channel": (Net(lambda m, y, x: y[:, 3].flatten(1), z=nn.Linear(16, 2)), INDEXED),
     "strided channels": (Net(lambda m, y, x: y[:, ::2], z=conv(4, 2)), INDEXED),
     "rolled channels": (Net(lambda m, y, x: torch.roll(y, 1, 1)), "its channels are rolled"),
@@ -195,7 +211,7 @@ def test_prints_readably():
     graph_module, inputs = captured(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 2)), X)
     first, last = (node.name for node in edit.layers_of(graph_module))
     assert str(analyse_channels(graph_module, inputs)) == (
-        "1 channel groups, 4 units\n"
+        "channel groups: 1, units: 4\n"
         f"  {first}: 4 units made by {first}; 7 parameter dimensions\n"
         f"  frozen {last}: 2 channels, it is an output of the network"
     )

@@ -38,7 +38,7 @@ def with_exit(graph_module, tap, classes=2):
         value = graph.call_function(F.linear, (value, graph.get_attr("exit1.inner"), None))
         value = graph.call_function(torch.relu, (value,))
         value = graph.call_function(F.linear, (value, graph.get_attr("exit1.outer"), None))
-        value = graph.call_function(ops.exit_point, (value, "exit1", 0.5))
+        value = graph.call_function(ops.exit_point, (value, "exit1", 0.5, "max-softmax"))
         final.args = ((value, final.args[0]),)
     graph_module.recompile()
 

@@ -14,7 +14,6 @@ from chainfx.passes.early_exit import NEVER, EarlyExit
 from chainfx.passes.quantize import Quantize
 from tests.nets import graph_of, images, small_resnet
 
-
 TWO = EarlyExit(exits=2)
 
 

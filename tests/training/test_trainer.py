@@ -13,6 +13,7 @@ from chainfx.errors import InputError, TuningError
 from chainfx.passes.base import Epoch, TuneRequest
 from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders
 from chainfx.training.losses import soft_loss
+from chainfx.training.machine import placed
 from chainfx.training.trainer import rate_factor
 
 
@@ -187,6 +188,12 @@ def test_every_epoch_and_seed_has_its_own_order(data):
     assert len(found) == 4
     assert not any(torch.equal(a, b) for a, b in combinations(found, 2))
     assert all(torch.equal(a, b) for a, b in zip(orders(1), found[:2], strict=True))
+
+
+def test_images_stay_channels_first_on_a_cpu_where_channels_last_crashes_narrow_networks():
+    images = torch.rand(64, 6, 8, 8)
+    (placed_images,), _ = placed(((images,), torch.zeros(64)), torch.device("cpu"))
+    assert placed_images.is_contiguous() and torch.equal(placed_images, images)
 
 
 def test_temperature_and_weights_of_the_request_count(trainer):
