@@ -49,12 +49,10 @@ def _shell(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> 
 
 def _mutates(node: Node) -> bool:
     """Whether a node changes its first argument in place and returns it."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
-    if node.op != "call_function":
+    if node.op not in ("call_method", "call_function"):
         return False
-    name = getattr(node.target, "__name__", "")
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = name.partition(".")[0]  # an ATen overload is called add_.Tensor
     return (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
 
 

@@ -92,8 +92,6 @@ class TrainFormTracer(Tracer):
     form.
     """
 
-    proxy_buffer_attributes = True
-
     def __init__(self, inputs: tuple[str, ...] | None = None, leaves: Collection[str] = ()) -> None:
         super().__init__()
         self.inputs = inputs

@@ -29,9 +29,9 @@ __all__ = ["Distill"]
 class Distill(Pass):
     """Replace the network by a smaller student and train it to agree with what was there before.
 
-    Exactly one of: ``depth``, the residual blocks kept, as a share in (0, 1) of every stage or as a tuple with a number
-    for each stage (ResNet-34 to ResNet-30: ``(2, 4, 6, 2)``); ``width``, the share in (0, 1) of channels kept, by the
-    rules of :class:`PruneChannels`; ``student``, a module of one's own with the same inputs and outputs.
+    Exactly one of: ``depth``, the residual blocks kept, as a share in (0, 1) of every stage (rounded) or as a tuple
+    with a number for each stage (ResNet-34 to ResNet-30: ``(2, 4, 6, 2)``); ``width``, the share in (0, 1) of channels
+    kept, by the rules of :class:`PruneChannels`; ``student``, a module of one's own with the same inputs and outputs.
 
     What changes, by depth::
 
@@ -112,8 +112,8 @@ class Distill(Pass):
         if not any(stage.removable for stage in stages):
             raise PassError("distill: the network has no block with equal input and output shape; use width=.")
         if not isinstance(self.depth, tuple):
-            share = float(self.depth or 0)
-            return [(stage, _at_least(stage, math.ceil(len(stage.blocks) * share))) for stage in stages]
+            kept = [_at_least(stage, round(len(stage.blocks) * float(self.depth or 0))) for stage in stages]
+            return self._checked(stages, tuple(kept))
         sizes = tuple(len(stage.blocks) for stage in stages)
         least = tuple(_at_least(stage, 0) for stage in stages)
         if len(self.depth) != len(sizes) or any(
@@ -123,7 +123,16 @@ class Distill(Pass):
                 f"distill: depth={self.depth} does not fit: the network has stages of {sizes} blocks, "
                 f"of which at least {least} must stay; give one number for each stage between those."
             )
-        return list(zip(stages, self.depth, strict=True))
+        return self._checked(stages, self.depth)
+
+    def _checked(self, stages: Sequence[Stage], kept: tuple[int, ...]) -> list[tuple[Stage, int]]:
+        sizes = tuple(len(stage.blocks) for stage in stages)
+        if kept == sizes:
+            raise PassError(
+                f"distill: depth={self.depth} keeps all blocks of the stages of {sizes}; "
+                f"use a smaller one or leave it out."
+            )
+        return list(zip(stages, kept, strict=True))
 
 
 def _at_least(stage: Stage, wanted: int) -> int:

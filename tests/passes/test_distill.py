@@ -107,6 +107,11 @@ def test_depths_and_students_that_do_not_fit():
         "of which at least (1, 1) must stay; give one number for each stage between those."
     )
     with pytest.raises(PassError) as caught:
+        distilled(small_resnet((2, 2)), x, Distill(depth=0.9))
+    assert str(caught.value) == (
+        "distill: depth=0.9 keeps all blocks of the stages of (2, 2); use a smaller one or leave it out."
+    )
+    with pytest.raises(PassError) as caught:
         distilled(small_resnet(), x, Distill(student=nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
     assert (
         str(caught.value)
