@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all bench lint ci clean
+.PHONY: demo test test-all bench readme lint ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/chainfx demo
@@ -16,6 +16,9 @@ test-all: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o python_files='bench_*.py'
+
+readme: $(INSTALLED)
+	$(BIN)/python tools/update_readme.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

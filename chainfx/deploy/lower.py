@@ -50,7 +50,7 @@ def fold_codes(graph_module: GraphModule) -> GraphModule:
 
 
 def split_stages(graph_module: GraphModule) -> list[GraphModule]:
-    """Cut a network with exits into stages that share its tensors; stage i returns ``(logits_i, *carried)``.
+    """Cut a network with exits into stages that share its tensors; stage i returns ``(logits, confidence, *carried)``.
 
     Stage 0 takes the network's inputs; stage i+1 takes what stage i carried (tensors, batch first) and the last returns
     its logits alone. Values that are not tensors, such as sizes, are computed again where they are used, since the
@@ -59,14 +59,21 @@ def split_stages(graph_module: GraphModule) -> list[GraphModule]:
     parts = segments(graph_module)
     inputs = list(graph_module.graph.find_nodes(op="placeholder"))
     home = {node: index for index, part in enumerate(parts) for node in part} | dict.fromkeys(inputs, 0)
+    marks = exits_of(graph_module)
     returned = output_node(graph_module).args[0]
-    outputs = returned if exits_of(graph_module) else [returned]
+    outputs = returned if marks else [returned]
     needed = [_needed(part, home) for part in parts]
     entries, stages = inputs, []
     for index, output in enumerate(outputs):  # type: ignore[arg-type]
         later = {node for wanted in needed[index + 1 :] for node in wanted if home[node] <= index}
         carried = sorted(node for node in later if _is_carried(node))
-        stages.append(_stage(graph_module, needed[index], entries, output, carried))
+        graph, made = _copied(needed[index], entries)
+        result = made[output]
+        if index < len(marks):
+            sure = graph.call_function(ops.confidence, (result, marks[index].criterion))
+            result = (result, sure, *(made[node] for node in carried))
+        graph.output(result)
+        stages.append(GraphModule(graph_module, graph).eval())
         entries = carried
     return stages
 
@@ -101,13 +108,11 @@ def _needed(part: tuple[Node, ...], home: dict[Node, int]) -> list[Node]:
     return sorted(found)
 
 
-def _stage(
-    graph_module: GraphModule, needed: list[Node], entries: list[Node], output: Node, carried: list[Node]
-) -> GraphModule:
+def _copied(needed: list[Node], entries: list[Node]) -> tuple[Graph, dict[Node, Node]]:
+    """A new graph that takes ``entries`` and computes ``needed``, and the new node of each old one."""
     graph = Graph()
     made = {node: graph.placeholder(node.name) for node in entries}
     for node in needed:
         if node not in made:
             made[node] = graph.node_copy(node, made.__getitem__)
-    graph.output((made[output], *(made[node] for node in carried)) if carried else made[output])
-    return GraphModule(graph_module, graph).eval()
+    return graph, made

@@ -9,7 +9,6 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.lower import fold_codes, split_stages, to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir import ops
 from chainfx.ir.artifact import load_graph, save_graph
 from chainfx.ir.exits import exits_of
 from chainfx.ir.shapes import propagate_shapes
@@ -41,30 +40,33 @@ class CompressedModel(nn.Module):
         self.stages = nn.ModuleList(split_stages(folded))
         self.example_inputs = tuple(torch.zeros_like(tensor) for tensor in example_inputs)
         self.report = report
-        self._marks = tuple((mark.threshold, mark.criterion) for mark in exits_of(self.graph_module))
+        self._thresholds = tuple(mark.threshold for mark in exits_of(self.graph_module))
         super().train(False)
 
     def forward(self, *inputs: Tensor) -> Any:
         """What the original returns for these inputs; with exits, logits (N, classes)."""
-        if not self._marks:
+        if not self._thresholds:
             return self.stages[0](*inputs)
         rows, values = torch.arange(len(inputs[0]), device=inputs[0].device), list(inputs)
         answers: Tensor | None = None
-        for (threshold, criterion), stage in zip(self._marks, self.stages, strict=False):
-            logits, *values = stage(*values)
-            answers = logits if answers is None else answers.index_copy(0, rows, logits)
-            stay = (ops.confidence(logits, criterion) < threshold).nonzero().squeeze(1)
+        for threshold, stage in zip(self._thresholds, self.stages, strict=False):
+            logits, sure, *values = stage(*values)
+            answers = _written(answers, rows, logits)
+            stay = (sure < threshold).nonzero().squeeze(1)
             if len(stay) == 0:
                 return answers
             if len(stay) < len(rows):
                 rows, values = rows[stay], [value.index_select(0, stay) for value in values]
-        logits = self.stages[-1](*values)
-        return logits if answers is None else answers.index_copy(0, rows, logits)
+        return _written(answers, rows, self.stages[-1](*values))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile every stage in place with ``torch.compile``; ``fullgraph=True`` unless said otherwise."""
-        for stage in self.stages:
-            stage.compile(*args, **{"fullgraph": True, **kwargs})
+        """Compile every stage in place with ``torch.compile``; options as there.
+
+        Unless said otherwise: ``fullgraph=True``, and ``dynamic=True`` after the first exit, where the batch varies.
+        """
+        for index, stage in enumerate(self.stages):
+            varies = {"dynamic": True} if index else {}
+            stage.compile(*args, **{"fullgraph": True, **varies, **kwargs})
 
     def train(self, mode: bool = True) -> Self:
         """Eval mode only; raises :class:`InputError` for ``train(True)``."""
@@ -88,6 +90,13 @@ class CompressedModel(nn.Module):
     def exit_names(self) -> tuple[str, ...]:
         """The names of the exits in the order samples meet them."""
         return tuple(mark.name for mark in exits_of(self.graph_module))
+
+
+def _written(answers: Tensor | None, rows: Tensor, logits: Tensor) -> Tensor:
+    """``answers`` (N, classes) with ``logits`` in the given rows; the logits themselves if they are for all rows."""
+    if answers is None or len(rows) == len(answers):
+        return logits
+    return answers.index_copy(0, rows, logits)
 
 
 def load(path: str | Path) -> CompressedModel:

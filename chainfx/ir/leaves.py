@@ -11,16 +11,16 @@ Scalar = bool | int | float | str | None
 
 
 class ByMode(nn.Module):
-    """Returns ``training`` in train mode and ``evaluation`` in eval mode; no parameters, no state.
+    """Returns ``in_training`` in train mode and ``in_evaluation`` in eval mode; no parameters, no state.
 
     It carries what a model reads from ``self.training`` into a captured graph, so that functional dropout follows
     ``train()`` and ``eval()`` of the graph. Deepcopies, pickles, and compiles with ``fullgraph=True``.
     """
 
-    def __init__(self, training: Scalar = True, evaluation: Scalar = False) -> None:
+    def __init__(self, in_training: Scalar = True, in_evaluation: Scalar = False) -> None:
         super().__init__()
-        self.in_training = training
-        self.in_evaluation = evaluation
+        self.in_training = in_training
+        self.in_evaluation = in_evaluation
 
     def forward(self) -> Scalar:
         """The constant of the current mode."""
@@ -28,7 +28,7 @@ class ByMode(nn.Module):
 
     def extra_repr(self) -> str:
         """Both constants."""
-        return f"training={self.in_training!r}, evaluation={self.in_evaluation!r}"
+        return f"in_training={self.in_training!r}, in_evaluation={self.in_evaluation!r}"
 
 
 @torch.fx.wrap

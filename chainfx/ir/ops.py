@@ -6,6 +6,7 @@ They are wrapped for FX, so a graph that calls them survives ``deepcopy``, pickl
 and, unlike an ``autograd.Function``, the form keeps its gradient under ``torch.export``.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -130,4 +131,4 @@ def confidence(logits: Tensor, criterion: str) -> Tensor:
         top = probabilities.topk(2, dim=1).values
         return top[:, 0] - top[:, 1]
     entropy = -(probabilities * torch.log(probabilities.clamp_min(1e-12))).sum(dim=1)
-    return 1 - entropy / torch.log(torch.tensor(float(logits.shape[1])))
+    return 1 - entropy / math.log(logits.shape[1])

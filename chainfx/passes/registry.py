@@ -38,7 +38,12 @@ def get(name: str) -> type[Pass]:
         close = get_close_matches(name, names(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise PassError(f"there is no pass named {name!r}; {hint}installed are {', '.join(names())}.")
-    cls = _found()[name].load()
+    try:
+        cls = _found()[name].load()
+    except (ImportError, AttributeError) as error:
+        raise PassError(
+            f"the pass {name!r} ({_found()[name].value}) cannot be imported: {error}; mend or remove its package."
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         raise PassError(f"the entry point {name!r} ({_found()[name].value}) is not a Pass; mend its package.")
     if cls.info.name != name:

@@ -4,12 +4,13 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from chainfx.errors import DataError
+from chainfx.ir.packing import bytes_of
 
 __all__ = [
     "Arrays",
@@ -20,7 +21,6 @@ __all__ = [
     "Split",
     "SplitOptions",
     "build",
-    "bytes_of",
     "derived_generator",
     "stratified_split",
 ]
@@ -255,9 +255,3 @@ def _fingerprint(train: Arrays, test: Arrays | None, options: SplitOptions) -> s
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(bytes_of(tensor))
     return digest.hexdigest()
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The values of a CPU tensor as bytes, without a copy if it is contiguous."""
-    array: Any = tensor.contiguous().numpy()
-    return memoryview(array).cast("B")

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from chainfx.errors import DataError
-from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build, bytes_of, derived_generator
+from chainfx.ir.packing import bytes_of
+from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build, derived_generator
 
 __all__ = [
     "Options",

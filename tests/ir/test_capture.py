@@ -297,7 +297,7 @@ def test_functional_dropout_follows_the_mode():
     assert not differs_by_seed(graph_module, image())
     modules = [graph_module.get_submodule(node.target) for node in graph_module.graph.find_nodes(op="call_module")]
     found = sorted(repr(module) for module in modules if isinstance(module, ByMode))
-    assert found == ["ByMode(training=0.2, evaluation=0.0)", "ByMode(training=True, evaluation=False)"]
+    assert found == ["ByMode(in_training=0.2, in_evaluation=0.0)", "ByMode(in_training=True, in_evaluation=False)"]
 
 
 def test_flag_starts_in_the_mode_of_the_model():

@@ -98,6 +98,13 @@ def test_clashes_and_wrong_entry_points_name_both_sides(monkeypatch):
     assert str(caught.value) == (
         "the entry point 'mine' (tests.passes.test_base:PASSES) is not a Pass; mend its package."
     )
+    offer(EntryPoint("mine", "nowhere.at.all:Mine", "chainfx.passes"))
+    with pytest.raises(PassError) as caught:
+        registry.get("mine")
+    assert str(caught.value) == (
+        "the pass 'mine' (nowhere.at.all:Mine) cannot be imported: No module named 'nowhere'; "
+        "mend or remove its package."
+    )
     registry._found.cache_clear()
 
 
