@@ -25,6 +25,7 @@ from chainfx.training import Trainer, digits
 
 __all__ = ["run_demo"]
 
+_EPOCHS = 12
 _WARM_UP = 8
 _ROUNDS = 15
 _SECONDS = 0.02
@@ -59,7 +60,7 @@ def run_demo(console: Console) -> None:
 def _run(console: Console) -> None:
     start = time.perf_counter()
     data = digits()
-    trainer = Trainer(data, epochs=12, batch_size=64, fine_tune_scale=0.2)
+    trainer = Trainer(data, epochs=_EPOCHS, batch_size=64, fine_tune_scale=0.2)
     torch.manual_seed(0)
     network = zoo.resnet(blocks=(2, 2, 2), width=16, in_channels=1, num_classes=data.num_classes)
     console.print("training the original network on scikit-learn's digits (1,797 real 8x8 images) ...")
