@@ -84,6 +84,7 @@ def insert_head(graph_module: GraphModule, head: ExitHead, rng: torch.Generator)
         value = call(torch.add, value, graph.get_attr(names["shift"]))
         value = call(torch.mul, call(torch.add, call(torch.tanh, value), 1.0), 0.5)
         value = call(torch.div, value, call(torch.add, _over_codewords(call, value, head), 5e-16))
+        value = call(torch.mul, value, float(_CODEWORDS))
         value = _pooled(call, value, head)
         value = layer(value, "fc1") if head.hidden else value
         value = layer(value, "fc2")

@@ -124,10 +124,10 @@ class Quantize(Pass):
         return LayerWidths(weights, activations, scheme, self.granularity == "channel")
 
 
-def widths_in(graph_module: GraphModule) -> LayerWidths | None:
-    """The widths most layers of a graph are quantized with; ``None`` if none is."""
+def widths_in(layers: Iterable[Node]) -> LayerWidths | None:
+    """The widths most of the layers are quantized with; ``None`` if none is."""
     found: Counter[LayerWidths] = Counter()
-    for node in edit.layers_of(graph_module):
+    for node in layers:
         weight, source = node.args[1], node.args[0]
         if isinstance(weight, Node) and weight.target is ops.quantize_weight:
             bits, scheme, axis = weight.args[1:]

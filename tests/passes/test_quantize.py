@@ -34,7 +34,7 @@ def test_every_layer_gets_literal_widths_and_the_ends_their_own():
     assert set(activations[1:-1]) == {(4, False)}
     assert result.modified
     assert result.tune is None
-    assert widths_in(result.graph_module) == LayerWidths(2, 4, "uniform", per_channel=True)
+    assert widths_in(edit.layers_of(result.graph_module)) == LayerWidths(2, 4, "uniform", per_channel=True)
 
 
 def test_layers_that_read_one_activation_share_its_quantizer():
@@ -97,7 +97,7 @@ def test_tuning_gets_dorefa_and_everything_to_train():
 def test_skipped_layers_stay_in_float_and_are_named():
     _, result = quantized(small_resnet(), images(), Quantize(4, 4, skip=("fc.*",)))
     assert [item.reason for item in result.skipped] == ["its weight fc.weight matches skip"]
-    assert widths_in(result.graph_module).weights == 4
+    assert widths_in(edit.layers_of(result.graph_module)).weights == 4
     assert len(literals(result.graph_module, ops.quantize_weight)) == 10
 
 
