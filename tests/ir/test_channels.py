@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from chainfx import zoo
 from chainfx.ir import edit
 from chainfx.ir.channels import analyse_channels
 from chainfx.ir.shapes import propagate_shapes
@@ -247,6 +248,24 @@ def test_known_networks(name):
     graph_module, inputs = captured(model, (2, 3, size, size))
     analysis = analyse_channels(graph_module, inputs)
     assert len(analysis.frozen) == frozen, str(analysis)
+    for ratio in (0.3, 0.5):
+        assert_equals_masked(graph_module, analysis, random_keep(analysis, ratio), inputs)
+
+
+ZOO = {
+    "resnet-b": lambda: zoo.resnet(blocks=(2, 2, 1), width=8),
+    "resnet-a": lambda: zoo.resnet(blocks=(2, 2, 1), width=8, shortcut="A"),
+    "vgg": lambda: zoo.vgg(layers=(1, 2, 1), width=8),
+    "mobilenet": lambda: zoo.mobilenet_v2(width=0.25),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_family_of_the_zoo(name):
+    torch.manual_seed(0)
+    graph_module, inputs = captured(ZOO[name](), (2, 3, 32, 32))
+    analysis = analyse_channels(graph_module, inputs)
+    assert analysis.groups
     for ratio in (0.3, 0.5):
         assert_equals_masked(graph_module, analysis, random_keep(analysis, ratio), inputs)
 
