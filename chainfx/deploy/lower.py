@@ -68,11 +68,11 @@ def split_stages(graph_module: GraphModule) -> list[GraphModule]:
         later = {node for wanted in needed[index + 1 :] for node in wanted if home[node] <= index}
         carried = sorted(node for node in later if _is_carried(node))
         graph, made = _copied(needed[index], entries)
-        result = made[output]
         if index < len(marks):
-            sure = graph.call_function(ops.confidence, (result, marks[index].criterion))
-            result = (result, sure, *(made[node] for node in carried))
-        graph.output(result)
+            sure = graph.call_function(ops.confidence, (made[output], marks[index].criterion))
+            graph.output((made[output], sure, *(made[node] for node in carried)))
+        else:
+            graph.output(made[output])
         stages.append(GraphModule(graph_module, graph).eval())
         entries = carried
     return stages
