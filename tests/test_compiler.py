@@ -61,6 +61,14 @@ def test_stages_before_a_pass_are_never_changed_by_it(net, x):
         assert all(torch.equal(state[key], value) for key, value in graph_module.state_dict().items())
 
 
+def test_no_stage_shares_a_tensor_with_the_model(net, x):
+    stages = []
+    chainfx.compile(net, [PruneChannels(0.5)], example_inputs=x, on_stage=stages.append)
+    own = {tensor.data_ptr() for tensor in net.state_dict().values()}
+    for stage in stages:
+        assert not own & {tensor.data_ptr() for tensor in stage.graph_module.state_dict().values()}
+
+
 def test_two_runs_give_the_same_bits(net, x):
     one, other = run(net, x), run(net, x)
     assert [r.fingerprint for r in one.report.records] == [r.fingerprint for r in other.report.records]
