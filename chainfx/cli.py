@@ -49,7 +49,7 @@ def demo() -> None:
 
     from chainfx.demo import run_demo
 
-    run_demo(Console())
+    run_demo(Console() if sys.stdout.isatty() else Console(width=140))
 
 
 @app.command()

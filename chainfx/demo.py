@@ -129,21 +129,21 @@ def _medians(calls: list[Callable[[], Tensor]]) -> list[float]:
 def _table(rows: list[_Row]) -> Table:
     first = rows[0]
     original = first.stage.record.after
-    title = "test accuracy; costs of one image (BitOps mac_bw_ba, last of the three strict); times against the original"
+    title = "test accuracy; times fewer BitOps for one image under mac_bw_ba, and strict; speed against the original"
     table = Table(title=title)
-    costs = ("MACs", "BitOps expected", "worst", "expected, strict", "parameters", "on disk")
+    costs = ("MACs", "BitOps", "worst", "strict", "parameters", "on disk")
     for heading in ("stage", "accuracy", *costs, "batch 1", "batch 64"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for row in rows:
         after = row.stage.record.after
         expected = after.bitops if after.expected_bitops is None else after.expected_bitops
         table.add_row(
-            row.stage.record.label,
+            row.stage.record.name,
             f"{row.test_accuracy:.2%}",
             f"{after.macs:,}",
-            f"{original.bitops / expected:,.1f}x less",
-            f"{original.bitops / after.bitops:,.1f}x less",
-            f"{first.strict_bitops / row.strict_bitops:,.1f}x less",
+            f"{original.bitops / expected:,.1f}x",
+            f"{original.bitops / after.bitops:,.1f}x",
+            f"{first.strict_bitops / row.strict_bitops:,.1f}x",
             f"{after.parameters:,}",
             f"{row.bytes_on_disk / 1024:,.0f} KiB",
             f"{row.latency * 1e3:.2f} ms ({first.latency / row.latency:.1f}x)",

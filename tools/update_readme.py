@@ -17,7 +17,7 @@ START, END = "by hand -->\n```\n", "```\n<!-- /demo -->"
 def main() -> None:
     """Replace the block between the demo's markers."""
     output = io.StringIO()
-    run_demo(Console(file=output, width=178))
+    run_demo(Console(file=output, width=140))
     before, _, rest = README.read_text().partition(START)
     _, _, after = rest.partition(END)
     README.write_text(f"{before}{START}{output.getvalue().rstrip()}\n{END}{after}")
