@@ -28,8 +28,11 @@ class CompressedModel(nn.Module):
     of the chain. The deploy form is for inference: it stays in eval mode.
 
     Example:
-        >>> model = chainfx.compile(net, [chainfx.passes.Fuse()], example_inputs=(x,))  # doctest: +SKIP
-        >>> logits = model(x)  # doctest: +SKIP
+        >>> import torch, chainfx
+        >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(2, 8)
+        >>> model = chainfx.compile(net, [chainfx.passes.PruneChannels(0.5)], example_inputs=x)
+        >>> model(x).shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, graph_module: GraphModule, example_inputs: tuple[Tensor, ...], report: ChainReport) -> None:
