@@ -67,6 +67,10 @@ def compile(
     batches = None if calibration is None else [_as_tuple(item, "calibration") for item in calibration]
     if batches is not None and not batches:
         raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}, not a torch.nn.Module; give the network itself.")
+    if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
+        raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
     captured = copy.deepcopy(capture(model, inputs))
     listener = TerminalListener()

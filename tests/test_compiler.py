@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import chainfx
-from chainfx.errors import InputError, PassError, TuningError
+from chainfx.errors import ArtifactError, InputError, PassError, TuningError
 from chainfx.ir.exits import Answer
 from chainfx.passes import Distill, EarlyExit, Fuse, PruneChannels, Quantize
 from tests.nets import images, small_resnet
@@ -160,13 +160,28 @@ def test_weights_alone_need_no_calibration(net, x):
             {"example_inputs": "x"},
             "example_inputs must be a tensor or a tuple of tensors, but is str; give one batch of inputs.",
         ),
+        ({"model": "resnet18"}, "model is a str, not a torch.nn.Module; give the network itself."),
+        ({"passes": []}, "passes is []; give a list with at least one pass, or a Plan."),
+        ({"passes": Fuse()}, "passes is Fuse(); give a list with at least one pass, or a Plan."),
         ({"calibration": []}, "calibration is empty; give at least one batch of inputs, or leave it out."),
     ],
 )
 def test_wrong_inputs(net, x, options, message):
     with pytest.raises(InputError) as caught:
-        chainfx.compile(net, [Fuse()], **{"example_inputs": x, **options})
+        chainfx.compile(**{"model": net, "passes": [Fuse()], "example_inputs": x, **options})
     assert str(caught.value) == message
+
+
+def test_a_calibration_batch_of_a_wrong_shape_and_a_folder_that_cannot_be_made(net, x, tmp_path):
+    with pytest.raises(PassError) as caught:
+        chainfx.compile(net, [Quantize(8, 8)], example_inputs=x, calibration=[images(2, channels=2)])
+    assert str(caught.value).startswith(
+        "quantize: the network does not accept a calibration batch of shape (2, 2, 8, 8): "
+    )
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError) as caught:
+        chainfx.compile(net, [Fuse()], example_inputs=x, workdir=tmp_path / "file")
+    assert str(caught.value) == f"{tmp_path / 'file'} cannot be made a working folder: File exists; give another."
 
 
 def test_an_example_of_a_wrong_shape_names_the_shape(net):

@@ -1,7 +1,6 @@
 """The counter: one pass over the nodes of a graph with shapes and formats, no data and no arithmetic."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,7 +15,7 @@ from chainfx.bitops.report import CostReport, CostRow, Uncounted
 from chainfx.bitops.storage import storage_of
 from chainfx.bitops.widths import format_of_dtype, formats_of, tensors_in, widest
 from chainfx.errors import CostError
-from chainfx.ir.edit import LAYERS, origin
+from chainfx.ir.edit import LAYERS, evaluating, origin
 from chainfx.ir.exits import exits_of, segments
 from chainfx.ir.formats import FLOAT32, Format
 from chainfx.ir.shapes import propagate_shapes
@@ -65,7 +64,7 @@ def count(
     price = get_convention(convention)
     exits = tuple(mark.name for mark in exits_of(graph_module))
     rates = _checked_rates(exits, exit_rates)
-    with _eval_mode(graph_module):
+    with evaluating(graph_module):
         propagate_shapes(graph_module, example_inputs)
     batch = example_inputs[0].shape[0] if example_inputs and example_inputs[0].dim() else 1
     works, uncounted = _works(graph_module, batch)
@@ -100,18 +99,6 @@ def _checked_rates(exits: tuple[str, ...], rates: Mapping[str, float] | None) ->
                 "give shares of all samples, not of those that reach an exit."
             )
     return tuple(float(rates[name]) for name in exits)
-
-
-@contextmanager
-def _eval_mode(graph_module: GraphModule) -> Iterator[None]:
-    """Put the network into eval mode and every module back into its own mode afterwards."""
-    modes = [(module, module.training) for module in graph_module.modules()]
-    graph_module.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _works(graph_module: GraphModule, batch: int) -> tuple[list[_Work], list[Uncounted]]:

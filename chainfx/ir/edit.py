@@ -8,6 +8,7 @@ positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride
 
 import operator
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,8 +20,8 @@ __all__ = [
     "CONVOLUTIONS",
     "LAYERS",
     "TRANSPOSED",
-    "channels_of",
     "ends_of",
+    "evaluating",
     "fresh_path",
     "get_tensor",
     "groups_of",
@@ -101,15 +102,16 @@ def groups_of(node: Node) -> int:
     return int(node.args[6]) if node.target in TRANSPOSED else 1  # type: ignore[arg-type]
 
 
-def channels_of(graph_module: GraphModule, node: Node) -> tuple[int, int]:
-    """The (output, input) channels of a layer, input channels over all groups."""
-    weight = origin(node.args[1])
-    if weight is None:
-        raise ValueError(f"{node.name} has no weight parameter")
-    shape = get_tensor(graph_module, str(weight.target)).shape
-    if node.target in TRANSPOSED:
-        return shape[1] * groups_of(node), shape[0]
-    return shape[0], shape[1] * groups_of(node)
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from chainfx.ir import ops
+from chainfx.ir import edit, ops
 
 __all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "output_node", "segments"]
 
@@ -95,10 +95,7 @@ def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, 
     if not exits:
         return {}
     counts = torch.zeros(len(exits) + 1, dtype=torch.int64)
-    was_training = graph_module.training
-    graph_module.eval()
-    with torch.no_grad():
+    with edit.evaluating(graph_module), torch.no_grad():
         for inputs, _ in batches:
             counts += torch.bincount(choose(graph_module(*inputs), exits), minlength=len(exits) + 1)
-    graph_module.train(was_training)
     return {mark.name: int(count) / int(counts.sum()) for mark, count in zip(exits, counts, strict=False)}

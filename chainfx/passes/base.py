@@ -26,6 +26,7 @@ __all__ = [
     "Skipped",
     "Trainer",
     "TuneRequest",
+    "is_number",
 ]
 
 NEEDS = frozenset({"calibration", "training", "evaluation"})
@@ -183,6 +184,11 @@ class Pass(abc.ABC):
         if not holds:
             value = getattr(self, option)
             raise PassError(f"{self.info.name}: {option}={value!r} is out of range; use {allowed}.")
+
+
+def is_number(value: object, least: float) -> bool:
+    """Whether an option is a number (not a truth value, not NaN) of at least ``least``."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,17 @@ from chainfx.ir.capture import capture
 from chainfx.ir.exits import exits_of, output_node
 from chainfx.ir.packing import bytes_of
 from chainfx.ir.shapes import propagate_shapes, shape_of
-from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped, TuneRequest
+from chainfx.passes.base import (
+    Granularity,
+    Kind,
+    Pass,
+    PassContext,
+    PassInfo,
+    PassResult,
+    Skipped,
+    TuneRequest,
+    is_number,
+)
 from chainfx.passes.prune_channels import PruneChannels
 
 __all__ = ["Distill"]
@@ -72,11 +82,13 @@ class Distill(Pass):
         self._check(
             self.depth is None or share or bool(numbers), "depth", "a share in (0, 1) or a tuple of block counts"
         )
-        self._check(self.width is None or 0 < self.width < 1, "width", "a share in (0, 1)")
+        self._check(
+            self.width is None or (is_number(self.width, 0) and 0 < self.width < 1), "width", "a share in (0, 1)"
+        )
         self._check(self.init in ("inherit", "random"), "init", "'inherit' or 'random'")
-        self._check(self.temperature > 0, "temperature", "a number above 0")
-        self._check(self.hard_weight >= 0, "hard_weight", "a number from 0")
-        self._check(self.soft_weight >= 0, "soft_weight", "a number from 0")
+        self._check(is_number(self.temperature, 0) and self.temperature > 0, "temperature", "a number above 0")
+        self._check(is_number(self.hard_weight, 0), "hard_weight", "a number from 0")
+        self._check(is_number(self.soft_weight, 0), "soft_weight", "a number from 0")
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Derive the student; the graph that came in is the teacher."""

@@ -14,7 +14,7 @@ from chainfx.errors import PassError
 from chainfx.ir import edit, ops
 from chainfx.ir.exits import choose, exits_of, output_node, segments
 from chainfx.ir.shapes import shape_of
-from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, TuneRequest
+from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, TuneRequest, is_number
 from chainfx.passes.exit_head import ExitHead, insert_head
 from chainfx.passes.quantize import insert_quantizers, widths_in
 
@@ -69,10 +69,11 @@ class EarlyExit(Pass):
     )
 
     def __post_init__(self) -> None:
-        number = self.exits if isinstance(self.exits, int) else len(self.exits)
-        self._check(not isinstance(self.exits, bool) and number >= 1, "exits", "a number from 1 or names of nodes")
-        self._check(self.threshold is None or self.threshold >= 0, "threshold", "None or a number from 0")
-        self._check(0 <= self.max_drop < 1, "max_drop", "a share of accuracy in [0, 1)")
+        named = isinstance(self.exits, tuple) and len(self.exits) > 0 and all(isinstance(n, str) for n in self.exits)
+        counted = type(self.exits) is int and self.exits >= 1
+        self._check(named or counted, "exits", "a number from 1 or a tuple of names of nodes")
+        self._check(self.threshold is None or is_number(self.threshold, 0), "threshold", "None or a number from 0")
+        self._check(is_number(self.max_drop, 0) and self.max_drop < 1, "max_drop", "a share of accuracy in [0, 1)")
         self._check(self.criterion in ops.CRITERIA, "criterion", f"one of {', '.join(ops.CRITERIA)}")
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
@@ -196,11 +197,8 @@ def _balanced(graph_module: GraphModule, cuts: list[Node], number: int, inputs: 
 
 def _logits(graph_module: GraphModule, context: PassContext) -> tuple[tuple[Tensor, ...], Tensor]:
     """The logits of every exit and the final output over the validation data, and the targets."""
-    was_training = graph_module.training
-    graph_module.eval()
-    with torch.no_grad():
+    with edit.evaluating(graph_module), torch.no_grad():
         batches = [(graph_module(*inputs), targets) for inputs, targets in context.validation or ()]
-    graph_module.train(was_training)
     outputs = zip(*(logits for logits, _ in batches), strict=True)
     return tuple(torch.cat(parts).cpu() for parts in outputs), torch.cat([targets for _, targets in batches]).cpu()
 

@@ -14,7 +14,17 @@ from chainfx.errors import PassError
 from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, SourceLayer, analyse_channels
 from chainfx.ir.edit import get_tensor, parent_of
 from chainfx.ir.surgery import prune
-from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped, TuneRequest
+from chainfx.passes.base import (
+    Granularity,
+    Kind,
+    Pass,
+    PassContext,
+    PassInfo,
+    PassResult,
+    Skipped,
+    TuneRequest,
+    is_number,
+)
 
 __all__ = ["PruneChannels"]
 
@@ -69,7 +79,7 @@ class PruneChannels(Pass):
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check(0 <= self.ratio < 1, "ratio", "a number from 0 up to but not including 1")
+        self._check(is_number(self.ratio, 0) and self.ratio < 1, "ratio", "a number from 0 up to but not including 1")
         self._check(self.importance in _IMPORTANCES, "importance", f"one of {', '.join(_IMPORTANCES)}")
         self._check(isinstance(self.round_to, int) and self.round_to >= 1, "round_to", "an integer of at least 1")
         self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")

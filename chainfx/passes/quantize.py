@@ -218,12 +218,17 @@ def _observe(
     """For each watched node, up to 65,536 of its values over the calibration batches, evenly spaced: shape (n,)."""
     graph_module.graph.lint()
     graph_module.recompile()
-    was_training = graph_module.training
-    observer = _Observer(graph_module.eval(), watched)
-    with torch.no_grad():
+    observer = _Observer(graph_module, watched)
+    with edit.evaluating(graph_module), torch.no_grad():
         for inputs in calibration or ():
-            observer.run(*inputs)
-    graph_module.train(was_training)
+            try:
+                observer.run(*inputs)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+                raise PassError(
+                    f"quantize: the network does not accept a calibration batch of shape {shapes}: "
+                    f"{str(error).splitlines()[0]}; give batches as the example inputs."
+                ) from error
     if any(not values for values in observer.seen.values()):
         raise PassError(
             "quantize: activations need calibration data and there is none; give calibration=[batches of inputs], "

@@ -102,6 +102,10 @@ class StageStore:
     """Finished stages in a folder, each in a sub-folder named by its fingerprint."""
 
     def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"{folder} cannot be made a working folder: {error.strerror}; give another.") from error
         self.folder = folder
 
     def find(self, fingerprint: str) -> tuple[StageRecord, GraphModule] | None:

@@ -71,6 +71,23 @@ def test_unknown_options_and_names():
     )
 
 
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (PruneChannels, {"ratio": "a"}),
+        (PruneChannels, {"ratio": float("nan")}),
+        (EarlyExit, {"exits": "a"}),
+        (EarlyExit, {"threshold": "a"}),
+        (EarlyExit, {"max_drop": None}),
+        (Distill, {"width": "a"}),
+        (Distill, {"depth": 0.5, "soft_weight": "a"}),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_out_of_range_like_any_other(cls, options):
+    with pytest.raises(PassError, match=r"is out of range; use "):
+        cls(**options)
+
+
 @dataclass(frozen=True)
 class Misnamed(Pass):
     info: ClassVar[PassInfo] = PassInfo("other", Kind.STATIC, Granularity.LAYER)

@@ -159,7 +159,7 @@ def test_heads_on_tokens_and_on_vectors(shape):
     [
         (
             lambda: EarlyExit(exits=0),
-            "early-exit: exits=0 is out of range; use a number from 1 or names of nodes.",
+            "early-exit: exits=0 is out of range; use a number from 1 or a tuple of names of nodes.",
         ),
         (
             lambda: EarlyExit(criterion="luck"),
