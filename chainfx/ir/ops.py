@@ -7,6 +7,7 @@ and, unlike an ``autograd.Function``, the form keeps its gradient under ``torch.
 """
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,9 @@ __all__ = [
     "dequantize_weight",
     "encode_weight",
     "exit_point",
+    "is_pattern",
+    "look_up",
+    "mask_weight",
     "quantize_activation",
     "quantize_weight",
 ]
@@ -107,6 +111,34 @@ def dequantize_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> T
     Equal to :func:`quantize_weight` of the weight they were encoded from, bit for bit.
     """
     return decode_weight(codes, scale, bits, scheme)
+
+
+@torch.fx.wrap
+def mask_weight(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
+    """``weight`` with zeros where ``mask`` (bool, same shape) is False; what is masked gets no gradient.
+
+    ``pattern`` says how the zeros lie: ``unstructured``, or ``N:M``, of which ``2:4`` is one: at most N of every M
+    neighbours along dimension 1 (input channels) are kept. The mask is always the last op before the layer, so that
+    what a quantizer makes of a zero does not matter.
+    """
+    return weight * mask
+
+
+def is_pattern(value: object) -> bool:
+    """Whether ``value`` is a pattern of :func:`mask_weight`: ``unstructured``, or ``N:M`` with 1 <= N < M."""
+    if not isinstance(value, str):
+        return False
+    numbers = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", value)
+    return value == "unstructured" or (numbers is not None and int(numbers[1]) < int(numbers[2]))
+
+
+@torch.fx.wrap
+def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
+    """A shared weight: entry ``codes`` (integers, shape of the weight) of ``codebook`` (k,).
+
+    The gradient of an entry is the sum over all weights that share it (Han et al. 2016, sec. 3.3).
+    """
+    return codebook[codes.long()]
 
 
 @torch.fx.wrap

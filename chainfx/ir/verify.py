@@ -1,6 +1,7 @@
 """The rules a graph in train form keeps; checked before and after every pass."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -12,7 +13,14 @@ from chainfx.ir.shapes import propagate_shapes
 
 __all__ = ["verify"]
 
-_ARGUMENTS = {ops.quantize_weight: 4, ops.quantize_activation: 4, ops.dequantize_weight: 4, ops.exit_point: 4}
+_ARGUMENTS = {
+    ops.quantize_weight: 4,
+    ops.quantize_activation: 4,
+    ops.dequantize_weight: 4,
+    ops.mask_weight: 3,
+    ops.look_up: 2,
+    ops.exit_point: 4,
+}
 
 
 def verify(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
@@ -57,7 +65,7 @@ def _rules(node: Node) -> list[tuple[str, bool]]:
     if node.target is ops.quantize_activation:
         clip, bits, signed = literals
         return [
-            ("clip must be a parameter", isinstance(clip, Node) and clip.op == "get_attr"),
+            ("clip must be a parameter", _is_tensor(clip)),
             ("bits must be a literal 1..8", bits in range(1, 9)),
             ("signed must be a literal truth value", isinstance(signed, bool)),
         ]
@@ -68,11 +76,23 @@ def _rules(node: Node) -> list[tuple[str, bool]]:
             ("threshold must be a literal number", isinstance(threshold, int | float)),
             (f"criterion must be one of {', '.join(ops.CRITERIA)}", criterion in ops.CRITERIA),
         ]
+    if node.target is ops.mask_weight:
+        mask, pattern = literals
+        return [
+            ("mask must be a tensor of the network", _is_tensor(mask)),
+            ("pattern must be 'unstructured' or a literal like '2:4'", ops.is_pattern(pattern)),
+        ]
+    if node.target is ops.look_up:
+        return [("codebook must be a tensor of the network", _is_tensor(literals[0]))]
     bits, scheme = literals[1:]
     return [
         ("bits must be a literal 1..8", bits in range(1, 9)),
         (f"scheme must be one of {', '.join(ops.SCHEMES)}", scheme in ops.SCHEMES),
     ]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Node) and value.op == "get_attr"
 
 
 def _verify_exits(graph_module: GraphModule) -> None:

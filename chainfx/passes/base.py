@@ -118,7 +118,8 @@ class PassContext:
     ``reference``: the network as captured, uncompressed (the teacher). ``example_inputs``: positional inputs, batch
     first. ``calibration``: batches of positional inputs, re-iterable. ``validation``: batches ``(inputs, targets)``
     held out from the *training* data. ``evaluate``: accuracy in [0, 1] on that validation data. ``tunes``: whether a
-    trainer will serve a :class:`TuneRequest`. Each is ``None`` (``False``) where nobody gave it.
+    trainer will serve a :class:`TuneRequest`. Each is ``None`` (``False``) where nobody gave it. ``round``: which of the
+    :attr:`Pass.rounds` this is, from 0.
     """
 
     reference: GraphModule
@@ -128,6 +129,7 @@ class PassContext:
     evaluate: Callable[[GraphModule], float] | None = None
     tunes: bool = False
     seed: int = 0
+    round: int = 0
 
     def rng(self, purpose: str) -> torch.Generator:
         """A CPU generator determined by the seed and the purpose alone."""
@@ -156,6 +158,11 @@ class Pass(abc.ABC):
     def needs(self) -> frozenset[str]:
         """What this pass needs with its options; ``info.needs`` unless overridden by a subset of it."""
         return self.info.needs
+
+    @property
+    def rounds(self) -> int:
+        """How often the runner applies and tunes this pass before it is finished; 1 unless overridden."""
+        return 1
 
     @property
     def label(self) -> str:
