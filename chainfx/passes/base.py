@@ -118,8 +118,8 @@ class PassContext:
     ``reference``: the network as captured, uncompressed (the teacher). ``example_inputs``: positional inputs, batch
     first. ``calibration``: batches of positional inputs, re-iterable. ``validation``: batches ``(inputs, targets)``
     held out from the *training* data. ``evaluate``: accuracy in [0, 1] on that validation data. ``tunes``: whether a
-    trainer will serve a :class:`TuneRequest`. Each is ``None`` (``False``) where nobody gave it. ``round``: which of the
-    :attr:`Pass.rounds` this is, from 0.
+    trainer will serve a :class:`TuneRequest`. Each is ``None`` (``False``) where nobody gave it. ``round``: which of
+    the :attr:`Pass.rounds` this is, from 0.
     """
 
     reference: GraphModule
