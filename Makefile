@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all bench readme lint ci clean
+.PHONY: demo test test-all bench bench-count readme lint ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/chainfx demo
@@ -18,6 +18,9 @@ test-all: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o python_files='bench_*.py'
+
+bench-count: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_count.py
 
 readme: $(INSTALLED)
 	$(BIN)/python tools/update_readme.py

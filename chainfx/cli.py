@@ -1,7 +1,8 @@
-"""The command line: ``chainfx demo``, ``plan``, ``count`` and ``compile``."""
+"""The command line: ``chainfx demo``, ``plan``, ``count``, ``channels`` and ``compile``."""
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from typer.core import TyperGroup
 from chainfx.errors import ChainfxError, InputError
 
 if TYPE_CHECKING:
+    from chainfx.bitops import CostReport
+    from chainfx.bitops.diff import CostDiff
     from chainfx.passes.base import Epoch, Pass
     from chainfx.recipe import Recipe
 
@@ -34,6 +37,12 @@ class _Group(TyperGroup):
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+_MODEL = "A torchvision or chainfx.zoo name, package.module:factory, or the folder of a saved CompressedModel"
+Shape = Annotated[
+    str | None,
+    typer.Option("--input", help="The input's shape with the batch, e.g. 1,3,224,224; a saved model knows its own."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Order = Annotated[str, typer.Option(help="auto: sort; given: keep the order and list what it breaks.")]
 
 
@@ -71,20 +80,59 @@ def plan(
 
 @app.command()
 def count(
-    model: Annotated[str, typer.Argument(help="A torchvision or chainfx.zoo name, or package.module:factory.")],
-    shape: Annotated[str, typer.Option("--input", help="The input's shape with the batch, e.g. 1,3,224,224.")],
-    convention: Annotated[str, typer.Option(help="How bit operations are counted.")] = "mac_bw_ba",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    model: Annotated[str, typer.Argument(help=f"{_MODEL}; or a report that --json wrote.")],
+    shape: Shape = None,
+    convention: Annotated[
+        str | None, typer.Option(help="How bit operations are counted: mac_bw_ba unless said.")
+    ] = None,
+    exit_rates: Annotated[
+        str | None, typer.Option(help="Share of all samples that leaves at each exit, e.g. exit1=0.3,exit2=0.2.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Show what changes from MODEL to this one, node by node.")] = None,
+    cross_check: Annotated[bool, typer.Option("--cross-check", help="Compare MACs with other tools' counts.")] = False,
+    depth: Annotated[int | None, typer.Option(help="Levels of modules to unfold, 0 for the totals alone.")] = None,
+    sort: Annotated[str, typer.Option(help="Within a module: order (as they run), macs or bitops.")] = "order",
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values, one line a node.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this file, not to the screen.")] = None,
 ) -> None:
-    """Count MACs, bit operations and storage of a network, node by node."""
-    import torch
+    """Count MACs, bit operations and storage: as a tree of modules, as JSON or CSV, or against another network."""
+    from chainfx.bitops.table import render
+    from chainfx.counting import cross_checked, difference_of, parse_rates, report_of
 
-    from chainfx.compiler import count as count_costs
-    from chainfx.models import resolve_model
+    arranged, formatted = (
+        {"--depth": depth is not None, "--sort": sort != "order"},
+        {"--json": as_json, "--csv": as_csv},
+    )
+    priced = {"--against": against, "--convention": convention, "--exit-rates": exit_rates}
+    _alone("--cross-check", cross_check, {**formatted, **priced, **arranged})
+    _alone("--against", against, arranged)
+    _alone("--json", as_json, {"--csv": as_csv, **arranged})
+    _alone("--csv", as_csv, arranged)
+    sizes, rates = _sizes(shape), None if exit_rates is None else parse_rates(exit_rates)
+    if cross_check:
+        _write(str(cross_checked(model, sizes)), output)
+        return
+    report = report_of(model, sizes, convention)
+    if against is not None:
+        other = report_of(against, sizes or report.inputs[0], convention)
+        shown: CostReport | CostDiff = difference_of(report, other, rates)
+        text = str(shown)
+    else:
+        shown = report if rates is None else report.reprice(exit_rates=rates)
+        text = render(shown, depth=depth, sort=sort)  # type: ignore[arg-type]
+    _write(json.dumps(shown.to_dict()) if as_json else shown.to_csv() if as_csv else text, output)
 
-    inputs = torch.zeros(_shape(shape))
-    report = count_costs(resolve_model(model).eval(), inputs, convention=convention)
-    typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
+
+@app.command()
+def channels(
+    model: Annotated[str, typer.Argument(help=f"{_MODEL}.")], shape: Shape = None, as_json: Json = False
+) -> None:
+    """Show which channels of a network go together, and which cannot be removed and why."""
+    from chainfx.counting import channels_of, channels_to_dict
+
+    analysis = channels_of(model, _sizes(shape))
+    _write(json.dumps(channels_to_dict(analysis)) if as_json else str(analysis))
 
 
 @app.command("compile")
@@ -137,12 +185,32 @@ def _declared(name: str) -> "Pass":
     return cls.__new__(cls)
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def _sizes(text: str | None) -> tuple[int, ...] | None:
     """The numbers of ``1,3,224,224``."""
+    if text is None:
+        return None
     parts = text.split(",")
     if len(parts) < 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
         raise InputError(f"--input {text!r} is not a shape; give at least two positive numbers, e.g. 1,3,224,224.")
     return tuple(int(part) for part in parts)
+
+
+def _alone(name: str, given: object, others: Mapping[str, object]) -> None:
+    """An error if an option is given together with one that would have no effect beside it."""
+    found = [other for other, value in others.items() if given and value]
+    if found:
+        raise InputError(f"{name} and {found[0]} do not go together; leave one of them out.")
+
+
+def _write(text: str, output: Path | None = None) -> None:
+    """Print a text, or write it to a file."""
+    if output is None:
+        typer.echo(text.rstrip("\n"))
+        return
+    try:
+        output.write_text(text.rstrip("\n") + "\n")
+    except OSError as error:
+        raise InputError(f"--output {str(output)!r} cannot be written ({error.strerror}).") from error
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The main entry: capture, plan, run, and a compressed module out."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy.model import CompressedModel
 from chainfx.errors import ChainfxError, InputError
-from chainfx.ir.capture import capture
+from chainfx.ir.capture import capture, capture_to_read
 from chainfx.passes.base import Pass, Trainer
 from chainfx.progress import TerminalListener
 from chainfx.scheduler.plan import Plan, plan
@@ -105,11 +106,13 @@ def count(
     example_inputs: Inputs,
     convention: str = "mac_bw_ba",
     exit_rates: Mapping[str, float] | None = None,
+    encodings: Sequence[str] = ("dense", "nominal"),
 ) -> CostReport:
     """The cost of one sample: MACs, bit operations under a named convention, storage.
 
     ``model`` is any module (captured first), a graph in train or deploy form, or a :class:`CompressedModel`, whose
-    measured exit rates are used unless others are given. Computed on shapes alone.
+    measured exit rates are used unless others are given. Computed on shapes alone; ``encodings`` other than ``dense``
+    and ``nominal`` read weights or masks, see :mod:`chainfx.bitops.storage`.
 
     Example:
         >>> import torch, chainfx
@@ -119,9 +122,12 @@ def count(
     inputs = _as_tuple(example_inputs, "example_inputs")
     if isinstance(model, CompressedModel):
         rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
-        return count_graph(model.graph_module, inputs, convention=convention, exit_rates=rates)
+        return count_graph(model.graph_module, inputs, convention, rates, encodings)
+    if not isinstance(model, GraphModule) and (quick := capture_to_read(model, inputs)) is not None:
+        with contextlib.suppress(InputError):  # a branch that went the wrong way for these inputs: capture knows others
+            return count_graph(quick, inputs, convention, exit_rates, encodings)
     graph_module = model if isinstance(model, GraphModule) else capture(model, inputs)
-    return count_graph(graph_module, inputs, convention=convention, exit_rates=exit_rates)
+    return count_graph(graph_module, inputs, convention, exit_rates, encodings)
 
 
 def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...]) -> CompressedModel:

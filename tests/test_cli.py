@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -5,8 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import chainfx
 from chainfx.cli import main
 from chainfx.errors import PassError
+from chainfx.passes import EarlyExit, Quantize
+from tests.nets import images, small_resnet
+from tests.trainers import FakeTrainer
 
 RECIPE = """\
 model: {name: zoo.resnet, options: {blocks: [1], width: 4, in_channels: 1}}
@@ -35,7 +40,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
     heavy = "print(sorted({'accelerate', 'sklearn', 'torchvision', 'pydantic', 'yaml'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
-    assert all(f" {name} " in out for name in ("demo", "plan", "count", "compile"))
+    assert all(f" {name} " in out for name in ("demo", "plan", "count", "channels", "compile"))
 
 
 def test_plan_of_names_and_of_a_recipe(run, tmp_path):
@@ -48,12 +53,85 @@ def test_plan_of_names_and_of_a_recipe(run, tmp_path):
     assert given.splitlines()[0] == "order: quantize -> fuse" and "broken" in given
 
 
-def test_count_prints_a_table_or_json(run):
-    code, out, err = run("count", "resnet20", "--input", "1,3,32,32", "--json")
+INPUT = ("--input", "1,3,32,32")
+
+
+def test_count_prints_a_table_json_or_csv(run, tmp_path):
+    code, out, err = run("count", "resnet20", *INPUT, "--json")
     report = json.loads(out)
     assert (code, err, sum(row["macs"] for row in report["rows"])) == (0, "", 40_551_040)
-    code, table, _ = run("count", "resnet20", "--input", "1,3,32,32", "--convention", "strict")
-    assert code == 0 and "40,551,040" in table and "strict" in table
+    code, table, _ = run("count", "resnet20", *INPUT, "--convention", "strict")
+    assert code == 0 and "40,551,040" in table and "convention strict (1 MAC = 2 FLOPs)" in table
+    assert run("count", "resnet20", *INPUT, "--csv", "--output", tmp_path / "rows.csv") == (0, "", "")
+    lines = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert sum(int(line["macs"]) for line in lines) == 40_551_040 and len(lines) == len(report["rows"])
+
+
+def test_count_folds_and_sorts_the_tree(run):
+    (_, totals, _), (_, folded, _) = run("count", "resnet20", *INPUT, "--depth", 0), run("count", "resnet20", *INPUT)
+    assert len(totals.splitlines()) == 3
+    _, unfolded, _ = run("count", "resnet20", *INPUT, "--depth", 9, "--sort", "macs")
+    lines = [line.split()[0] for line in unfolded.splitlines() if line.startswith((" stages", " conv1", " fc", " bn1"))]
+    assert lines == ["stages", "conv1", "fc", "bn1"]
+    assert len(folded.splitlines()) < 50 < len(unfolded.splitlines())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A quantized network with an exit, in a folder."""
+    x = images()
+    passes = [Quantize(weights=4), EarlyExit(exits=1, threshold=0.5)]
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    chainfx.compile(small_resnet((1, 1)), passes, example_inputs=x, trainer=FakeTrainer(x)).save(folder)
+    return folder
+
+
+def test_count_of_a_saved_network_needs_no_shape_and_knows_its_exit_rates(run, saved):
+    code, out, err = run("count", saved, "--convention", "strict")
+    assert (code, err) == (0, "")
+    assert out.rstrip("\n") == str(chainfx.count(chainfx.load(saved), images(), convention="strict"))
+    assert "(leaving: exit1 " in out
+    assert run("count", saved / "manifest.json", "--convention", "strict")[1] == out
+    _, given, _ = run("count", saved, "--exit-rates", "exit1=0.25", "--depth", 0)
+    assert "(leaving: exit1 25.0%)" in given
+    assert "1x1x16x16" not in out and "1x4x16x16" in run("count", saved, "--input", "1,1,16,16", "--depth", 9)[1]
+
+
+def test_count_against_another_network_or_a_report(run, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small_net.py").write_text(
+        "from tests.nets import small_resnet\ndef net():\n    return small_resnet((1, 1))\n"
+    )
+    shape = ("--input", "1,1,8,8")
+    assert run("count", "small_net:net", *shape, "--json", "--output", "before.json") == (0, "", "")
+    direct = run("count", "small_net:net", "--against", saved, *shape, "--exit-rates", "exit1=0.5")
+    assert direct == run("count", "before.json", "--against", saved, "--exit-rates", "exit1=0.5")
+    before, after = chainfx.count(small_resnet((1, 1)), images()), chainfx.count(chainfx.load(saved), images())
+    assert direct == (0, str(before.diff(after.reprice(exit_rates={"exit1": 0.5}))) + "\n", "")
+    _, out, _ = run("count", "before.json", "--against", saved, "--json", "--convention", "strict")
+    assert json.loads(out)["after"]["convention"] == "strict" and json.loads(out)["changed"]
+    _, out, _ = run("count", "before.json", "--against", saved, "--csv")
+    assert out.splitlines()[0].startswith("node,module,operator,change,macs_before,macs_after")
+
+
+def test_count_cross_checks(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fvcore", None)
+    monkeypatch.setitem(sys.modules, "ptflops", None)
+    code, out, err = run("count", "resnet20", *INPUT, "--cross-check")
+    assert (code, err) == (0, "")
+    assert out.startswith("MACs of one sample (1 MAC = 2 FLOPs): chainfx 40,551,040\ntorch ")
+
+
+def test_channels_prints_the_analysis_or_json(run, saved):
+    code, out, err = run("channels", "resnet20", *INPUT)
+    assert (code, err) == (0, "") and out.startswith("channel groups: ") and "frozen fc: 10 channels" in out
+    found = json.loads(run("channels", "resnet20", *INPUT, "--json")[1])
+    group = next(group for group in found["groups"] if group["name"] == "stages_0_0_conv1")
+    assert group["size"] == 16
+    assert group["sources"] == [{"node": "stages_0_0_conv1", "path": "stages.0.0.conv1.weight", "dim": 0}]
+    assert {"path": "stages.0.0.conv2.weight", "dim": 1, "channels": 16} in group["members"]
+    assert {item["node"] for item in found["frozen"]} >= {"fc"}
+    assert run("channels", saved)[0] == 0
 
 
 def test_compile_runs_a_recipe_and_saves_the_result(run, tmp_path):
@@ -104,10 +182,65 @@ def test_the_demo_is_run_with_a_console(run, monkeypatch):
             "InputError: model 'torch.nn:Liner': module 'torch.nn' has nothing callable named 'Liner'; "
             "did you mean 'Linear'?",
         ),
+        (
+            ("count", "resnet20"),
+            "InputError: --input is missing: 'resnet20' does not say the shape of its input; give e.g. 1,3,224,224.",
+        ),
+        (
+            ("count", "no/such"),
+            "InputError: 'no/such' does not exist; give the folder that CompressedModel.save wrote, "
+            "or the name of a network.",
+        ),
+        (("count", "none.json"), "InputError: report 'none.json' cannot be read: No such file or directory."),
+        (
+            ("count", "resnet20", *INPUT, "--depth", "-2"),
+            "InputError: depth=-2 is not a whole number from 0; give the number of levels to unfold.",
+        ),
+        (
+            ("count", "resnet20", *INPUT, "--sort", "size"),
+            "InputError: sort='size' is not known; use 'order', 'macs', 'bitops'.",
+        ),
+        (
+            ("count", "resnet20", *INPUT, "--exit-rates", "exit1:0.5"),
+            "InputError: --exit-rates 'exit1:0.5': 'exit1:0.5' is not a name and a number; write exit1=0.3,exit2=0.2.",
+        ),
+        (
+            ("count", "resnet20", *INPUT, "--exit-rates", "exit1=0.5"),
+            "CostError: exit_rates names 'exit1', which is no exit of the network; it has no exits.",
+        ),
+        (
+            ("count", "resnet20", *INPUT, "--json", "--depth", "1"),
+            "InputError: --json and --depth do not go together; leave one of them out.",
+        ),
+        (
+            ("count", "resnet20", *INPUT, "--cross-check", "--convention", "strict"),
+            "InputError: --cross-check and --convention do not go together; leave one of them out.",
+        ),
+        (
+            ("count", "resnet20", *INPUT, "--depth", "0", "--output", "/no/such/folder/a"),
+            "InputError: --output '/no/such/folder/a' cannot be written (No such file or directory).",
+        ),
     ],
 )
 def test_an_error_is_one_line_on_standard_error_and_exit_code_1(run, arguments, line):
     assert run(*arguments) == (1, "", line + "\n")
+
+
+def test_a_report_of_another_shape_and_a_file_that_is_no_report(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("count", "resnet20", *INPUT, "--json", "--output", "a.json")
+    assert run("count", "resnet20", "--input", "2,3,16,16", "--against", "a.json") == (
+        1,
+        "",
+        "InputError: report 'a.json' is for an input of 1x3x32x32, not 2x3x16x16; count both with one shape.\n",
+    )
+    (tmp_path / "b.json").write_text('{"rows": 1}')
+    assert run("count", "b.json") == (
+        1,
+        "",
+        "InputError: 'b.json' is not a report; give a file that chainfx count --json wrote.\n",
+    )
+    assert run("count", "a.json", "--cross-check")[2].startswith("InputError: there is no model named 'a.json'")
 
 
 def test_debug_shows_the_traceback(monkeypatch):
@@ -118,5 +251,5 @@ def test_debug_shows_the_traceback(monkeypatch):
 
 
 def test_wrong_usage_is_exit_code_2(run):
-    assert run("count", "resnet20")[0] == 2
+    assert run("count")[0] == 2
     assert run("no-such-command")[0] == 2

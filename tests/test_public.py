@@ -7,8 +7,8 @@ import chainfx
 
 PUBLIC = {
     "chainfx": "CompressedModel CostReport Plan capture compile count errors load passes plan",
-    "chainfx.passes": "Distill EarlyExit Fuse Granularity Kind Pass PassContext PassInfo PassResult PruneChannels "
-    "Quantize Skipped Trainer TuneRequest",
+    "chainfx.passes": "Distill EarlyExit Fuse Granularity Kind LowRank Pass PassContext PassInfo PassResult "
+    "PruneChannels PruneHeads PruneWeights Quantize Skipped Trainer TuneRequest",
     "chainfx.errors": "ArtifactError CaptureError ChainfxError CostError DataError GraphError InputError PassError "
     "RecipeError ScheduleError TuningError",
     "chainfx.training": "Augment Data Trainer digits from_arrays from_dataset from_folder from_loaders from_npz "

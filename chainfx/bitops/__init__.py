@@ -7,20 +7,26 @@ from chainfx.bitops.conventions import (
     get_convention,
     register_convention,
 )
+from chainfx.bitops.diff import CostDiff, NodeChange
 from chainfx.bitops.formulas import Call, register_formula
 from chainfx.bitops.interpreter import count
-from chainfx.bitops.report import CostReport, CostRow, Uncounted
+from chainfx.bitops.report import CostReport, CostRow, ExitCost, Uncounted
+from chainfx.bitops.table import render
 
 __all__ = [
     "Call",
     "Convention",
+    "CostDiff",
     "CostReport",
     "CostRow",
+    "ExitCost",
     "LayerFacts",
+    "NodeChange",
     "Uncounted",
     "convention_names",
     "count",
     "get_convention",
     "register_convention",
     "register_formula",
+    "render",
 ]

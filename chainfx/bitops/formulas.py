@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from chainfx.bitops.operators import operator_key
 from chainfx.errors import InputError
@@ -144,14 +145,27 @@ def attention(call: Call) -> int:
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-@register_formula("LSTM GRU RNN LSTMCell GRUCell RNNCell", activation=(), weight=())
+@register_formula(
+    "LSTM GRU RNN RNN_tanh RNN_relu LSTMCell GRUCell RNNCell RNN_tanh_cell RNN_relu_cell", activation=(), weight=()
+)
 def recurrent(call: Call) -> int | None:
-    """Steps * elements of all weight matrices (input, hidden, projection; every layer and direction)."""
-    sequence = call.get(0, "input")
-    if call.module is None or not isinstance(sequence, Tensor):
+    """Steps * elements of all weight matrices (input, hidden, projection; every layer and direction).
+
+    Functions take their weights as ``(input, hx, weights, ...)``, packed ``(data, batch_sizes, hx, weights, ...)``,
+    cells as ``(input, hx, weight, weight, ...)``. Of packed sequences only the steps that are there count.
+    """
+    given = call.get(0, "input")
+    sequence = given.data if isinstance(given, PackedSequence) else given
+    if not isinstance(sequence, Tensor) or (call.module is None and len(call.args) < 4):
         return None
-    weights = sum(p.numel() for name, p in call.module.named_parameters() if name.startswith("weight"))
-    return sequence.numel() // sequence.shape[-1] * weights
+    tensors: Sequence[Tensor]
+    if call.module is not None:
+        tensors = list(call.module.parameters())
+    elif isinstance(call.args[3], Tensor):
+        tensors = call.args[2:4]
+    else:
+        tensors = [each for each in call.args if isinstance(each, list | tuple)][-1]
+    return sequence.numel() // sequence.shape[-1] * sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
 
 
 @register_formula("einsum", activation=((1, "operands"),), weight=((2, "operands"),))

@@ -3,19 +3,24 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch.fx
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from chainfx.bitops.branches import either, inline_branches
 from chainfx.bitops.conventions import LayerFacts, get_convention, nominal_formats
 from chainfx.bitops.formulas import Call, Formula, Slot, find_formula
+from chainfx.bitops.inside import work_inside
 from chainfx.bitops.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, key_of
+from chainfx.bitops.rates import Rates
 from chainfx.bitops.report import CostReport, CostRow, Uncounted
-from chainfx.bitops.storage import storage_of
-from chainfx.bitops.widths import format_of_dtype, formats_of, tensors_in, widest
+from chainfx.bitops.sparsity import DENSE, Zeros, zeros_of
+from chainfx.bitops.storage import Storage, storage_of
+from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, tensors_in, widest
 from chainfx.errors import CostError
-from chainfx.ir.edit import LAYERS, evaluating, origin
+from chainfx.ir.edit import evaluating, get_tensor, origin
 from chainfx.ir.exits import exits_of, segments
 from chainfx.ir.formats import FLOAT32, Format
 from chainfx.ir.shapes import propagate_shapes
@@ -25,7 +30,10 @@ __all__ = ["count"]
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What one node does for one sample, before a convention prices it."""
+    """What one node does for one sample, before a convention prices it.
+
+    ``path``: of the weight of a convolution or linear layer with one of its own, else empty.
+    """
 
     node: Node
     operator: str
@@ -34,6 +42,8 @@ class _Work:
     fan_in: Fraction = Fraction(1)
     weight: Format = FLOAT32
     activation: Format = FLOAT32
+    zeros: Zeros = DENSE
+    path: str = ""
 
 
 def count(
@@ -41,20 +51,25 @@ def count(
     example_inputs: Sequence[Tensor],
     convention: str = "mac_bw_ba",
     exit_rates: Mapping[str, float] | None = None,
+    encodings: Sequence[str] = ("dense", "nominal"),
 ) -> CostReport:
     """Count what a network costs for ONE sample, in eval mode.
 
     ``example_inputs``: positional, batch first; only shapes and dtypes are read, and every count is divided by the size
     of axis 0 of the first one. ``convention``: the price of a MAC, see :mod:`chainfx.bitops.conventions`.
-    ``exit_rates``: share, in [0, 1], of all samples that leave at each exit by name; the rest reach the end.
+    ``exit_rates``: share, in [0, 1], of all samples that leave at each exit by name; the rest reach the end. Of a
+    ``torch.cond``, by the name of its node, it is the share of all samples that takes the true branch.
+    ``encodings``: how stored weights are encoded, see :mod:`chainfx.bitops.storage`; ``dense`` and ``nominal`` are
+    always there, the others may need the values of weights and masks.
 
     What does not depend on the values of an input (an operation on weights alone) is computed once, not for every
-    sample, and costs nothing here. Operators without a formula are listed in ``uncounted``. Nothing is executed, and
-    nothing changes but the shapes cached in ``node.meta``.
+    sample, and costs nothing here. What no formula knows, such as somebody's own function, is looked into; what then
+    has something unknown in it is listed in ``uncounted``. Nothing is executed on data, and nothing changes but the
+    shapes cached in ``node.meta``. No data is read but that of masks.
 
-    Raises :class:`~chainfx.errors.InputError` when the inputs do not fit, :class:`CostError` on an unknown convention,
-    a quantizer without literal bits, exit rates that are missing, unknown, out of range or above 1 in sum, and work
-    that does not divide by the batch.
+    Raises :class:`~chainfx.errors.InputError` when the inputs do not fit, :class:`CostError` on an unknown convention
+    or encoding, a quantizer without literal bits, exit rates that are missing, unknown, out of range or above 1 in sum,
+    a mask without data, and work that does not divide by the batch.
 
     >>> from torch import nn
     >>> report = count(torch.fx.symbolic_trace(nn.Linear(8, 4)), (torch.zeros(2, 8),))
@@ -62,46 +77,42 @@ def count(
     (32, 32768)
     """
     price = get_convention(convention)
+    graph_module, branch_of, conditions = inline_branches(graph_module)
     exits = tuple(mark.name for mark in exits_of(graph_module))
-    rates = _checked_rates(exits, exit_rates)
+    rates = Rates(exits, None, conditions, None).given(exit_rates)
     with evaluating(graph_module):
         propagate_shapes(graph_module, example_inputs)
     batch = example_inputs[0].shape[0] if example_inputs and example_inputs[0].dim() else 1
-    works, uncounted = _works(graph_module, batch)
+    works, uncounted = _works(graph_module, batch, branch_of)
     segment_of = {node: index for index, part in enumerate(segments(graph_module)) for node in part}
-    facts = _facts(works, segment_of)
-    storage = storage_of(graph_module)
-    rows = tuple(
-        _row(work, segment_of[work.node], price(facts[work.node]) if work.node in facts else 0) for work in works
+    facts, nominal = _facts(works, segment_of)
+    storage = storage_of(graph_module, encodings, nominal[0].bits)
+    rows = []
+    for work in works:
+        weight = _stored(graph_module, work.path, storage)
+        layer = facts.get(work.node)
+        bitops = price(layer) if layer else 0
+        rows.append(_row(work, layer, bitops, segment_of[work.node], branch_of.get(work.node, ""), weight))
+    return CostReport(
+        convention,
+        tuple(rows),
+        tuple(uncounted),
+        storage.bits,
+        storage.parameters,
+        exits,
+        rates.exit_rates,
+        conditions,
+        rates.true_rates,
+        tuple(tuple(tensor.shape) for tensor in example_inputs),
     )
-    return CostReport(convention, rows, tuple(uncounted), storage.bits, storage.parameters, exits, rates)
 
 
-def _checked_rates(exits: tuple[str, ...], rates: Mapping[str, float] | None) -> tuple[float, ...] | None:
-    """The rates in the order of the exits; raises :class:`CostError` naming the exit that is wrong."""
-    if rates is None:
-        return None
-    for name in sorted(rates):
-        if name not in exits:
-            known = f"its exits are {', '.join(exits)}" if exits else "it has no exits"
-            raise CostError(f"exit_rates names {name!r}, which is no exit of the network; {known}.")
-    reached = 1.0
-    for name in exits:
-        if name not in rates:
-            raise CostError(f"the exit rate of {name!r} is missing; give the share of all samples that leave there.")
-        if not 0 <= rates[name] <= 1:
-            raise CostError(f"the exit rate of {name!r} is {rates[name]}; it is a share of all samples, from 0 to 1.")
-        reached -= rates[name]
-        if reached < -1e-9:
-            total = sum(rates[other] for other in exits)
-            raise CostError(
-                f"the exit rates add up to {total:.6g}, above 1 from {name!r} on; "
-                "give shares of all samples, not of those that reach an exit."
-            )
-    return tuple(float(rates[name]) for name in exits)
+def _stored(graph_module: GraphModule, path: str, storage: Storage) -> tuple[str, int]:
+    """The name of a layer's weight, and how many elements follow its width: none of a weight that is computed."""
+    return storage.weights.get(id(get_tensor(graph_module, path)), (path, 0)) if path else ("", 0)
 
 
-def _works(graph_module: GraphModule, batch: int) -> tuple[list[_Work], list[Uncounted]]:
+def _works(graph_module: GraphModule, batch: int, branch_of: Mapping[Node, str]) -> tuple[list[_Work], list[Uncounted]]:
     """The nodes that do work for every sample, and those of which nobody knows how much."""
     formats = formats_of(graph_module)
     varies = set(graph_module.graph.find_nodes(op="placeholder"))  # nodes whose values depend on those of an input
@@ -110,20 +121,37 @@ def _works(graph_module: GraphModule, batch: int) -> tuple[list[_Work], list[Unc
     for node in graph_module.graph.nodes:
         if not node.op.startswith("call") or varies.isdisjoint(node.all_input_nodes):
             continue
+        if node.target is either:
+            varies.add(node)
+            continue
         key, operator = key_of(graph_module, node)
         varies.update(_made_to_vary(node, key))
         formula = find_formula(key) if key else None
         work = None
         if formula is not None:
-            work = _multiplied(graph_module, node, operator, formula, formats=formats, batch=batch)
+            work = _multiplied(graph_module, node, key, operator, formula, formats=formats, batch=batch)
         elif key in ELEMENTWISE:
             work = _Work(node, operator, 0, _per_sample(_elements(node, varies), batch, node))
+        if work is None and key not in MOVEMENT | CONSTRUCTORS and _touches_tensors(node):
+            work = _looked_into(graph_module, node, operator, varies, batch)
         if work is not None:
             works.append(work)
         elif formula is not None or (key not in MOVEMENT | CONSTRUCTORS and _touches_tensors(node)):
             what = "opaque module" if node.op == "call_module" else "operator without a formula"
-            uncounted.append(Uncounted(node.name, operator, _module_path(node), what))
+            path = _module_path(node, branch_of.get(node, ""))
+            uncounted.append(Uncounted(node.name, operator, path, what))
     return works, uncounted
+
+
+def _looked_into(graph_module: GraphModule, node: Node, operator: str, varies: set[Node], batch: int) -> _Work | None:
+    """The work inside of what no formula knows; ``None`` if there is something unknown in it."""
+    module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    inside = work_inside(node, module, varies)
+    if inside is None or inside.unknown:
+        return None
+    outputs = sum(tensor.numel() for tensor in tensors_in(node.meta.get("val"))[:1])
+    macs, elementwise = (_per_sample(total, batch, node) for total in (inside.macs, inside.elementwise))
+    return _Work(node, operator, macs, elementwise, Fraction(inside.macs, max(outputs, 1)))
 
 
 def _made_to_vary(node: Node, key: str | None) -> list[Node]:
@@ -143,6 +171,7 @@ def _touches_tensors(node: Node) -> bool:
 def _multiplied(
     graph_module: GraphModule,
     node: Node,
+    key: str | None,
     operator: str,
     formula: Formula,
     *,
@@ -158,6 +187,9 @@ def _multiplied(
         return None
     written = Call(node.args, node.kwargs, output=output, module=module)
     outputs = sum(tensor.numel() for tensor in tensors_in(output)[:1])
+    layer = key in LAYER_KEYS
+    weights = [written.get(position, name) for position, name in formula.weight]
+    groups = (written.get(6, "groups") or 1) if layer else 1
     return _Work(
         node,
         operator,
@@ -166,7 +198,17 @@ def _multiplied(
         Fraction(macs, max(outputs, 1)),
         _operand_format(written, formula.weight, formats),
         _operand_format(written, formula.activation, formats),
+        zeros_of(graph_module, weights[0], groups, transposed=key == "convtranspose") if len(weights) == 1 else DENSE,
+        _weight_path(node, weights[0]) if layer else "",
     )
+
+
+def _weight_path(node: Node, weight: Any) -> str:
+    """The path of a layer's own weight, empty if it is computed."""
+    if node.op == "call_module":
+        return f"{node.target}.weight"
+    stored = origin(weight)
+    return "" if stored is None else str(stored.target)
 
 
 def _operand_format(call: Call, slots: tuple[Slot, ...], formats: Mapping[Node, Format]) -> Format:
@@ -193,54 +235,62 @@ def _per_sample(total: int, batch: int, node: Node) -> int:
     return share
 
 
-def _facts(works: list[_Work], segment_of: Mapping[Node, int]) -> dict[Node, LayerFacts]:
-    """The facts of every node with MACs; first and last are layers with a weight of their own, last after all exits."""
+def _facts(works: list[_Work], segment_of: Mapping[Node, int]) -> tuple[dict[Node, LayerFacts], tuple[Format, Format]]:
+    """The facts of every node with MACs, and the nominal formats.
+
+    First and last are layers with a weight of their own, last after all exits.
+    """
     layers = [work for work in works if work.macs]
     nominal = nominal_formats((work.macs, work.weight, work.activation) for work in layers)
-    owners = [work.node for work in layers if _owns_weight(work.node)]
+    owners = [work.node for work in layers if work.path or work.node.op == "call_module"]
     first = owners[0] if owners else None
-    last = max(owners, key=lambda node: segment_of[node], default=None)
-    if last is not None:
-        last = [node for node in owners if segment_of[node] == segment_of[last]][-1]
-    return {
+    at_end = max((segment_of[node] for node in owners), default=0)
+    last = next((node for node in reversed(owners) if segment_of[node] == at_end), None)
+    facts = {
         work.node: LayerFacts(
             work.macs,
             work.fan_in,
             work.weight,
             work.activation,
             nominal,
+            work.zeros.kept_outputs,
+            work.zeros.kept_inputs,
+            work.zeros.nonzero,
             first=work.node is first,
             last=work.node is last,
         )
         for work in layers
     }
+    return facts, nominal
 
 
-def _owns_weight(node: Node) -> bool:
-    return node.op == "call_module" or (node.target in LAYERS and origin(node.args[1]) is not None)
-
-
-def _row(work: _Work, segment: int, bitops: int | Fraction) -> CostRow:
+def _row(
+    work: _Work, facts: LayerFacts | None, bitops: int | Fraction, segment: int, branch: str, weight: tuple[str, int]
+) -> CostRow:
     output = tensors_in(work.node.meta.get("val"))
     return CostRow(
         node=work.node.name,
         operator=work.operator,
-        module=_module_path(work.node),
+        module=_module_path(work.node, branch, work.path),
         shape=tuple(int(size) for size in output[0].shape) if output else (),
-        macs=work.macs,
         elementwise=work.elementwise,
-        weight_bits=work.weight.bits if work.macs else None,
-        activation_bits=work.activation.bits if work.macs else None,
         bitops=bitops,
         segment=segment,
+        branch=branch,
+        facts=facts,
+        pattern=work.zeros.pattern,
+        weight=weight[0],
+        weight_elements=weight[1],
     )
 
 
-def _module_path(node: Node) -> str:
-    """The path of the module a node belongs to, as far as the graph tells; empty if it does not."""
+def _module_path(node: Node, branch: str, weight: str = "") -> str:
+    """The path of the module a node belongs to, as far as the graph tells, inside of its branch if it is in one."""
     if node.op == "call_module":
-        return str(node.target)
-    if node.target in LAYERS and len(node.args) > 1 and (weight := origin(node.args[1])) is not None:
-        return str(weight.target).rpartition(".")[0]
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else ""
+        path = str(node.target)
+    elif weight:
+        path = weight.rpartition(".")[0]
+    else:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        path = str(stack[-1][0]) if stack else ""
+    return ".".join(part for part in (branch, path) if part)

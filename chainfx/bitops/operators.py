@@ -4,6 +4,7 @@
 underscores and without a trailing ``1d``, ``2d``, ``3d``.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from chainfx.ir import ops
 __all__ = ["CONSTRUCTORS", "ELEMENTWISE", "MAX_POOLS", "MOVEMENT", "TRANSPARENT", "key_of", "operator_key"]
 
 
+@functools.lru_cache(1024)
 def operator_key(name: str) -> str:
     """The key of an operator name, the same for all spellings.
 
@@ -88,21 +90,17 @@ _PACKAGE_FUNCTIONS = frozenset({("torchvision.ops.stochastic_depth", "stochastic
 def key_of(graph_module: GraphModule, node: Node) -> tuple[str | None, str]:
     """The operator key of a node (``None`` if it is nothing that torch or chainfx defines) and the name to print."""
     if node.op == "call_module":
-        return _module_key(graph_module.get_submodule(str(node.target)))
+        return _module_key(type(graph_module.get_submodule(str(node.target))))
     if node.op == "call_method":
         return operator_key(str(node.target)), str(node.target)
     return _function_key(node.target)
 
 
-def _module_key(module: nn.Module) -> tuple[str | None, str]:
-    """The torch.nn module whose ``forward`` runs; somebody's own ``forward`` is known only where it costs no MACs."""
-    name = type(module).__name__
-    bases = [base for base in type(module).__mro__ if base not in (nn.Module, object)]
-    own = next((base for base in bases if "forward" in vars(base)), nn.Module)
-    if _of_torch(own):
-        return operator_key(own.__name__), name
-    key = next((operator_key(base.__name__) for base in bases if _of_torch(base)), None)
-    return (key if key in ELEMENTWISE | MOVEMENT else None), name
+@functools.lru_cache(1024)
+def _module_key(module: type[nn.Module]) -> tuple[str | None, str]:
+    """The torch.nn module whose ``forward`` runs; ``None`` for somebody's own ``forward``."""
+    own = next((base for base in module.__mro__ if "forward" in vars(base)), nn.Module)
+    return (operator_key(own.__name__) if _of_torch(own) else None), module.__name__
 
 
 def _of_torch(base: type) -> bool:

@@ -1,55 +1,104 @@
-"""What a network takes to store: every parameter and buffer that its graph refers to, once."""
+"""What a network takes to store: every parameter and buffer that its graph refers to, once.
 
+The encodings, in bits:
+
+``dense``: what a saved network holds. A weight that is only read through ``quantize_weight`` is stored as codes of that
+many bits plus 32-bit scales (one, or one for each slice of its axis); codes of ``dequantize_weight`` count their bits
+and those of ``look_up`` ceil(log2 k), not those of the tensor that holds them; a mask counts 1 bit an element. All else
+has the width of its dtype. A tensor that is read in several ways costs what the dearest takes.
+
+``nominal``: every parameter at the nominal weight width of the network, see
+:func:`chainfx.bitops.conventions.nominal_formats`: weights, biases, affine parameters of normalization. Scales, clips,
+codebooks, masks and buffers cost nothing. It is how the paper (arXiv 2403.17447) counts its compression ratio CR.
+
+``bitmap``, ``relative_index``, ``entropy``: a masked weight without its zeros, see :mod:`chainfx.bitops.encodings`.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from chainfx.bitops.widths import literal
+from chainfx.bitops.encodings import Stored, find_encoding
+from chainfx.bitops.operators import key_of
+from chainfx.bitops.sparsity import stored_beside
+from chainfx.bitops.widths import LAYER_KEYS, literal
 from chainfx.ir import ops
 from chainfx.ir.edit import get_tensor
 
 __all__ = ["Storage", "storage_of"]
 
 _SCALE_BITS = 32
+_CODED = (ops.quantize_weight, ops.dequantize_weight, ops.look_up)
+_SIDE: dict[object, Literal["mask", "scale"]] = {
+    ops.mask_weight: "mask",
+    ops.quantize_activation: "scale",
+    ops.dequantize_weight: "scale",
+    ops.look_up: "scale",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Bits of all tensors, and the number of parameters: codes of quantized weights are some, buffers are not."""
+    """Bits of all tensors by encoding, and the number of parameters: codes of weights are some, buffers are not.
 
-    bits: int
+    ``weights``: by the id of a tensor the path it is known by and the number of its elements whose width a quantizer
+    decides, which is 0 for a tensor that is also read as it is or holds codes of a codebook.
+    """
+
+    bits: dict[str, int]
     parameters: int
+    weights: dict[int, tuple[str, int]]
 
 
-def storage_of(graph_module: GraphModule) -> Storage:
+def storage_of(graph_module: GraphModule, encodings: Sequence[str], nominal_bits: int) -> Storage:
     """The storage of the tensors that the nodes of a graph refer to; a tensor that is shared counts once.
 
-    A weight that is only read through ``quantize_weight`` is stored as codes of that many bits plus 32-bit scales
-    (one, or one for each slice of its axis), read through several quantizers at the cost of the dearest one. Codes of
-    ``dequantize_weight`` count their bits, not those of the tensor that holds them. All else has its dtype's width.
+    ``encodings``: those to compute beside ``dense`` and ``nominal``. ``nominal_bits``: nominal width of a weight.
+    Raises :class:`CostError` on an unknown encoding, and when one needs values of a tensor on the meta device.
     """
-    bits: dict[int, int] = {}
+    costs = {name: find_encoding(name) for name in ("dense", *encodings) if name != "nominal"}
+    bits: dict[str, dict[int, int]] = {name: {} for name in costs}
     parameters: dict[int, int] = {}
+    free: set[int] = set()  # what no nominal width is the width of
+    weights: dict[int, tuple[str, int]] = {}
     keep: list[Tensor] = []  # an id is only unique while its object lives
+    for use in _uses(graph_module):
+        key = id(use.tensor)
+        keep.append(use.tensor)
+        for name, cost in costs.items():
+            bits[name][key] = max(cost(use), bits[name].get(key, 0))
+        if use.role == "code" or isinstance(use.tensor, nn.Parameter):
+            parameters[key] = use.tensor.numel()
+        if use.role in ("scale", "mask"):
+            free.add(key)
+        path, elements = weights.get(key, (use.path, use.tensor.numel()))
+        weights[key] = (path, elements if use.follows_widths else 0)
+    nominal = nominal_bits * sum(elements for key, elements in parameters.items() if key not in free)
+    totals = {name: sum(each.values()) for name, each in bits.items()}
+    return Storage({"dense": totals["dense"], "nominal": nominal, **totals}, sum(parameters.values()), weights)
+
+
+def _uses(graph_module: GraphModule) -> Iterator[Stored]:
+    """Every way in which every tensor is read."""
     for node in graph_module.graph.nodes:
-        for tensor, cost, counts in _referred(graph_module, node):
-            keep.append(tensor)
-            bits[id(tensor)] = max(cost, bits.get(id(tensor), 0))
-            if counts or isinstance(tensor, nn.Parameter):
-                parameters[id(tensor)] = tensor.numel()
-    return Storage(sum(bits.values()), sum(parameters.values()))
+        if node.op == "call_module":
+            yield from _of_module(graph_module.get_submodule(str(node.target)), str(node.target))
+        elif node.op == "get_attr" and _is_tensor(graph_module, str(node.target)):
+            tensor = get_tensor(graph_module, str(node.target))
+            for chain in _chains(node):
+                yield _read(graph_module, tensor, node, chain)
 
 
-def _referred(graph_module: GraphModule, node: Node) -> list[tuple[Tensor, int, bool]]:
-    """(tensor, bits to store it, whether it stands for a parameter) for every tensor a node refers to."""
-    if node.op == "call_module":
-        module = graph_module.get_submodule(str(node.target))
-        return [(tensor, _plain_bits(tensor), False) for tensor in [*module.parameters(), *module.buffers()]]
-    if node.op != "get_attr" or not _is_tensor(graph_module, str(node.target)):
-        return []
-    tensor = get_tensor(graph_module, str(node.target))
-    return [(tensor, *_use(tensor, node, user)) for user in node.users]
+def _of_module(module: nn.Module, target: str) -> Iterator[Stored]:
+    layer = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    for name, parameter in module.named_parameters():
+        follows = layer and name == "weight"
+        yield Stored(parameter, f"{target}.{name}", _width(parameter), follows_widths=follows)
+    for name, buffer in module.named_buffers():
+        yield Stored(buffer, f"{target}.{name}", _width(buffer))
 
 
 def _is_tensor(graph_module: GraphModule, path: str) -> bool:
@@ -57,17 +106,51 @@ def _is_tensor(graph_module: GraphModule, path: str) -> bool:
     return isinstance(getattr(graph_module.get_submodule(prefix), name), Tensor)
 
 
-def _plain_bits(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.dtype.itemsize * 8
+def _width(tensor: Tensor) -> int:
+    return tensor.dtype.itemsize * 8
 
 
-def _use(tensor: Tensor, node: Node, user: Node) -> tuple[int, bool]:
-    """Bits to store a tensor for one of its users, and whether it holds codes of a weight."""
-    first = bool(user.args) and user.args[0] is node
-    if first and user.target is ops.quantize_weight:
-        axis = user.args[3] if len(user.args) > 3 else user.kwargs.get("axis")
-        scales = 1 if axis is None else tensor.shape[axis]  # type: ignore[index]
-        return tensor.numel() * literal(user, 1, "bits") + scales * _SCALE_BITS, False
-    if first and user.target is ops.dequantize_weight:
-        return tensor.numel() * literal(user, 2, "bits"), True
-    return _plain_bits(tensor), False
+def _chains(node: Node) -> Iterator[tuple[Node, ...]]:
+    """The ops (quantizers, masks, look-up) that a stored tensor goes through, and last the call that reads it."""
+    for user in node.users:
+        if user.target in (*_CODED, ops.mask_weight) and user.args[0] is node:
+            yield from ((user, *rest) for rest in list(_chains(user)) or [()])
+        else:
+            yield (user,)
+
+
+def _read(graph_module: GraphModule, tensor: Tensor, node: Node, chain: tuple[Node, ...]) -> Stored:
+    """How a tensor is stored for one of the ways in which it is read."""
+    path, first, end = str(node.target), chain[0], chain[-1]
+    if first.target in _SIDE and len(first.args) > 1 and first.args[1] is node:
+        role = _SIDE[first.target]
+        return Stored(tensor, path, 1 if role == "mask" else _width(tensor), role=role)
+    coder = next((user for user in chain if user.target in _CODED), None)
+    masks = tuple(stored_beside(graph_module, user) for user in chain if user.target is ops.mask_weight)
+    read_as_weight = len(end.args) > 1 and end.args[1] is (chain[-2] if len(chain) > 1 else node)
+    follows = read_as_weight and key_of(graph_module, end)[0] in LAYER_KEYS
+    return Stored(
+        tensor,
+        path,
+        _width(tensor) if coder is None else _code_width(graph_module, coder),
+        _scales(tensor, coder) * _SCALE_BITS,
+        "code" if coder is not None and coder.target is not ops.quantize_weight else "plain",
+        follows and (coder is None or coder.target is not ops.look_up),
+        masks,
+        chain[: chain.index(coder) + 1] if coder is not None else (),
+    )
+
+
+def _code_width(graph_module: GraphModule, coder: Node) -> int:
+    if coder.target is ops.look_up:
+        _, codebook = stored_beside(graph_module, coder)
+        return (codebook.numel() - 1).bit_length()
+    return literal(coder, 1 if coder.target is ops.quantize_weight else 2, "bits")
+
+
+def _scales(tensor: Tensor, coder: Node | None) -> int:
+    """The number of scales that are not tensors of their own yet."""
+    if coder is None or coder.target is not ops.quantize_weight:
+        return 0
+    axis = coder.args[3] if len(coder.args) > 3 else coder.kwargs.get("axis")
+    return 1 if axis is None else int(tensor.shape[axis])  # type: ignore[index]

@@ -1,17 +1,24 @@
 """The number format of every node's result: what quantizer nodes say, carried along by operators that move values."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from chainfx.bitops.branches import either
 from chainfx.bitops.operators import TRANSPARENT, key_of
 from chainfx.errors import CostError
 from chainfx.ir import ops
 from chainfx.ir.formats import FLOAT32, Format
 
-__all__ = ["format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
+__all__ = ["LAYER_KEYS", "format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
+
+# how many of the first arguments of an op are what its result holds elements of
+_PASSED = {ops.mask_weight: 1, either: 2}
+# the operators whose weight a quantizer gives its width
+LAYER_KEYS = frozenset({"conv", "convtranspose", "linear"})
 
 # the position of the literal ``bits`` among the arguments of each quantizer
 _BITS = {ops.quantize_weight: 1, ops.quantize_activation: 2, ops.dequantize_weight: 2}
@@ -30,8 +37,8 @@ def widest(formats: list[Format]) -> Format:
 def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
     """The format of the elements of every node that holds tensors, after ``propagate_shapes``, in one forward pass.
 
-    Quantizers give their literal bits; moving values, max-pooling, ReLU and dropout keep the (widest) format of their
-    tensor inputs; everything else gives the width of its dtype, which is FLOAT32 for ordinary networks. Raises
+    Quantizers give their literal bits; moving values, masking, max-pooling, ReLU and dropout keep the (widest) format
+    of their tensor inputs; everything else gives the width of its dtype, which is FLOAT32 for ordinary networks. Raises
     :class:`CostError` on a quantizer whose bits are not a literal whole number of at least 1.
     """
     formats: dict[Node, Format] = {}
@@ -42,10 +49,17 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
         if node.op == "call_function" and node.target in _BITS:
             formats[node] = Format(literal(node, _BITS[node.target], "bits"))
             continue
-        incoming = [formats[source] for source in node.all_input_nodes if source in formats]
-        moved = node.op.startswith("call") and key_of(graph_module, node)[0] in TRANSPARENT and incoming
-        formats[node] = widest(incoming) if moved else format_of_dtype(tensors[0].dtype)
+        incoming = [formats[source] for source in _moved(graph_module, node) if source in formats]
+        formats[node] = widest(incoming) if incoming else format_of_dtype(tensors[0].dtype)
     return formats
+
+
+def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:
+    """The inputs whose elements a node hands on as they are."""
+    if node.target in _PASSED:
+        return node.args[: _PASSED[node.target]]
+    moves = node.op.startswith("call") and key_of(graph_module, node)[0] in TRANSPARENT
+    return node.all_input_nodes if moves else ()
 
 
 def literal(node: Node, position: int, name: str) -> int:

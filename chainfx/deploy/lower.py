@@ -8,6 +8,9 @@ from chainfx.ir.exits import exits_of, output_node, segments
 
 __all__ = ["fold_codes", "split_stages", "to_codes"]
 
+# in the order a graph has them, each reads stored tensors once those before it are folded
+_FOLDED = (ops.dequantize_weight, ops.look_up, ops.mask_weight)
+
 
 def to_codes(graph_module: GraphModule) -> GraphModule:
     """The network in eval mode with integer codes (uint8) and scales for fake-quantized weights; equal bit for bit.
@@ -22,7 +25,7 @@ def to_codes(graph_module: GraphModule) -> GraphModule:
         if key not in made:
             with torch.no_grad():
                 codes, scale = ops.encode_weight(edit.get_tensor(lowered, attribute.target), bits, scheme, axis)
-            holder = edit.fresh_path(lowered, f"codes_{attribute.target.replace('.', '_')}")
+            holder = _holder(lowered, str(attribute.target))
             made[key] = (f"{holder}.codes", f"{holder}.scale")
             edit.set_tensor(lowered, made[key][0], codes.to(torch.uint8), parameter=False)
             edit.set_tensor(lowered, made[key][1], scale, parameter=False)
@@ -35,16 +38,22 @@ def to_codes(graph_module: GraphModule) -> GraphModule:
 
 
 def fold_codes(graph_module: GraphModule) -> GraphModule:
-    """The deploy form for execution: every decoded weight is a float buffer, computed once; the rest is shared."""
+    """The deploy form for execution: weights are decoded and masked once, as float buffers; the rest is shared."""
     folded = _sharing_copy(graph_module)
-    for node in folded.graph.find_nodes(op="call_function", target=ops.dequantize_weight):
-        codes, scale, bits, scheme = node.args
-        stored = edit.get_tensor(folded, codes.target), edit.get_tensor(folded, scale.target)
-        value = ops.decode_weight(*stored, bits, scheme)
-        path = f"{edit.fresh_path(folded, f'decoded_{node.name}')}.weight"
-        edit.set_tensor(folded, path, value, parameter=False)
+    made: dict[tuple[object, ...], str] = {}
+    for node in folded.graph.nodes:
+        if node.target not in _FOLDED:
+            continue
+        key = node.target, *(each.target if isinstance(each, Node) else each for each in node.args)
+        if key not in made:
+            stored = [
+                edit.get_tensor(folded, str(each.target)) if isinstance(each, Node) else each for each in node.args
+            ]
+            made[key] = f"{edit.fresh_path(folded, f'decoded_{node.name}')}.weight"
+            with torch.no_grad():
+                edit.set_tensor(folded, made[key], node.target(*stored), parameter=False)
         with folded.graph.inserting_before(node):
-            _replace(node, folded.graph.get_attr(path))
+            _replace(node, folded.graph.get_attr(made[key]))
     edit.tidy(folded)
     return folded
 
@@ -76,6 +85,15 @@ def split_stages(graph_module: GraphModule) -> list[GraphModule]:
         stages.append(GraphModule(graph_module, graph).eval())
         entries = carried
     return stages
+
+
+def _holder(lowered: GraphModule, weight: str) -> str:
+    """The module that codes of a weight go into: that of the weight, or a new one where others would see the change."""
+    module = weight.rpartition(".")[0]
+    shared = any(f"{module}.".startswith(f"{leaf.target}.") for leaf in lowered.graph.find_nodes(op="call_module"))
+    if not module or shared or any(hasattr(lowered.get_submodule(module), name) for name in ("codes", "scale")):
+        return edit.fresh_path(lowered, f"codes_{weight.replace('.', '_')}")
+    return module
 
 
 def _sharing_copy(graph_module: GraphModule) -> GraphModule:

@@ -1,9 +1,9 @@
 """A graph on disk: safetensors for the tensors, JSON for everything else. No pickle, nothing executable.
 
 A folder holds ``model.safetensors`` and ``manifest.json``. The manifest has the graph, how to rebuild each leaf module
-from its constructor's arguments, which tensors share storage, which are parameters, how integer codes are packed, and
-SHA-256 sums of the tensor file and of the manifest itself. Functions are stored by name and resolved only within
-:mod:`chainfx.ir.names`.
+from its constructor's arguments, which tensors share storage, which are parameters, how integer codes and boolean
+tensors (masks) are packed, and SHA-256 sums of the tensor file and of the manifest itself. Functions are stored by name
+and resolved only within :mod:`chainfx.ir.names`.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
@@ -74,7 +75,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 def _describe(graph_module: GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The manifest's body and the tensors, each stored once."""
-    packed = _packed_codes(graph_module)
+    coded = _bits_of_codes(graph_module)
     tensors: dict[str, Tensor] = {}
     stored: dict[int, str] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -83,9 +84,10 @@ def _describe(graph_module: GraphModule) -> tuple[dict[str, Any], dict[str, Tens
         entries[name] = {"kind": kind, "trains": tensor.requires_grad}
         if first != name:
             entries[name]["same_as"] = first
-        elif name in packed:
-            entries[name] |= {"bits": packed[name], "shape": list(tensor.shape)}
-            tensors[name] = pack(tensor.detach().cpu(), packed[name])
+        elif name in coded or tensor.dtype is torch.bool:
+            bits = coded.get(name, 1)
+            entries[name] |= {"bits": bits, "shape": list(tensor.shape), "boolean": name not in coded}
+            tensors[name] = pack(tensor.detach().cpu(), bits)
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
     body = {
@@ -98,7 +100,7 @@ def _describe(graph_module: GraphModule) -> tuple[dict[str, Any], dict[str, Tens
     return body, tensors
 
 
-def _packed_codes(graph_module: GraphModule) -> dict[str, int]:
+def _bits_of_codes(graph_module: GraphModule) -> dict[str, int]:
     """The bits of each tensor of integer codes, by name."""
     found = graph_module.graph.find_nodes(op="call_function", target=ops.dequantize_weight)
     return {str(node.args[0].target): node.args[2] for node in found}
@@ -179,6 +181,7 @@ def _restore_tensors(root: nn.Module, body: Mapping[str, Any], tensors: Mapping[
             value = made[entry["same_as"]]
         elif "bits" in entry:
             value = unpack(tensors[name], entry["bits"], tuple(entry["shape"]))
+            value = value.bool() if entry.get("boolean") else value
         else:
             value = tensors[name]
         if "same_as" not in entry and entry["kind"] == "parameter":

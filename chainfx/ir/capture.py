@@ -20,14 +20,14 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
-from chainfx.ir.capture_build import build, simplify
+from chainfx.ir.capture_build import build, build_to_read, simplify
 from chainfx.ir.capture_export import export_trace
 from chainfx.ir.capture_modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
 from chainfx.ir.meta_values import evaluate_graph, needs_data
 from chainfx.ir.tracer import Trace, TrainFormTracer
 from chainfx.ir.tracer_sizes import BATCH, DATA, SizesTracer
 
-__all__ = ["CaptureReport", "OpaqueLeaf", "capture", "capture_with_report"]
+__all__ = ["CaptureReport", "OpaqueLeaf", "capture", "capture_to_read", "capture_with_report"]
 
 Method = Literal["symbolic", "sizes", "export"]
 
@@ -82,9 +82,23 @@ def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule:
 
 def capture_with_report(model: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[GraphModule, CaptureReport]:
     """As :func:`capture`, with the :class:`CaptureReport` of how it went and what the graph does not show."""
+    return _capture_of(model, example_inputs).run()
+
+
+def capture_to_read(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule | None:
+    """The graph of eval mode, to be read and not run, in a fraction of the time; ``None`` if tracing fails.
+
+    The nodes are those of :func:`capture`, except where that keeps what differs in train mode apart: there they are
+    what eval mode does. Whether the graph accepts the inputs is not checked. Raises as :func:`capture` for arguments
+    that nothing can be captured from.
+    """
+    return _capture_of(model, example_inputs).to_read()
+
+
+def _capture_of(model: nn.Module, example_inputs: Sequence[Tensor]) -> "_Capture":
     examples = tuple(example_inputs)
     _check(model, examples)
-    return _Capture(model, examples, _input_names(model, len(examples))).run()
+    return _Capture(model, examples, _input_names(model, len(examples)))
 
 
 class _Failure(Exception):  # noqa: N818
@@ -123,6 +137,12 @@ class _Capture:
             if not result.path or result.path in self.unfollowed:
                 raise _explained(self.model, result) from result.cause
             self.unfollowed.add(result.path)
+
+    def to_read(self) -> GraphModule | None:
+        for way in ("symbolic", "sizes"):
+            with contextlib.suppress(_Failure), _one_attention_kernel():
+                return build_to_read(self.model, self._trace(way, False))
+        return None
 
     def _first(self, *ways: str) -> "tuple[GraphModule, CaptureReport] | _Failure":
         """The graph of the first way that works, or how the last one failed."""

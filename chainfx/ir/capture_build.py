@@ -11,15 +11,40 @@ from chainfx.ir.edit import LAYERS
 from chainfx.ir.leaves import assign_
 from chainfx.ir.tracer import Trace, TrainFormTracer, layer_name
 
-__all__ = ["build", "simplify"]
+__all__ = ["build", "build_to_read", "simplify"]
 
 
 def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> GraphModule:
     """The graph module of a trace; ``modules`` are the leaves that it has beyond those of ``model``."""
     graph = _renamed(trace.graph)
-    graph_module = GraphModule(_shell(model, trace, modules), graph, class_name=type(model).__name__)
+    shell = nn.Module()
+    _fill(shell, model, trace, modules)
+    graph_module = GraphModule(shell, graph, class_name=type(model).__name__)
     graph_module.graph.lint()
     return graph_module
+
+
+def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
+    """As :func:`build`, without what only running the graph takes, which is most of the time."""
+    if len(trace.scopes) > len(trace.graph.nodes):
+        _close_gaps(trace.graph)
+    graph_module = _NotCompiled(trace.graph)
+    _fill(graph_module, model, trace, {})
+    return graph_module
+
+
+class _NotCompiled(GraphModule):
+    """A graph over the very modules of a model, of which no code is made and nothing is copied."""
+
+    def __init__(self, graph: Graph) -> None:
+        nn.Module.__init__(self)
+        self._graph = graph
+        self._paths: dict[str, nn.Module] = {}
+
+    def get_submodule(self, target: str) -> nn.Module:
+        if not self._paths:
+            self._paths = dict(self.named_modules(remove_duplicate=False))
+        return self._paths[target]
 
 
 def simplify(trace: Trace) -> Trace:
@@ -32,9 +57,8 @@ def simplify(trace: Trace) -> Trace:
     return trace
 
 
-def _shell(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """The model's tensors and children, with constants and leaves added, without touching the model."""
-    shell = nn.Module()
+def _fill(shell: nn.Module, model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> None:
+    """Put the model's tensors and children, and the constants and leaves beyond those, into ``shell``."""
     shell.training = model.training
     shell._parameters.update(model._parameters)
     shell._buffers.update(model._buffers)
@@ -44,7 +68,6 @@ def _shell(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> 
         shell.add_module(name, module.train(model.training))
     for name, tensor in trace.constants.items():
         shell.register_buffer(name, tensor, persistent=False)
-    return shell
 
 
 def _mutates(node: Node) -> bool:
@@ -88,13 +111,30 @@ def _remove_dead(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def _close_gaps(graph: Graph) -> None:
+    """Give every node the name that it would have in :func:`_renamed`; nodes made later may then clash."""
+    names = Graph()._graph_namespace
+    for node in graph.nodes:
+        name = layer_name(node.args[1]) if node.target in LAYERS else None
+        node.name = names.create_name(name or graph._target_to_str(node.target), None)
+
+
 def _renamed(graph: Graph) -> Graph:
-    """A copy whose names are those of tracing it again, without the gaps that erased nodes leave."""
+    """A copy whose names are those of tracing it again, without the gaps that erased nodes leave.
+
+    Of what tracing knows about a node, the modules that it ran in are kept.
+    """
     copy = Graph(tracer_cls=TrainFormTracer)
     copies: dict[Node, Node] = {}
     for node in graph.nodes:
         name = layer_name(node.args[1]) if node.target in LAYERS else None
         args = map_arg(node.args, copies.__getitem__)
         kwargs = map_arg(node.kwargs, copies.__getitem__)
-        copies[node] = copy.create_node(node.op, node.target, args, kwargs, name)
+        copies[node] = copy.create_node(node.op, node.target, (), {}, name)
+        if args:  # as in the tracer
+            copies[node].args = args
+        if kwargs:
+            copies[node].kwargs = kwargs
+        if "nn_module_stack" in node.meta:
+            copies[node].meta["nn_module_stack"] = node.meta["nn_module_stack"]
     return copy

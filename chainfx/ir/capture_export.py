@@ -113,7 +113,9 @@ class _Translator:
 
     def _operation(self, node: Node) -> Node:
         kind, target, args, kwargs = self._plain(node, _name_of(node), node.args, node.kwargs)
-        return self.tracer.create_node(kind, target, map_arg(args, self._node), map_arg(kwargs, self._node))
+        copy = self.tracer.create_node(kind, target, map_arg(args, self._node), map_arg(kwargs, self._node))
+        copy.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+        return copy
 
     def _plain(self, node: Node, name: str, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
         """The train form's own spelling of an ATen call."""

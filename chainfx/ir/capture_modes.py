@@ -29,28 +29,24 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
     What the model's code stores in attributes, lists and dictionaries of its own while it is traced is forgotten.
     """
-    before = [
-        (vars(module), {name: _copied(value) for name, value in vars(module).items()}) for module in model.modules()
-    ]
-    model.train(training)
+    before = [(vars(module), vars(module).copy(), _contents(module)) for module in model.modules()]
+    if any(module.training is not training for module in model.modules()):
+        model.train(training)
     try:
         yield
     finally:
-        for attributes, saved in before:
-            for name in [name for name in attributes if name not in saved]:
+        for attributes, saved, contents in before:
+            for name in attributes.keys() - saved.keys():
                 del attributes[name]
-            attributes.update({name: _restored(*both) for name, both in saved.items()})
+            attributes.update(saved)
+            for container, content in contents:
+                container.clear()
+                container.update(content) if isinstance(container, dict) else container.extend(content)
 
 
-def _copied(value: Any) -> tuple[Any, Any]:
-    return value, value.copy() if type(value) in (dict, list) else None
-
-
-def _restored(value: Any, content: Any) -> Any:
-    if content is not None:
-        value.clear()
-        value.update(content) if isinstance(value, dict) else value.extend(content)
-    return value
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """Every list and dictionary among the attributes of a module, with a copy of it."""
+    return [(value, value.copy()) for value in vars(module).values() if type(value) is dict or type(value) is list]
 
 
 def mode_dependent(evaluation: Trace, training: Trace) -> tuple[str, ...]:

@@ -3,27 +3,32 @@
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.channel_labels import Labels, Ledger, Literal, blank, select_first, spread, varying
+from chainfx.ir import ops
+from chainfx.ir.channel_labels import Labels, Ledger, SizeNote, blank, select_first, spread, varying
 from chainfx.ir.edit import get_tensor, is_dialect, origin
 
-__all__ = ["Flow", "Rule", "operator_name"]
+__all__ = ["Flow", "Fold", "Rule", "operator_name"]
 
+Fold = Literal["width", "heads"]
 Rule = Callable[["Flow", Node], Any]
 
 _HOMES = ("torch", "_operator", "math", "builtins", "chainfx")
 _READS = ("size", "shape", "numel", "nelement", "len")
 _ARITHMETIC = {
-    *(getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")),
-    *(int, min, max, round, float, math.floor, math.ceil, tuple, list),
+    *(getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")),
+    *(int, min, max, round, float, math.floor, math.ceil, math.sqrt, math.log, tuple, list),
 }
-_TAKES_SIZES = ("view", "reshape", "expand", "unflatten", "split", "tensor_split", "chunk", "getitem")
+_TAKES_SIZES = (
+    *("view", "reshape", "expand", "unflatten", "view_as", "reshape_as", "split", "tensor_split", "chunk"),
+    *("getitem", "assign", "layer_norm", "rms_norm", "group_norm"),
+)
 
 
 def operator_name(node: Node) -> str:
@@ -45,15 +50,21 @@ class Flow:
     """The labels of every tensor, the values of every other node, and the ledger they are written to.
 
     ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read.
+    ``products``: the nodes that multiply two activations, ``attended``: the labels of what they multiply.
+    ``fold``: what is kept of channels that a product sees as (heads, width).
     """
 
-    def __init__(self, graph_module: GraphModule) -> None:
+    def __init__(self, graph_module: GraphModule, fold: Fold = "width") -> None:
         self.graph_module = graph_module
+        self.fold = fold
+        self.products: dict[Node, None] = {}
+        self.attended: list[Labels] = []
         self.ledger = Ledger()
         self.values: dict[Node, Any] = {}
         self.taints: dict[Node, tuple[Labels, ...]] = {}
         self.readers: dict[Node, Labels] = {}
         self._labels: dict[Node, Any] = {}
+        self._counted: set[Node] = set()
         self._paths: dict[int, str] = {}
 
     def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
@@ -71,14 +82,14 @@ class Flow:
 
     def _label(self, node: Node, rule: Rule) -> None:
         if operator_name(node) not in _TAKES_SIZES:
-            self.spoil(node, "a number of channels is used in its arithmetic")
+            self._keep_numbers(node)
         result = rule(self, node)
         self._labels[node] = result
         for labels in result if isinstance(result, tuple) else (result,):
             self.ledger.remember(labels)
 
     def _is_parameter(self, node: Node) -> bool:
-        return node.op == "get_attr" or (is_dialect(node) and origin(node) is not None)
+        return self.parameter(node) is not None
 
     def _evaluate(self, node: Node) -> None:
         args = self.real(node.args)
@@ -103,6 +114,7 @@ class Flow:
             if operator_name(node) in _READS and self._counts(node, first):
                 self.readers[node] = self.label(first)
                 self.taints[node] = (self.label(first),)
+                self._note_counted(node, operator_name(node) in ("size", "len") and isinstance(self.values[node], int))
         elif (
             node.target is operator.getitem
             and isinstance(first, Node)
@@ -113,12 +125,19 @@ class Flow:
             picked = range(labels.dim())[node.args[1]]
             if set(varying(labels)) & {*((picked,) if isinstance(picked, int) else picked)}:
                 self.taints[node] = (labels,)
+                self._note_counted(node, isinstance(picked, int))
         elif node.target in _ARITHMETIC:
             found = tuple(labels for each in node.all_input_nodes for labels in self.taints.get(each, ()))
             if found:
                 self.taints[node] = found
+                self._note_counted(node, self._counted.issuperset(node.all_input_nodes))
         else:
             self.spoil(node, "its number of channels is tested or computed with")
+
+    def _note_counted(self, node: Node, counted: bool) -> None:
+        """Remember a number that follows from nothing but sizes with channels, so not from batch or resolution."""
+        if counted:
+            self._counted.add(node)
 
     def _counts(self, node: Node, tensor: Node) -> bool:
         """Whether a size that a node reads counts channels."""
@@ -128,11 +147,21 @@ class Flow:
             dim = 0
         return dim % self.label(tensor).dim() in moving if isinstance(dim, int) else bool(moving)
 
-    def spoil(self, node: Node, why: str) -> None:
+    def spoil(self, node: Node, why: str, number: Node | None = None) -> None:
         """Freeze the channels that are counted by a number among the arguments of ``node``."""
-        for each in node.all_input_nodes:
+        for each in node.all_input_nodes if number is None else (number,):
             for labels in self.taints.get(each, ()):
                 self.freeze(labels, node, why)
+
+    def _keep_numbers(self, node: Node) -> None:
+        """Numbers of channels in the arithmetic of ``node`` stay what they were, or else the channels do."""
+        given = [((i,), each) for i, each in enumerate(node.args)] + [((k,), each) for k, each in node.kwargs.items()]
+        where: dict[Any, tuple[int | str, ...]] = {each: at for at, each in given if isinstance(each, Node)}
+        for each in node.all_input_nodes:
+            if each in self._counted and each in where and isinstance(self.values[each], int | float):
+                self.literal(node, "number", where[each], ())
+            else:
+                self.spoil(node, "a number of channels is used in its arithmetic", each)
 
     def real(self, value: Any) -> Any:
         """Arguments with every node replaced by its value: fake tensors for tensors."""
@@ -147,14 +176,47 @@ class Flow:
         value = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
         return map_arg(value, lambda each: self.values.get(each, each))
 
+    def raw(self, node: Node, position: int, name: str) -> Any:
+        """An argument by position or name as it stands in the graph; ``None`` if it is not given."""
+        return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+    def parameter(self, value: Any) -> Node | None:
+        """The parameter behind an argument, through quantizers, masks and look-ups that can be cut as it is."""
+        source = value
+        while isinstance(source, Node) and is_dialect(source):
+            if source.target is ops.dequantize_weight:
+                return None
+            source = source.args[0]
+        return origin(value)
+
+    def register(self, node: Node, value: Any, dim: int, vector: Labels) -> None:
+        """State that dimension ``dim`` of what ``node`` is given as ``value`` (``None``: nothing) has these labels."""
+        source = self.parameter(value)
+        if source is not None:
+            self.ledger.register(self.path(source), dim, vector)
+            for mask in masks_of(value):
+                self.ledger.register(self.path(mask), dim, vector)
+        elif self.is_tensor(value):
+            reason = f"it meets a computed parameter whose size is fixed (node {node.name!r})"
+            self.ledger.couple(vector, self.ledger.vector(self.label(value), dim, reason), reason)
+
+    def source(self, node: Node, value: Any, dim: int, size: int) -> Labels:
+        """The channels that ``node`` makes with dimension ``dim`` of the weight ``value``, shape (size,)."""
+        weight = self.parameter(value)
+        made = self.ledger.source(node.name, self.path(weight), dim, size)
+        self.register(node, value, dim, made)
+        return made
+
     def label(self, node: Any) -> Labels:
         """The labels of a tensor node; a parameter gets one atom for each element when it is first asked for."""
         if node not in self._labels and self._is_parameter(node):
-            source = origin(node)
+            source = self.parameter(node)
             tensor = get_tensor(self.graph_module, self.path(source))
-            plain = tensor.is_floating_point() and tensor.shape == node.meta["val"].shape
             shape = node.meta["val"].shape
+            plain = node.meta["val"].is_floating_point() and tensor.shape == shape
             self._labels[node] = self.ledger.parameter(self.path(source), shape) if plain else blank(shape)
+            for mask in masks_of(node) if plain else ():
+                self.ledger.plain[self.path(mask)] = self._labels[node]
         found: Labels = self._labels[node]
         return found
 
@@ -186,7 +248,7 @@ class Flow:
     def freeze_all(self, node: Node, reason: str) -> None:
         """Freeze every channel that a node carries or counts."""
         if self._is_parameter(node) and node not in self._labels:
-            self.ledger.opaque.setdefault(self.path(origin(node)), reason)
+            self.ledger.opaque.setdefault(self.path(self.parameter(node)), reason)
             return
         carried = () if node in self.values else self.parts(node) or (self.label(node),)
         for labels in (*carried, *self.taints.get(node, ())):
@@ -212,7 +274,9 @@ class Flow:
         if not over_left and not over_right:
             left, right = left.expand(shape), right.expand(shape)
             self.ledger.couple(left, right, f"it meets channels that must stay (node {node.name!r})")
-            return spread(torch.where(left != 0, left, right)) if bool((left == 0).any()) else left
+            smaller = min(left, right, key=lambda each: len(varying(each)))
+            other = right if smaller is left else left
+            return spread(torch.where(smaller != 0, smaller, other)) if bool((smaller == 0).any()) else smaller
         if over_left and (not over_right or self.ledger.is_plain(left)):
             left, right = right, left
         self.freeze(right, node, "it is broadcast over other channels")
@@ -228,7 +292,15 @@ class Flow:
         self, node: Node, kind: str, where: tuple[int | str, ...], counts: tuple[tuple[Labels, int], ...]
     ) -> None:
         """Note integers in the arguments of ``node`` that count channels."""
-        self.ledger.literals.append(Literal(node.name, kind, where, counts))
+        self.ledger.literals.append(SizeNote(node.name, kind, where, counts))
+
+
+def masks_of(value: Any) -> Iterator[Node]:
+    """The masks on the way from a parameter to where it is used."""
+    while isinstance(value, Node) and is_dialect(value):
+        if value.target is ops.mask_weight and isinstance(value.args[1], Node):
+            yield value.args[1]
+        value = value.args[0]
 
 
 def select_any(labels: Labels) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Labels", "Ledger", "Literal", "Source", "blank", "compact", "spread", "varying"]
+__all__ = ["Labels", "Ledger", "SizeNote", "Source", "blank", "compact", "spread", "varying"]
 
 Labels = Tensor
 IntArray = NDArray[np.int64]
@@ -67,12 +67,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class SizeNote:
     """Sizes written in a node's arguments that count channels.
 
-    ``kind`` says what is written: ``size`` (one integer at ``where``), ``slice`` (start and stop of the slice at
-    ``where``), ``split`` (the sizes of the parts) or ``attribute`` (an integer of the module that is called, named by
-    ``where``). ``counts``: for each integer a label tensor and the dimension whose kept positions it counts.
+    ``kind`` says what is written: ``size`` (one integer at ``where``), ``shape`` (a computed tuple of them), ``slice``
+    (start and stop of the slice at ``where``), ``split`` (the sizes of the parts), ``attribute`` (an integer of the
+    module that is called, named by ``where``), ``scale`` (nothing: a factor that follows from the size) or ``number``
+    (a computed number that must stay what it was). ``counts``: for each integer a label tensor and the dimension whose
+    kept positions it counts.
     """
 
     node: str
@@ -89,7 +91,8 @@ class Ledger:
     sources: list[Source] = field(default_factory=list)
     slots: dict[tuple[str, int], Labels] = field(default_factory=dict)
     plain: dict[str, Labels] = field(default_factory=dict)
-    literals: list[Literal] = field(default_factory=list)
+    indices: dict[str, Labels] = field(default_factory=dict)
+    literals: list[SizeNote] = field(default_factory=list)
     parts: list[Labels] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
     rectangles: dict[tuple[int, ...], Labels] = field(default_factory=dict)
@@ -127,6 +130,14 @@ class Ledger:
             self.plain[path] = blank(shape) if count <= 1 else self.fresh(count).view(shape)
             self._plain_ranges.append((first, self.size))
         return self.plain[path]
+
+    def select(self, path: str, index: Tensor, labels: Labels, dim: int) -> Labels:
+        """The labels at constant positions along ``dim``; the tensor of positions at ``path`` follows the channels."""
+        line = self.vector(labels, dim, f"it is selected by {path!r} beside its channels")
+        known = self.indices.setdefault(path, line)
+        self.couple(known, line, f"it is selected by {path!r}, as are channels that must stay")
+        self.register(path, 0, line[index])
+        return line[index].view(-1, *[1] * (labels.dim() - dim - 1))
 
     def is_plain(self, labels: Labels) -> bool:
         """Whether all atoms of a labelled tensor are elements of plain parameters."""
@@ -239,7 +250,7 @@ class Ledger:
         moving = varying(units)
         if len(moving) < 2:
             return False
-        keep = max(moving, key=lambda d: (_distinct(units, d), d))
+        keep = max(moving, key=lambda d: (_distinct(units, d), -_step(labels, d)))
         others = tuple(d for d in moving if d != keep)
         first = select_first(units, others).expand(units.shape)
         wrong = units != first
@@ -255,6 +266,12 @@ def _distinct(units: Labels, dim: int) -> int:
     """How many units a line along ``dim`` has (the line with the most non-zero start, the first one, is looked at)."""
     others = tuple(d for d in range(units.dim()) if d != dim)
     return int(select_first(units, others).unique().numel())
+
+
+def _step(labels: Labels, dim: int) -> int:
+    """How far apart in their source neighbours along ``dim`` are; the nearer ones are positions within a fold."""
+    first = labels[tuple(slice(0, 2) if d == dim else 0 for d in range(labels.dim()))]
+    return abs(int(first[1] - first[0]))
 
 
 def _renumbered(found: IntArray) -> IntArray:

@@ -4,19 +4,19 @@ import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
-from torch.nn.modules.batchnorm import _NormBase
 
-from chainfx.ir import ops
 from chainfx.ir.channel_flow import Flow, Rule, operator_name
-from chainfx.ir.channel_labels import Labels, spread
-from chainfx.ir.channel_rules import RULES, along, normalized, padded, resized, same, unknown
-from chainfx.ir.edit import LAYERS, TRANSPOSED, groups_of, is_dialect, origin
+from chainfx.ir.channel_labels import Labels, select_first, spread, varying
+from chainfx.ir.channel_norms import NORM_MODULES, NORMS, channels_of, is_channel_norm, norm_module
+from chainfx.ir.channel_products import PRODUCTS, linear_product
+from chainfx.ir.channel_rules import RULES, along, padded, resized, same, unknown
+from chainfx.ir.edit import LAYERS, TRANSPOSED, groups_of
 
 __all__ = ["rule_of"]
 
-_SCALES = ("running_mean", "running_var", "weight", "bias")
 _ACTIVATIONS = """Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout ReLU ReLU6 SiLU GELU
     Sigmoid Tanh Hardswish Hardsigmoid Hardtanh LeakyReLU ELU SELU CELU Mish Softplus Softsign LogSigmoid Tanhshrink
     Hardshrink Softshrink Threshold RReLU"""
@@ -31,60 +31,60 @@ def rule_of(flow: Flow, node: Node) -> Rule:
         return _module_rule(flow.graph_module.get_submodule(str(node.target)))
     if node.op == "call_function" and node.target in LAYERS:
         return layer
-    return {**RULES, **_PARAMETRIC}.get(operator_name(node), unknown)
+    return _FUNCTIONS.get(operator_name(node), unknown)
 
 
 def layer(flow: Flow, node: Node) -> Labels:
     """A convolution or linear call in train form."""
-    weight = _weight(flow, node)
-    if weight is None:
+    weight = flow.parameter(node.args[1])
+    if weight is None or node.kwargs:
+        if node.target is F.linear and flow.is_tensor(node.args[1]):
+            return linear_product(flow, node)
         return flow.unknown(node, "its weight is computed")  # type: ignore[no-any-return]
-    path, shape = flow.path(weight), weight.meta["val"].shape
+    shape = weight.meta["val"].shape
     labels = flow.label(node.args[0])
     axis = labels.dim() - (len(shape) - 1)
+    if node.target is F.linear and varying(labels) and axis not in varying(labels) and not flow.ledger.is_plain(labels):
+        return _beside(flow, node, labels)
     taken = flow.ledger.vector(labels, axis, f"{_WHY} (node {node.name!r})")
     groups = groups_of(node)
     depthwise = groups > 1 and len(taken) == groups
     rule = _transposed if node.target in TRANSPOSED else _plain
-    made = (_depthwise if depthwise else rule)(flow, node, path, shape, taken, groups)
-    _bias(flow, node, made)
+    made = (_depthwise if depthwise else rule)(flow, node, shape, taken, groups)
+    flow.register(node, node.args[2], 0, made)
     return made.view(-1, *[1] * (labels.dim() - axis - 1)).expand(flow.shape(node))
 
 
-def _weight(flow: Flow, node: Node) -> Node | None:
-    """The parameter that a layer's weight is, through quantizers; ``None`` if other ops are in between."""
-    if len(node.args) < 3 or node.kwargs:
-        return None
-    weight = node.args[1]
-    while isinstance(weight, Node) and is_dialect(weight):
-        if weight.target is not ops.quantize_weight:
-            return None
-        weight = weight.args[0]
-    return origin(weight)
+def _beside(flow: Flow, node: Node, labels: Labels) -> Labels:
+    """A linear layer along another dimension than that of the channels, for example along tokens."""
+    made = flow.source(node, node.args[1], 0, flow.shape(node)[-1])
+    flow.freeze(made, node, "it makes positions beside channels")
+    flow.register(node, node.args[2], 0, made)
+    return select_first(labels, (labels.dim() - 1,)).expand(flow.shape(node))
 
 
-def _plain(flow: Flow, node: Node, path: str, shape: torch.Size, taken: Labels, groups: int) -> Labels:
+def _plain(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
     """Weight (out, in / groups, ...). All groups lose the same relative positions."""
-    flow.ledger.register(path, 1, _over_groups(flow, node, taken, groups))
-    made = flow.ledger.source(node.name, path, 0, shape[0])
+    flow.register(node, node.args[1], 1, _over_groups(flow, node, taken, groups))
+    made = flow.source(node, node.args[1], 0, shape[0])
     _over_groups(flow, node, made, groups)
     return made
 
 
-def _transposed(flow: Flow, node: Node, path: str, shape: torch.Size, taken: Labels, groups: int) -> Labels:
+def _transposed(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
     """Weight (in, out / groups, ...). All groups lose the same relative positions."""
     _over_groups(flow, node, taken, groups)
-    flow.ledger.register(path, 0, taken)
-    return flow.ledger.source(node.name, path, 1, shape[1]).repeat(groups)
+    flow.register(node, node.args[1], 0, taken)
+    return flow.source(node, node.args[1], 1, shape[1]).repeat(groups)
 
 
-def _depthwise(flow: Flow, node: Node, path: str, shape: torch.Size, taken: Labels, groups: int) -> Labels:
+def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
     """One input channel a group: the outputs of a group go with its input, and ``groups`` is the number of inputs."""
     flow.literal(node, "size", (6,), ((taken, 0),))
     if node.target in TRANSPOSED:
-        flow.ledger.register(path, 0, taken)
+        flow.register(node, node.args[1], 0, taken)
         return taken.repeat_interleave(shape[1])
-    made = flow.ledger.source(node.name, path, 0, shape[0])
+    made = flow.source(node, node.args[1], 0, shape[0])
     each = taken.repeat_interleave(shape[0] // groups)
     flow.ledger.couple(made, each, f"it goes with input channels that must stay (node {node.name!r})")
     return made
@@ -97,42 +97,22 @@ def _over_groups(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
     return table[0]
 
 
-def _bias(flow: Flow, node: Node, made: Labels) -> None:
-    bias = node.args[2]
-    if isinstance(bias, Node) and bias.op == "get_attr":
-        flow.ledger.register(flow.path(bias), 0, made)
-    elif bias is not None:
-        flow.freeze(made, node, "its bias is computed")
-
-
-def batch_norm(flow: Flow, node: Node) -> Labels:
-    """``F.batch_norm`` and ``F.instance_norm``: each channel alone, with its own parameters."""
-    labels, vector = _channels(flow, node)
-    for position, name in enumerate(_SCALES, start=1):
-        tensor = node.args[position] if len(node.args) > position else node.kwargs.get(name)
-        if isinstance(tensor, Node) and tensor.op == "get_attr":
-            flow.ledger.register(flow.path(tensor), 0, vector)
-        elif tensor is not None:
-            flow.freeze(labels, node, "its normalization has computed parameters")
-    return labels
+def embedding(flow: Flow, node: Node) -> Labels:
+    """A table look-up makes one channel for each column."""
+    weight = flow.parameter(flow.raw(node, 1, "weight"))
+    if weight is None:
+        return unknown(flow, node)  # type: ignore[no-any-return]
+    size = int(weight.meta["val"].shape[1])
+    return flow.source(node, flow.raw(node, 1, "weight"), 1, size).expand(flow.shape(node))
 
 
 def prelu(flow: Flow, node: Node) -> Labels:
     """``F.prelu``: one slope, or one for each channel."""
-    labels, vector = _channels(flow, node)
-    slope = node.args[1]
-    if isinstance(slope, Node) and slope.op == "get_attr":
-        if slope.meta["val"].numel() > 1:
-            flow.ledger.register(flow.path(slope), 0, vector)
-        return labels
-    return flow.unknown(node, "its slope is computed")  # type: ignore[no-any-return]
-
-
-def _channels(flow: Flow, node: Node) -> tuple[Labels, Labels]:
-    """The labels of (N, C, ...) pinned beside the channels, and those of the channels alone."""
-    labels = flow.label(node.args[0])
-    vector = flow.ledger.vector(labels, 1, f"{_WHY} (node {node.name!r})")
-    return vector.view(-1, *[1] * (labels.dim() - 2)).expand(labels.shape), vector
+    if node.args[1].meta["val"].numel() == 1:  # type: ignore[union-attr]
+        return flow.label(node.args[0])
+    labels, vector = channels_of(flow, node)
+    flow.register(node, node.args[1], 0, vector)
+    return labels
 
 
 def exit_point(flow: Flow, node: Node) -> Labels:
@@ -141,19 +121,20 @@ def exit_point(flow: Flow, node: Node) -> Labels:
     return flow.label(node.args[0])
 
 
-_PARAMETRIC: dict[str, Rule] = {
-    "batch_norm": batch_norm,
-    "instance_norm": batch_norm,
-    "prelu": prelu,
+_FUNCTIONS: dict[str, Rule] = {
+    **RULES,
+    **PRODUCTS,
+    **NORMS,
+    "embedding": embedding,
     "exit_point": exit_point,
+    "prelu": prelu,
 }
 
 
 def _module_rule(module: nn.Module) -> Rule:
     """The rule of a module: of torch.nn itself by name, of subclasses only for batch and instance normalization."""
-    names = {name for name, _ in module.named_parameters()}
-    if isinstance(module, _NormBase) and names <= {"weight", "bias"}:
-        return _norm_module
+    if is_channel_norm(module):
+        return norm_module
     if not type(module).__module__.startswith("torch.nn."):
         return _opaque
     kind = type(module).__name__
@@ -172,19 +153,10 @@ def _opaque(flow: Flow, node: Node) -> Any:
     return flow.unknown(node, f"the inside of module {type(_module(flow, node)).__name__} is not visible")
 
 
-def _norm_module(flow: Flow, node: Node) -> Labels:
-    labels, vector = _channels(flow, node)
-    for name in _SCALES:
-        if getattr(_module(flow, node), name, None) is not None:
-            flow.ledger.register(flow.module_path(node, name), 0, vector)
-    flow.literal(node, "attribute", ("num_features",), ((vector, 0),))
-    return labels
-
-
 def _prelu_module(flow: Flow, node: Node) -> Labels:
     if _module(flow, node).num_parameters == 1:
         return flow.label(node.args[0])
-    labels, vector = _channels(flow, node)
+    labels, vector = channels_of(flow, node)
     flow.ledger.register(flow.module_path(node, "weight"), 0, vector)
     flow.literal(node, "attribute", ("num_parameters",), ((vector, 0),))
     return labels
@@ -217,11 +189,12 @@ def _moving_module(flow: Flow, node: Node) -> Labels:
 
 def _unflatten_module(flow: Flow, node: Node) -> Labels:
     module = _module(flow, node)
-    labels = flow.label(node.args[0])
-    labels = flow.ledger.forbid(
-        labels, (module.dim % labels.dim(),), f"nn.Unflatten holds its size (node {node.name!r})"
-    )
-    return labels.reshape(flow.shape(node))
+    result = spread(flow.label(node.args[0]).reshape(flow.shape(node)))
+    first = module.dim % flow.label(node.args[0]).dim()
+    for index, size in enumerate(module.unflattened_size):
+        if size != -1:
+            flow.literal(node, "attribute", ("unflattened_size", index), ((result, first + index),))
+    return result
 
 
 def _channel_shuffle_module(flow: Flow, node: Node) -> Labels:
@@ -243,26 +216,15 @@ def _softmax2d_module(flow: Flow, node: Node) -> Labels:
     return along(flow, node, -3, "Softmax2d")
 
 
-def _layer_norm_module(flow: Flow, node: Node) -> Labels:
-    return normalized(flow, node, len(_module(flow, node).normalized_shape))
-
-
-def _group_norm_module(flow: Flow, node: Node) -> Labels:
-    return normalized(flow, node, flow.label(node.args[0]).dim())
-
-
 _MODULES: dict[str, Rule] = {
+    **NORM_MODULES,
     "ChannelShuffle": _channel_shuffle_module,
     "Embedding": _embedding_module,
     "Flatten": _moving_module,
-    "GroupNorm": _group_norm_module,
-    "LayerNorm": _layer_norm_module,
-    "LocalResponseNorm": _group_norm_module,
     "LogSoftmax": _softmax_module,
     "PReLU": _prelu_module,
     "PixelShuffle": _pixel_shuffle_module,
     "PixelUnshuffle": _moving_module,
-    "RMSNorm": _layer_norm_module,
     "Softmax": _softmax_module,
     "Softmax2d": _softmax2d_module,
     "Softmin": _softmax_module,

@@ -15,23 +15,25 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.channel_flow import Flow, Rule, operator_name
 from chainfx.ir.channel_labels import Labels, blank, compact, select_first, spread, varying
+from chainfx.ir.edit import get_tensor
 
-__all__ = ["RULES", "along", "normalized", "padded", "resized", "same", "unknown"]
+__all__ = ["RULES", "along", "padded", "resized", "same", "unknown"]
 
 SAME = """identity contiguous clone detach to type type_as float double half bfloat16 zeros_like ones_like full_like
     empty_like rand_like randn_like bernoulli dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
     relu relu6 silu gelu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus softsign
     logsigmoid tanhshrink hardshrink softshrink threshold rrelu exp expm1 log log1p log2 sqrt rsqrt neg abs sign square
     reciprocal sin cos erf floor ceil round trunc isnan isinf nan_to_num logical_not requires_grad_ positive pos data
-    stochastic_depth"""
+    stochastic_depth zero fill"""
 ELEMENTWISE = """add iadd radd sub isub rsub mul imul rmul multiply subtract div idiv itruediv truediv divide floordiv
     floor_divide true_divide pow ipow remainder fmod mod where maximum minimum clamp clamp_min clamp_max clip lerp
     addcmul addcdiv masked_fill atan2 eq ne lt le gt ge logical_and logical_or logical_xor and or xor expand_as
     quantize_activation"""
 MOVES = """permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze flatten ravel t T mT flip repeat tile
     repeat_interleave pixel_unshuffle"""
-REDUCTIONS = "mean sum amax amin max min std var prod norm logsumexp argmax argmin any all nanmean median"
-SOFTMAX = "softmax log_softmax softmin cumsum cumprod gumbel_softmax normalize"
+REDUCTIONS = "mean sum amax amin max min std var prod norm logsumexp argmax argmin any all nanmean median count_nonzero"
+SOFTMAX = "softmax log_softmax softmin cumsum cumprod gumbel_softmax"
+FACTORIES = "new_zeros new_ones new_full new_empty new_tensor"
 RESIZES = "interpolate upsample upsample_nearest upsample_bilinear"
 POOLS = [f"{kind}_pool{n}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)]
 
@@ -45,6 +47,11 @@ def unknown(flow: Flow, node: Node) -> Any:
 def same(flow: Flow, node: Node) -> Labels:
     """A function of each element alone."""
     return flow.label(node.args[0])
+
+
+def made(flow: Flow, node: Node) -> Labels:
+    """A new tensor of given sizes, of the kind of another one."""
+    return blank(flow.shape(node))
 
 
 def elementwise(flow: Flow, node: Node) -> Labels:
@@ -72,14 +79,14 @@ def reshape(flow: Flow, node: Node) -> Any:
     """``view``, ``reshape``, ``expand`` and ``unflatten``: move, and note the sizes that count channels."""
     labels, shape = flow.label(node.args[0]), flow.shape(node)
     name = operator_name(node)
+    result = spread(labels.expand(shape) if name == "expand" else labels.reshape(shape))
     sizes, where = _sizes(node, 2 if name == "unflatten" else 1)
     if sizes is None:
-        flow.spoil(node, "its shape is given to another tensor")
-        sizes, where = (), (1,)
+        flow.literal(node, "shape", where, tuple((result, d) for d in range(result.dim())))
+        return result
     if not all(isinstance(size, int | Node) for size in sizes):
         return unknown(flow, node)
     first = flow.argument(node, 1, "dim") % labels.dim() if name == "unflatten" else 0
-    result = spread(labels.expand(shape) if name == "expand" else labels.reshape(shape))
     for index, size in enumerate(sizes):
         counts = first + index in varying(result) or size in flow.taints
         if counts and (isinstance(size, Node) or size != -1):
@@ -92,16 +99,21 @@ def _sizes(node: Node, position: int) -> tuple[Sequence[Any] | None, tuple[Any, 
     """The sizes in the arguments of a node, and the path of the first; ``None`` if they are one computed value."""
     for key in ("shape", "size", "sizes"):
         if key in node.kwargs:
-            return _listed(node.kwargs[key]), (key, 0)
+            return (node.kwargs[key], (key, 0)) if isinstance(node.kwargs[key], list | tuple) else (None, (key,))
     if len(node.args) > position and isinstance(node.args[position], list | tuple):
-        return _listed(node.args[position]), (position, 0)
+        return node.args[position], (position, 0)
     sizes = node.args[position:]
-    whole = len(sizes) == 1 and isinstance(sizes[0], Node) and len(node.meta["val"].shape) != 1
+    whole = len(sizes) == 1 and isinstance(sizes[0], Node) and not isinstance(sizes[0].meta["val"], int)
     return (None if whole else sizes), (position,)
 
 
-def _listed(value: Any) -> Sequence[Any] | None:
-    return value if isinstance(value, list | tuple) else None
+def reshape_as(flow: Flow, node: Node) -> Labels:
+    """``reshape_as`` and ``view_as``: the shape is that of another tensor, which loses the same channels or others."""
+    result = spread(flow.label(node.args[0]).reshape(flow.shape(node)))
+    other = flow.label(node.args[1])
+    counts = [(each, d) for each in (result, other) for d in range(result.dim())]
+    flow.literal(node, "shape of", (1,), tuple(counts))
+    return result
 
 
 def split(flow: Flow, node: Node) -> tuple[Labels, ...]:
@@ -130,45 +142,111 @@ def getitem(flow: Flow, node: Node) -> Any:
     parts = flow.parts(node.args[0])
     if parts is not None:
         return parts[flow.argument(node, 1, "index")]
+    selected = _selected(flow, node, node.args[1])
+    if selected is not None:
+        return selected
+    found = _indexed(flow, node, node.args[1], (1,))
+    return flow.unknown(node, "it is indexed by a truth value") if found is None else spread(found)
+
+
+def _selected(flow: Flow, node: Node, raw: Any) -> Labels | None:
+    """The labels of ``x[:, order]``; ``None`` if ``raw`` is no constant selection of channels."""
+    items = list(raw) if isinstance(raw, tuple) else [raw]
+    last = items[-1]
+    if all(item == slice(None) for item in items[:-1]) and len(items) - 1 in varying(flow.label(node.args[0])):
+        return _at(flow, node, last, len(items) - 1)
+    return None
+
+
+def _at(flow: Flow, node: Node, index: Any, dim: int) -> Labels | None:
+    """The labels at positions along ``dim`` that a tensor of the network holds; ``None`` for other positions."""
+    if not isinstance(index, Node) or index.op != "get_attr":
+        return None
+    positions = get_tensor(flow.graph_module, flow.path(index))
+    if positions.dim() != 1 or positions.is_meta or positions.dtype not in (torch.int64, torch.int32):
+        return None
+    labels = flow.ledger.select(flow.path(index), positions.cpu(), flow.label(node.args[0]), dim)
+    return labels.expand(flow.shape(node))
+
+
+def assign(flow: Flow, node: Node) -> Any:
+    """``tensor[index] = value``: the part that is assigned to meets the value."""
+    part = _indexed(flow, node, node.args[1], (1,))
+    if part is None:
+        return flow.unknown(node, "it is indexed by a truth value")
+    if flow.is_tensor(node.args[2]):
+        flow.combine(part, flow.label(node.args[2]), node)
+    return flow.label(node.args[0])
+
+
+def _indexed(flow: Flow, node: Node, raw: Any, where: tuple[int, ...]) -> Labels | None:
+    """The labels of the indexed part of the first argument; ``None`` if its size depends on the data."""
     labels = flow.label(node.args[0])
-    raw: Any = node.args[1]
-    items = list(raw) if isinstance(raw, tuple | list) else [raw]
-    items = [_index(flow, item) for item in items]
-    if any(isinstance(item, Node | bool) for item in items) or isinstance(raw, list):
-        return flow.unknown(node, "it is indexed by a computed tensor")
+    items = list(raw) if isinstance(raw, tuple) else [raw]
+    items = [_item(flow, item) for item in items]
+    if any(isinstance(item, bool) for item in items):
+        return None
     dim = 0
     for position, item in enumerate(items):
         if item is Ellipsis:
             dim += labels.dim() - sum(each is not None and each is not Ellipsis for each in items)
         elif item is not None:
-            where = (1, position) if isinstance(raw, tuple) else (1,)
-            labels = _indexed(flow, node, labels, dim, item, where)
+            labels = _along(flow, node, labels, dim, item, (*where, position) if isinstance(raw, tuple) else where)
             dim += 1
-    return spread(labels[tuple(items)])
+    return labels[tuple(items)]
 
 
-def _index(flow: Flow, item: Any) -> Any:
+def _item(flow: Flow, item: Any) -> Any:
+    """One item of an index: a tensor of positions becomes one that picks the first everywhere."""
     item = map_arg(item, lambda node: flow.values.get(node, node))
-    if isinstance(item, Node) and item.op == "get_attr":
-        value: Any = flow.graph_module
-        for name in str(item.target).split("."):
-            value = getattr(value, name)
-        return value if isinstance(value, Tensor) and value.dtype == torch.int64 and not value.is_meta else item
-    return item
+    shape = item.meta["val"].shape if isinstance(item, Node) else None
+    if isinstance(item, Node) and item.meta["val"].dtype is torch.bool:
+        return True
+    if isinstance(item, list):
+        shape = torch.Size([len(item)])
+    return item if shape is None else torch.zeros((), dtype=torch.int64).expand(shape)
 
 
-def _indexed(flow: Flow, node: Node, labels: Labels, dim: int, item: Any, where: tuple[int, ...]) -> Labels:
+def _along(flow: Flow, node: Node, labels: Labels, dim: int, item: Any, where: tuple[int, ...]) -> Labels:
     """The labels ready for being indexed with one item along one dimension."""
     if dim not in varying(labels) or item == slice(None):
         return labels
-    if not isinstance(item, slice) or item.step not in (None, 1):
-        return flow.ledger.pin(labels, (dim,), f"it is indexed by position (node {node.name!r})")
-    start, stop, _ = item.indices(labels.size(dim))
+    reason = f"it is indexed by position (node {node.name!r})"
+    if not isinstance(item, slice):
+        return flow.ledger.pin(labels, (dim,), reason)
+    start, stop, step = item.indices(labels.size(dim))
+    if step > 1:
+        return _strided(flow, labels, dim, (start, stop, step), reason)
     part = labels.narrow(dim, start, max(stop - start, 0))
     if part.size(dim) < labels.size(dim):
         flow.literal(node, "slice", where, ((labels.narrow(dim, 0, start), dim), (labels.narrow(dim, 0, stop), dim)))
         flow.ledger.parts.append(part)
     return labels
+
+
+def _strided(flow: Flow, labels: Labels, dim: int, bounds: tuple[int, int, int], reason: str) -> Labels:
+    """Every ``step``-th channel: as many neighbours go together, so that it stays every ``step``-th of what is kept."""
+    start, stop, step = bounds
+    size = labels.size(dim)
+    if start >= step or stop < size or size % step:
+        return flow.ledger.pin(labels, (dim,), reason)
+    blocks = flow.ledger.pin(labels.unflatten(dim, (-1, step)), (dim + 1,), reason)
+    return blocks.flatten(dim, dim + 1)
+
+
+def look_up(flow: Flow, node: Node) -> Labels:
+    """``index_select``, ``gather``: positions along one dimension are looked up, so they stay."""
+    labels = flow.label(node.args[0])
+    dim = flow.argument(node, 2 if operator_name(node) == "take_along_dim" else 1, "dim") % labels.dim()
+    if operator_name(node) == "index_select" and dim in varying(labels):
+        selected = _at(flow, node, flow.raw(node, 2, "index"), dim)
+        if selected is not None:
+            return selected
+    labels = flow.ledger.pin(labels, (dim,), f"it is indexed by position (node {node.name!r})").narrow(dim, 0, 1)
+    if operator_name(node) == "index_select":
+        return labels.expand(flow.shape(node))
+    index = next(each for each in node.all_input_nodes[1:] if flow.is_tensor(each))
+    return flow.combine(labels, flow.label(index), node).expand(flow.shape(node))
 
 
 def concatenate(flow: Flow, node: Node) -> Labels:
@@ -271,10 +349,15 @@ def reduce(flow: Flow, node: Node) -> Any:
 def softmax(flow: Flow, node: Node) -> Labels:
     """An operation along one dimension, which stays."""
     name = operator_name(node)
-    dim = flow.argument(
-        node, {"normalize": 2, "gumbel_softmax": 4}.get(name, 1), "dim", 1 if name == "normalize" else None
-    )
-    return along(flow, node, dim, name)
+    return along(flow, node, flow.argument(node, 4 if name == "gumbel_softmax" else 1, "dim"), name)
+
+
+def normalize(flow: Flow, node: Node) -> Labels:
+    """Division by a norm, to which removed channels add nothing."""
+    order = flow.argument(node, 1, "p", 2.0)
+    if isinstance(order, int | float) and order > 0:
+        return flow.label(node.args[0])
+    return along(flow, node, flow.argument(node, 2, "dim", 1), "normalize")
 
 
 def along(flow: Flow, node: Node, dim: int | None, name: str) -> Labels:
@@ -284,75 +367,27 @@ def along(flow: Flow, node: Node, dim: int | None, name: str) -> Labels:
     return flow.ledger.pin(labels, dims, f"{name} is taken over its channels (node {node.name!r})")
 
 
-def layer_norm(flow: Flow, node: Node) -> Labels:
-    """Statistics over channels would change with each one that goes."""
-    return normalized(flow, node, len(flow.argument(node, 1, "normalized_shape")))
-
-
-def group_norm(flow: Flow, node: Node) -> Labels:
-    """Statistics over groups of channels."""
-    return normalized(flow, node, flow.label(node.args[0]).dim())
-
-
-def normalized(flow: Flow, node: Node, last: int) -> Labels:
-    """Normalization over the ``last`` dimensions."""
-    labels = flow.label(node.args[0])
-    dims = tuple(range(labels.dim() - last, labels.dim()))
-    return flow.ledger.forbid(labels, dims, f"it is normalized over its channels (node {node.name!r})")
-
-
-def matmul(flow: Flow, node: Node) -> Labels:
-    """A product of two activations: what is summed over stays, rows and columns pass."""
-    left, right = (flow.label(each) for each in node.args[:2])
-    if min(left.dim(), right.dim()) < 2:
-        return unknown(flow, node)  # type: ignore[no-any-return]
-    why = f"a product of two activations sums over it (node {node.name!r})"
-    left = flow.ledger.forbid(left, (left.dim() - 1,), why)
-    right = flow.ledger.forbid(right, (right.dim() - 2,), why)
-    return flow.combine(left[..., :1], right[..., :1, :], node).expand(flow.shape(node))
-
-
-def attention(flow: Flow, node: Node) -> Labels:
-    """Scaled dot-product attention: queries and keys stay, the columns of the values pass."""
-    query, key, value = (flow.argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
-    for each in (query, key):
-        flow.freeze(flow.label(each), node, "attention scores are computed from it")
-    labels = flow.label(value)
-    dims = tuple(range(labels.dim() - 1))
-    labels = flow.ledger.pin(labels, dims, f"it is attended over (node {node.name!r})")
-    return select_first(labels, dims).expand(flow.shape(node))
-
-
-def embedding(flow: Flow, node: Node) -> Labels:
-    """A table look-up makes one channel for each column."""
-    weight = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(weight, Node) or weight.op != "get_attr":
-        return unknown(flow, node)  # type: ignore[no-any-return]
-    size = int(weight.meta["val"].shape[1])
-    return flow.ledger.source(node.name, flow.path(weight), 1, size).expand(flow.shape(node))
-
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(SAME.split(), same),
     **dict.fromkeys(ELEMENTWISE.split(), elementwise),
     **dict.fromkeys(MOVES.split(), move),
     **dict.fromkeys(REDUCTIONS.split(), reduce),
     **dict.fromkeys(SOFTMAX.split(), softmax),
+    **dict.fromkeys(FACTORIES.split(), made),
     **dict.fromkeys(RESIZES.split(), resize),
     **dict.fromkeys(POOLS, pool),
     **dict.fromkeys(("view", "reshape", "expand", "unflatten"), reshape),
+    **dict.fromkeys(("view_as", "reshape_as"), reshape_as),
+    **dict.fromkeys(("gather", "index_select", "take_along_dim"), look_up),
     **dict.fromkeys(("split", "chunk", "tensor_split"), split),
     **dict.fromkeys(("unbind", "select"), unbind),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), concatenate),
-    **dict.fromkeys(("matmul", "bmm"), matmul),
-    "embedding": embedding,
+    "assign": assign,
     "channel_shuffle": shuffle,
     "getitem": getitem,
+    "normalize": normalize,
     "glu": glu,
-    "group_norm": group_norm,
-    "layer_norm": layer_norm,
     "pad": pad,
     "pixel_shuffle": pixel_shuffle,
     "roll": roll,
-    "scaled_dot_product_attention": attention,
 }

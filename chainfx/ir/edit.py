@@ -105,13 +105,14 @@ def groups_of(node: Node) -> int:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode and every module back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    in_training = [module for module in model.modules() if module.training]
+    for module in in_training:  # not model.eval(), which modules made by torch.export refuse
+        module.training = False
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in in_training:
+            module.training = True
 
 
 def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -17,7 +17,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes (uint8, any shape, each below ``2**bits``) as ``ceil(numel * bits / 8)`` bytes, lowest bit first."""
+    """Codes (uint8 or bool, each below ``2**bits``) as ``ceil(numel * bits / 8)`` bytes, lowest bit first."""
     flat = codes.flatten().numpy().astype(np.uint8)
     digits = np.unpackbits(flat[:, None], axis=1, bitorder="little", count=bits)
     return torch.from_numpy(np.packbits(digits.reshape(-1), bitorder="little"))

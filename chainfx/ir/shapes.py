@@ -4,33 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.node import Argument, Target
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.fx import GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from chainfx.errors import InputError
-from chainfx.ir import ops
+from chainfx.ir.meta_values import evaluate_graph
 
 __all__ = ["propagate_shapes", "shape_of"]
 
-_SHAPE_KEEPING = (
-    nn.modules.batchnorm._NormBase,
-    nn.modules.dropout._DropoutNd,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.Identity,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.GELU,
-    nn.SiLU,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Sigmoid,
-    nn.Tanh,
-)
-_KEEPING_OPS = (ops.quantize_weight, ops.quantize_activation, ops.exit_point)
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
 
 
@@ -47,11 +30,14 @@ def propagate_shapes(graph_module: GraphModule, example_inputs: Sequence[Tensor]
             f"the network takes {len(required)} inputs, but example_inputs has {len(example_inputs)}; "
             f"give a tuple with one tensor for each of {', '.join(node.name for node in required)}."
         )
-    with torch.no_grad():
-        try:
-            _MetaShapes(graph_module).run(*(_without_data(tensor) for tensor in example_inputs))
-        except _FAILURES:  # a device named in the graph, or a module that needs real tensors: fake ones know both
+    try:
+        values = evaluate_graph(graph_module, example_inputs)
+    except _FAILURES:  # a module that needs real tensors: fake ones will do
+        with torch.no_grad():
             _propagate_fake(graph_module, example_inputs)
+    else:
+        for node, value in values.items():
+            node.meta["val"] = value
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
@@ -62,42 +48,26 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape)
 
 
-class _MetaShapes(Interpreter):
-    """Runs a graph on the meta device; what keeps its input's shape is not run at all."""
+class _FakeShapes(FakeTensorProp):
+    """Runs a graph on fake tensors, and remembers at which node it is."""
 
-    def __init__(self, graph_module: GraphModule) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
+    at: Node
 
     def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        n.meta["val"] = value
-        return value
-
-    def get_attr(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        return _without_data(value) if isinstance(value, Tensor) else value
-
-    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
-        if target in _KEEPING_OPS:
-            return args[0]
-        return super().call_function(target, args, kwargs)
-
-    def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(str(target))
-        if isinstance(module, _SHAPE_KEEPING) and type(module).__module__.startswith("torch."):
-            return args[0]
-        tensors = [*module.named_parameters(), *module.named_buffers()]
-        return torch.func.functional_call(module, {name: _without_data(value) for name, value in tensors}, args, kwargs)
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape, strides and dtype on the meta device."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        self.at = n
+        return super().run_node(n)
 
 
 def _propagate_fake(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
+    shapes_on_fakes = _FakeShapes(graph_module, FakeTensorMode(allow_non_fake_inputs=True))
+    without_data = any(parameter.is_meta for parameter in graph_module.parameters())
     try:
-        FakeTensorProp(graph_module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*example_inputs)
+        shapes_on_fakes.propagate(*(tensor.to("meta") if without_data else tensor for tensor in example_inputs))
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise InputError(
+            f"what node {shapes_on_fakes.at.name!r} gives depends on the data ({error.func}), so the shapes of the "
+            "network do not follow from those of its inputs; leave this operation out of the network."
+        ) from error
     except _FAILURES as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example_inputs)
         reason = str(error).strip().splitlines()[0]

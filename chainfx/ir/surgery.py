@@ -1,5 +1,7 @@
 """Removing channels: parameters are sliced, and the sizes written in the graph are corrected."""
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
+from chainfx.ir import ops
 from chainfx.ir.channels import Axis, ChannelAnalysis, SizeLiteral
 from chainfx.ir.edit import get_tensor, parent_of
 
@@ -26,7 +29,8 @@ def prune(
 
     ``keep`` maps a group name to the indices of the units to keep (any order, at least one; the kept channels stay in
     their order). Parameters are replaced by smaller ones (``requires_grad`` stays), buffers too, sizes in the arguments
-    of nodes and in modules are corrected, and ``node.meta["val"]`` is dropped. Tensors are never changed in place.
+    of nodes and in modules are corrected, and ``node.meta["val"]`` is dropped. An N:M mask that loses input channels is
+    unstructured from then on. Tensors are never changed in place.
 
     Raises :class:`InputError` for an unknown group or a wrong index, :class:`GraphError` if the graph has changed since
     the analysis.
@@ -38,6 +42,7 @@ def prune(
     numbers = _Numbers(analysis, removed, nodes)
     for literal in analysis.literals:
         _correct(graph_module, nodes[literal.node], literal, numbers)
+    _loosen_patterns(graph_module, analysis, removed)
     for node in nodes.values():
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
@@ -88,8 +93,22 @@ def _slice(graph_module: GraphModule, analysis: ChannelAnalysis, removed: Remove
         if len(kept) < len(units):
             tensor = smaller.get(path, get_tensor(graph_module, path).detach())
             smaller[path] = tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
+    for path, units in analysis.indices.items():
+        if not removed[units].any():
+            continue
+        place = torch.from_numpy(np.cumsum(~removed[units]) - 1)
+        positions = smaller.get(path, get_tensor(graph_module, path))
+        smaller[path] = place.to(positions)[positions.long()]
     for path, tensor in smaller.items():
         _replace(graph_module, names[id(get_tensor(graph_module, path))], tensor)
+
+
+def _loosen_patterns(graph_module: GraphModule, analysis: ChannelAnalysis, removed: Removed) -> None:
+    """A mask that lost input channels has new neighbours, so that N of every M of them is no longer certain."""
+    for node in graph_module.graph.find_nodes(op="call_function", target=ops.mask_weight):
+        units = analysis.slots.get((str(node.args[1].target), 1))
+        if units is not None and removed[units].any():
+            node.update_arg(2, "unstructured")
 
 
 def _names(graph_module: GraphModule) -> dict[int, list[str]]:
@@ -118,6 +137,7 @@ class _Numbers:
 
     def __init__(self, analysis: ChannelAnalysis, removed: Removed, nodes: Mapping[str, Node]) -> None:
         self.removed = removed
+        self._before = analysis.values
         self._values = dict(analysis.values)
         for name, node in nodes.items():
             if name in analysis.readers:
@@ -142,29 +162,106 @@ class _Numbers:
         """The value of a node that is no tensor."""
         return self._values.get(node.name)
 
+    def original(self, node: Node) -> Any:
+        """The value it had before."""
+        return self._before.get(node.name)
+
 
 def _correct(graph_module: GraphModule, node: Node, literal: SizeLiteral, numbers: _Numbers) -> None:
     """Write the right integers; a computed one that comes out right by itself is left alone."""
+    before = [axis.shape[dim] for axis, dim in literal.counts]
     counts = [numbers.count(axis, dim) for axis, dim in literal.counts]
-    if counts == [axis.shape[dim] for axis, dim in literal.counts] and literal.kind != "size":
+    if literal.kind in _COMPUTED:
+        _COMPUTED[literal.kind](node, literal, counts, numbers)
+    elif counts == before:
         return
-    if literal.kind == "attribute":
-        setattr(graph_module.get_submodule(str(node.target)), str(literal.where[0]), counts[0])
+    elif literal.kind == "attribute":
+        _set_attribute(graph_module.get_submodule(str(node.target)), literal.where, counts[0])
     elif literal.kind == "split":
         node.op, node.target = "call_function", torch.split
         node.args, node.kwargs = (node.args[0], counts, literal.where[0]), {}
+    elif literal.kind == "scale":
+        node.update_kwarg("scale", 1 / math.sqrt(before[0]))
     else:
-        _write(node, literal, counts, numbers)
+        _write(node, literal, slice(*counts))
 
 
-def _write(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
-    key, *rest = literal.where
-    old: Any = node.kwargs[key] if isinstance(key, str) else node.args[key]
-    entry = old[rest[0]] if rest else old
-    if isinstance(entry, Node) and numbers.of(entry) == counts[0]:
+def _set_attribute(module: nn.Module, where: Sequence[int | str], count: int) -> None:
+    name, *index = where
+    if index:
+        old = getattr(module, str(name))
+        setattr(module, str(name), tuple(count if i == index[0] else size for i, size in enumerate(old)))
+    else:
+        setattr(module, str(name), count)
+
+
+def _correct_size(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+    entry = _entry(node, literal)
+    found = numbers.of(entry) if isinstance(entry, Node) else entry
+    if found != counts[0]:
+        _write(node, literal, _sized(node, entry, found, counts[0]))
+
+
+def _correct_shape(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+    entry = _entry(node, literal)
+    found = numbers.of(entry)
+    if tuple(found) == tuple(counts):
         return
-    new: Any = slice(counts[0], counts[1]) if literal.kind == "slice" else counts[0]
+    with node.graph.inserting_before(node):
+        items = [node.graph.call_function(operator.getitem, (entry, index)) for index in range(len(counts))]
+    _write(node, literal, [_sized(node, *each) for each in zip(items, found, counts, strict=True)])
+
+
+def _correct_shape_of(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+    """``x.view_as(y)`` of tensors that do not lose the same: the sizes of y, corrected."""
+    wanted, found = counts[: len(counts) // 2], counts[len(counts) // 2 :]
+    if wanted == found:
+        return
+    tensor, other = node.args
+    with node.graph.inserting_before(node):
+        items = [node.graph.call_method("size", (other, index)) for index in range(len(wanted))]
+    sizes = [_sized(node, *each) for each in zip(items, found, wanted, strict=True)]
+    node.op, node.target = "call_method", "reshape"
+    node.args = (tensor, *sizes)
+
+
+def _correct_number(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+    entry = _entry(node, literal)
+    if isinstance(entry, Node) and numbers.of(entry) != numbers.original(entry):
+        _write(node, literal, numbers.original(entry))
+
+
+_COMPUTED = {
+    "size": _correct_size,
+    "shape": _correct_shape,
+    "shape of": _correct_shape_of,
+    "number": _correct_number,
+}
+
+
+def _sized(node: Node, entry: Node | int, found: int, wanted: int) -> Node | int:
+    """A size that is ``wanted`` where ``entry`` is ``found``, and in proportion for another batch or resolution."""
+    if found == wanted:
+        return entry
+    if not isinstance(entry, Node) or found == 0:
+        return wanted
+    common = math.gcd(found, wanted)
+    with node.graph.inserting_before(node):
+        times = node.graph.call_function(operator.mul, (entry, wanted // common))
+        return times if found == common else node.graph.call_function(operator.floordiv, (times, found // common))
+
+
+def _entry(node: Node, literal: SizeLiteral) -> Any:
+    """What is written at the place of a literal."""
+    key, *rest = literal.where
+    whole: Any = node.kwargs[key] if isinstance(key, str) else node.args[key]
+    return whole[rest[0]] if rest else whole
+
+
+def _write(node: Node, literal: SizeLiteral, new: Any) -> None:
+    key, *rest = literal.where
     if rest:
+        old: Any = node.kwargs[key] if isinstance(key, str) else node.args[key]
         new = tuple(new if index == rest[0] else item for index, item in enumerate(old))
     if isinstance(key, str):
         node.update_kwarg(key, new)

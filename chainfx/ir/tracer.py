@@ -1,6 +1,7 @@
 """The symbolic tracer of the train form: what becomes a node, what it is called, and where it came from."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx.proxy import Scope
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.attention import attend
 from chainfx.ir.edit import CONVOLUTIONS, LAYERS, fresh_path, origin
@@ -27,6 +30,11 @@ _ARGUMENTS = {
     "transposed": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
 }
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
+_LITERALS = frozenset({bool, int, float, str, type(None), type(...), torch.dtype, torch.device})
+_SPECIAL_CALLABLES = (torch._C.ScriptMethod, torch._ops.HigherOrderOperator)
+_LEAVES = (_NormBase, _DropoutNd, ByMode)
+_LAYER_MODULES = (_ConvNd, nn.Linear)
+_is_method = functools.lru_cache(is_tensor_method_or_property)  # asking torch takes as long as recording a node
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros", "rand", "randn", "randint", "randperm")
 
 
@@ -34,8 +42,9 @@ _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros", "ra
 class Trace:
     """A traced graph with what merging the two modes needs.
 
-    ``scopes``: the path of the module that made each node. ``steps``: per module path, in order, the nodes that it made
-    itself and the paths of the modules that it entered. ``constants``: tensors that belong to no module, by name.
+    ``scopes``: the path of the module that made each node, also of those erased since. ``steps``: per module path, in
+    order, the nodes that it made itself and the paths of the modules that it entered. ``constants``: tensors that
+    belong to no module, by name.
     """
 
     graph: Graph
@@ -83,6 +92,20 @@ class TrainFormProxy(Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", assign_, (self, index, value), {})
 
+    @classmethod
+    def __torch_function__(
+        cls, orig_method: Any, types: Any, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """As torch.fx, without its search through nested arguments where one of them is a proxy itself."""
+        flat = (item for value in args or () for item in (value if type(value) in (tuple, list) else (value,)))
+        tracer = next((item.tracer for item in flat if isinstance(item, Proxy)), None)
+        if tracer is None or isinstance(orig_method, _SPECIAL_CALLABLES):
+            return super().__torch_function__(orig_method, types, args, kwargs)
+        if _is_method(orig_method):
+            return tracer.create_proxy("call_method", orig_method.__name__, args or (), kwargs or {})
+        name = tracer.graph._target_to_str(orig_method.__name__)
+        return tracer.create_proxy("call_function", orig_method, args or (), kwargs or {}, name=name)
+
 
 class TrainFormTracer(Tracer):
     """Traces a module into the train form; ``leaves`` are the paths of modules to keep whole.
@@ -100,6 +123,7 @@ class TrainFormTracer(Tracer):
         self.evaluating = False
         self.names: dict[int, str] = {}
         self.result = Trace(Graph())
+        self._stack: dict[str, tuple[str, type]] = {}
 
     def run(self, model: nn.Module) -> Trace:
         """The trace of ``model`` in its current mode; whatever its code raises on proxies passes through."""
@@ -125,9 +149,9 @@ class TrainFormTracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
-        if module_qualified_name in self.leaves or isinstance(m, _NormBase | _DropoutNd | ByMode):
+        if module_qualified_name in self.leaves or isinstance(m, _LEAVES):
             return True
-        if isinstance(m, _ConvNd | nn.Linear) or next(m.children(), None) is not None:
+        if isinstance(m, _LAYER_MODULES) or next(m.children(), None) is not None:
             return False
         return type(m).__module__.startswith("torch.nn")
 
@@ -138,15 +162,29 @@ class TrainFormTracer(Tracer):
         if type(m) is nn.Identity:
             return args[0]
         path = self.path_of_module(m)
-        if not self.is_leaf_module(m, path):
+        leaf = self.is_leaf_module(m, path)
+        if not leaf:
             self.result.steps.setdefault(self.scope.module_path, []).append(path)
             if type(m).forward is nn.MultiheadAttention.forward:
                 forward = _expansion(m)
+        outer, stack = self.scope, self._stack
+        self._enter(path, m)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            if leaf:
+                return self.create_proxy("call_module", path, args, kwargs)
+            return forward(*args, **kwargs)
         except Exception:
             self.failed_at = self.failed_at if self.failed_at is not None else path
             raise
+        finally:
+            self.scope, self._stack = outer, stack
+
+    def _enter(self, path: str, module: nn.Module) -> None:
+        """Note where the next nodes come from; they share the one dictionary that says so."""
+        calls = self.num_calls.get(path, 0)
+        self.num_calls[path] = calls + 1
+        self.scope = Scope(path, type(module))
+        self._stack = {**self._stack, f"{path}@{calls}" if calls else path: (path, type(module))}
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
         """A parameter or buffer of the model as one ``get_attr`` node; anything else as it is."""
@@ -159,6 +197,15 @@ class TrainFormTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """As torch.fx, but a tensor that belongs to no module becomes a constant of the trace, not of the model."""
+        kind = type(a)
+        if kind in _LITERALS:
+            return a
+        if isinstance(a, Proxy):
+            return a.node
+        if kind is tuple or kind is list:
+            return kind([self.create_arg(item) for item in a])
+        if kind is dict and all(type(key) is str for key in a):
+            return {key: self.create_arg(item) for key, item in a.items()}
         if isinstance(a, Tensor) and id(a) in self.names:
             return self.create_node("get_attr", self.names[id(a)], (), {})
         if not isinstance(a, Tensor) or isinstance(a, nn.Parameter):
@@ -195,7 +242,13 @@ class TrainFormTracer(Tracer):
         if kind == "call_function" and target in LAYERS:
             args, kwargs = tuple(self._padded(target, normal_arguments(target, args, kwargs)).values()), {}
             name = layer_name(args[1]) or name
-        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        if args:  # given above, they would be searched for symbolic sizes, at length
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        if self._stack:
+            node.meta["nn_module_stack"] = self._stack
         self.result.scopes[node] = self.scope.module_path
         if kind != "get_attr":
             self.result.steps.setdefault(self.scope.module_path, []).append(node)

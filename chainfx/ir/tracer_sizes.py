@@ -5,14 +5,15 @@ that. What is the same number both times is handed to the traced code as that nu
 graph, so that the batch stays free. A branch that depends on the data, or on the batch, cannot be followed and raises.
 """
 
+import itertools
 import operator
 from collections.abc import Collection, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node, Proxy
-from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 
 from chainfx.ir.meta_values import MetaEvaluator, needs_data
@@ -79,7 +80,7 @@ class SizesTracer(TrainFormTracer):
 
     def run(self, model: nn.Module) -> Trace:
         """As the base class."""
-        self._evaluators = (MetaEvaluator(model), MetaEvaluator(model))
+        self._evaluator = MetaEvaluator(model)
         return super().run(model)
 
     def proxy(self, node: Node) -> Proxy:
@@ -91,7 +92,18 @@ class SizesTracer(TrainFormTracer):
         return self.create_proxy("call_function", operator.getitem, (proxy, index), {})
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        """Record a node, unless its value is a number, truth value or text that is known: then hand out that."""
+        """Record a node, unless its value is a number, truth value or text that is known: then hand out that.
+
+        A function wrapped for FX because its code asks for sizes is traced through where that works.
+        """
+        if kind == "call_function" and isinstance(target, FunctionType) and _may_be_entered(target, args, kwargs):
+            last = next(iter(reversed(self.graph.nodes)), None)
+            try:
+                return target(*args, **kwargs)
+            except Exception:  # whatever its code does with proxies: then it stays the one call it was wrapped to be
+                for node in itertools.takewhile(lambda each: each is not last, list(reversed(self.graph.nodes))):
+                    if node.op != "get_attr":  # others may read it again
+                        self._forget(node)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         recorded = isinstance(proxy, _ValueProxy) and kind in ("call_function", "call_method")
         return self._resolved(proxy) if recorded else proxy
@@ -116,7 +128,7 @@ class SizesTracer(TrainFormTracer):
         return proxy
 
     def _forget(self, node: Node) -> None:
-        steps = self.result.steps[self.result.scopes.pop(node)]
+        steps = self.result.steps[self.result.scopes[node]]
         steps.remove(node)
         del self.values[node]
         self.graph.erase_node(node)
@@ -125,7 +137,7 @@ class SizesTracer(TrainFormTracer):
         if node.op == "placeholder":
             return self._examples[str(node.target)]
         if node.op == "get_attr" and str(node.target) in self.result.constants:
-            constant = self._evaluators[0].tensor(self.result.constants[str(node.target)])
+            constant = self._evaluator.tensor(self.result.constants[str(node.target)])
             return constant, constant
         self.evaluating = True
         try:
@@ -136,8 +148,14 @@ class SizesTracer(TrainFormTracer):
             self.evaluating = False
 
     def _evaluate_for(self, node: Node, which: int) -> Any:
-        args, kwargs = map_arg((node.args, node.kwargs), lambda argument: self.values[argument][which])
-        return self._evaluators[which].value(node, args, kwargs)
+        return self._evaluator.value(node, lambda source: self.values[source][which])
+
+
+def _may_be_entered(function: FunctionType, args: Any, kwargs: Any) -> bool:
+    """Whether a function is the user's own and not told a mode, on which what it does may depend."""
+    given = [each.values[0] if isinstance(each, _ValueProxy) else each for each in (*args, *kwargs.values())]
+    own = function.__module__.partition(".")[0] not in ("torch", "chainfx")
+    return own and not any(isinstance(each, bool) for each in given)
 
 
 def _two_batches(examples: Sequence[Tensor]) -> list[_Pair]:

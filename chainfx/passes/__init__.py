@@ -14,7 +14,10 @@ from chainfx.passes.base import (
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
 from chainfx.passes.fuse import Fuse
+from chainfx.passes.low_rank import LowRank
 from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.prune_heads import PruneHeads
+from chainfx.passes.prune_weights import PruneWeights
 from chainfx.passes.quantize import Quantize
 
 __all__ = [
@@ -23,11 +26,14 @@ __all__ = [
     "Fuse",
     "Granularity",
     "Kind",
+    "LowRank",
     "Pass",
     "PassContext",
     "PassInfo",
     "PassResult",
     "PruneChannels",
+    "PruneHeads",
+    "PruneWeights",
     "Quantize",
     "Skipped",
     "Trainer",

@@ -119,7 +119,8 @@ class PassContext:
     first. ``calibration``: batches of positional inputs, re-iterable. ``validation``: batches ``(inputs, targets)``
     held out from the *training* data. ``evaluate``: accuracy in [0, 1] on that validation data. ``tunes``: whether a
     trainer will serve a :class:`TuneRequest`. Each is ``None`` (``False``) where nobody gave it. ``round``: which of
-    the :attr:`Pass.rounds` this is, from 0.
+    the :attr:`Pass.rounds` this is, from 0. ``entry``: the graph as it entered the pass, before its first round; shares
+    of a whole are shares of that one.
     """
 
     reference: GraphModule
@@ -130,6 +131,7 @@ class PassContext:
     tunes: bool = False
     seed: int = 0
     round: int = 0
+    entry: GraphModule | None = None
 
     def rng(self, purpose: str) -> torch.Generator:
         """A CPU generator determined by the seed and the purpose alone."""

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from chainfx.ir import edit
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped
+from chainfx.passes.layers import beneath_mask
 
 __all__ = ["Fuse"]
 
@@ -28,8 +29,9 @@ class Fuse(Pass):
     train mode batch statistics are gone, so fold when no more training needs them. Needs nothing. MACs and bit
     operations stay; the BatchNorm's element-wise work and its tensors go.
 
-    Left alone, with the reason: a weight that is shared or already quantized (folding would move it off its grid), an
-    output that something else reads, a BatchNorm without running statistics.
+    A mask stays: zeros times a scale are zeros. Left alone, with the reason: a weight that is shared or already
+    quantized (folding would move it off its grid), an output that something else reads, a BatchNorm without running
+    statistics.
     """
 
     info: ClassVar[PassInfo] = PassInfo(
@@ -65,10 +67,9 @@ def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
         return "it has no running statistics"
     if len(layer.users) > 1:
         return f"the output of {layer.name!r} is also read elsewhere"
-    weight, bias = layer.args[1], layer.args[2]
-    for value in (weight, bias):
+    for value in (beneath_mask(layer), layer.args[2]):
         if isinstance(value, Node) and value.op != "get_attr":
-            return f"the weight of {layer.name!r} is computed by {value.name!r} (quantized or masked)"
+            return f"the weight of {layer.name!r} is computed by {value.name!r} (quantized)"
         if isinstance(value, Node) and _is_shared(graph_module, value):
             return f"the weight {value.target!r} is shared with another layer"
     if sum(other.target == node.target for other in graph_module.graph.find_nodes(op="call_module")) > 1:
@@ -90,7 +91,7 @@ def _is_shared(graph_module: GraphModule, attribute: Node) -> bool:
 
 
 def _fold(graph_module: GraphModule, layer: Node, node: Node, norm: _BatchNorm) -> None:
-    path = str(layer.args[1].target)  # type: ignore[union-attr]
+    path = str(edit.origin(layer.args[1]).target)  # type: ignore[union-attr]
     scale, mean, shift = _affine(norm)
     weight = edit.get_tensor(graph_module, path)
     axis = 1 if layer.target in edit.TRANSPOSED else 0

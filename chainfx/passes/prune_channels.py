@@ -1,18 +1,18 @@
 """Structural pruning: whole channels are removed, with everything that depends on them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from chainfx.errors import PassError
-from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, SourceLayer, analyse_channels
-from chainfx.ir.edit import get_tensor, parent_of
+from chainfx.ir import edit
+from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels
 from chainfx.ir.surgery import prune
 from chainfx.passes.base import (
     Granularity,
@@ -25,152 +25,290 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
+from chainfx.passes.constants import constants_of, fold_removed
+from chainfx.passes.evidence import Evidence, gather, reading_dims
+from chainfx.passes.importance import Criterion, get_importance, importance_names, slices_of
+from chainfx.passes.layers import layer_path
+from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, first_step, removed_units, wanted_units
+from chainfx.passes.targets import COSTS, Cost, CostModel
 
 __all__ = ["PruneChannels"]
-
-_IMPORTANCES = ("bn", "l1", "l2", "random")
-_ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998 in binary, but one channel in ten
 
 
 @final
 @dataclass(frozen=True)
 class PruneChannels(Pass):
-    """Remove the least important share ``ratio`` of every group of coupled channels.
+    """Remove the least important units of the groups of coupled channels.
 
     ::
 
         conv1 (64, 3, 7, 7) -> bn1 (64) -> layer1.0.conv1 (64, 64, 3, 3)         ratio=0.4
         conv1 (38, 3, 7, 7) -> bn1 (38) -> layer1.0.conv1 (38, 38, 3, 3)
 
-    Formula: of a group of C units ``int(C (1 - ratio))`` are kept (uniform pruning, Hu et al. 2024, "Order of
-    Compression", sec. 3.1.1; the product is taken as a real number: one tenth of 10 is 1), then rounded down to a
-    multiple of ``round_to``. That rounding never empties a group: one with fewer kept units than ``round_to`` keeps
-    ``round_to`` of them, or all if it is smaller. A unit is a set of channels that only go together (Fang et al. 2023,
-    "DepGraph", sec. 3): for plain networks one output channel of each layer of the group, for a grouped convolution
-    one channel of each of its groups. The outputs of the network and its inputs are never pruned.
+    A unit is a set of channels that only go together (Fang et al. 2023, "DepGraph", sec. 3): for plain networks one
+    output channel of each layer of the group, for a grouped convolution one channel of each of its groups. The outputs
+    of the network and its inputs are never pruned.
 
-    ``importance`` of a unit, mean over the layers that make the group's channels: ``"l1"`` sum of |w| of the unit's
-    filters (Li et al. 2017), ``"l2"`` the Euclidean norm of them, ``"bn"`` mean |scale| of the group's BatchNorms (Liu
-    et al. 2017), ``"random"`` from the seed. ``skip``: patterns (``fnmatch``) of layers, like ``"layer1.*"``; a group
-    with such a layer stays whole.
+    How much goes, at most one of: ``ratio``, the share of units removed (0.5 if nothing is given); ``macs``,
+    ``bitops``, ``parameters`` or ``latency``, the share of that cost which is to be left, of the network as it entered
+    the pass. The least pruning that reaches a cost is found by bisection on costs computed from the channel analysis,
+    which equal those counted afterwards (bit operations: convention ``strict``). For latency it is found by pruning
+    copies and timing them, median of 9 runs of the example inputs: the result depends on this machine.
+
+    Which go, by ``scope``: ``"uniform"`` keeps ``int(C (1 - ratio))`` of every group of C units (Hu et al. 2024, "Order
+    of Compression", sec. 3.1.1; the product is taken as a real number: one tenth of 10 is 1); ``"global"`` ranks the
+    units of all groups together, by importance, over the cost a unit saves where a cost is the target and the
+    importance compares across groups. No group loses more than ``max_ratio`` of its units. The number kept is rounded
+    down to a multiple of ``round_to``, but to no less than ``round_to``, or all of a smaller group. ``include`` and
+    ``skip`` are patterns (``fnmatch``) of layers, like ``"layer1.*"``: only groups with an included layer are pruned,
+    and none with a skipped one.
+
+    ``importance`` of a unit, over all parameters of the group (:mod:`chainfx.passes.importance` has the formulas and
+    takes one's own): ``"l1"``, ``"l2"``, ``"bn"``, ``"fpgm"``, ``"random"`` look at the weights; ``"activation"`` and
+    ``"taylor"`` run the network on the first 512 samples of calibration data, which needs no labels.
+
+    ``rounds``: the pass is applied, and tuned, that often; after round r of n the share (r / n) of the reduction is
+    done with ``schedule="linear"``, ``1 - (1 - r / n)^3`` with ``"gradual"`` (Zhu & Gupta 2017, eq. 1).
 
     Exact as a masked network: the pruned one computes what the original does when every layer ignores its removed input
-    channels. Scales of quantizers that see a whole tensor are those of the smaller tensor.
+    channels. A removed channel that was constant (its BatchNorm scale is 0, so that it gave its bias) is added to the
+    bias of the layers that read it, or taken off the running mean of the BatchNorm after them, where that is exact:
+    then the pruned network equals the original. With ``compensate`` that is done with the calibration mean of every
+    removed channel, which is not exact but closer. Scales of quantizers that see a whole tensor are those of the
+    smaller tensor; layer normalizations take their statistics over what is left.
 
-    Needs nothing; asks for tuning of all parameters with the task loss. MACs and parameters of a layer between two
-    pruned groups fall to about (1 - ratio) squared. Departure from Fang et al.: importance is taken on the layers that
-    make the channels, not on those that read them, and channels whose removal would change a layer or group
-    normalization stay.
+    Asks for tuning of all parameters with the task loss. MACs and parameters of a layer between two pruned groups fall
+    to about (1 - ratio) squared. Departure from Fang et al.: the norms are of all filters that make or read a unit as
+    one vector, not means of norms.
 
-    Raises :class:`PassError` if a group would be emptied, a pattern matches nothing, a weight is not finite, or a group
-    has no BatchNorm for ``"bn"``.
+    Raises :class:`PassError` if a group would be emptied, a pattern matches nothing, a weight is not finite, a target
+    cannot be reached (it says how far one gets), or a group has no BatchNorm for ``"bn"``.
     """
 
     info: ClassVar[PassInfo] = PassInfo(
         name="prune-channels",
         kind=Kind.STATIC,
         granularity=Granularity.NEURON,
+        needs=frozenset({"calibration"}),
         establishes=frozenset({"channels-removed"}),
     )
 
-    ratio: float = 0.5
-    importance: Literal["l1", "l2", "bn", "random"] = "l1"
+    ratio: float | None = None
+    importance: str = "l1"
     round_to: int = 1
     skip: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    scope: Literal["uniform", "global"] = "uniform"
+    max_ratio: float = 1.0
+    macs: float | None = None
+    bitops: float | None = None
+    parameters: float | None = None
+    latency: float | None = None
+    rounds: int = 1
+    schedule: Literal["linear", "gradual"] = "linear"
+    compensate: bool = False
 
     def __post_init__(self) -> None:
-        self._check(is_number(self.ratio, 0) and self.ratio < 1, "ratio", "a number from 0 up to but not including 1")
-        self._check(self.importance in _IMPORTANCES, "importance", f"one of {', '.join(_IMPORTANCES)}")
-        self._check(isinstance(self.round_to, int) and self.round_to >= 1, "round_to", "an integer of at least 1")
-        self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+        given = [name for name in ("ratio", *COSTS) if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise PassError(
+                f"prune-channels: {' and '.join(given)} are given; give one of ratio, {', '.join(COSTS[:-1])} and latency."
+            )
+        for name in given:
+            value = getattr(self, name)
+            good = is_number(value, 0) and (value < 1 if name == "ratio" else 0 < value <= 1)
+            self._check(
+                good, name, "a number " + ("from 0 up to but not including 1" if name == "ratio" else "in (0, 1]")
+            )
+        self._check_importance()
+        self._check(type(self.round_to) is int and self.round_to >= 1, "round_to", "an integer of at least 1")
+        for name in ("skip", "include"):
+            patterns = getattr(self, name)
+            self._check(
+                isinstance(patterns, tuple) and all(isinstance(p, str) for p in patterns), name, "a tuple of patterns"
+            )
+        self._check(self.scope in ("uniform", "global"), "scope", "'uniform' or 'global'")
+        self._check(is_number(self.max_ratio, 0) and self.max_ratio <= 1, "max_ratio", "a number from 0 to 1")
+        self._check(type(self.rounds) is int and self.rounds >= 1, "rounds", "an integer of at least 1")
+        self._check(self.schedule in ("linear", "gradual"), "schedule", "'linear' or 'gradual'")
+        self._check(isinstance(self.compensate, bool), "compensate", "true or false")
+        if self.scope == "uniform" and self._target is None and self._ratio > self.max_ratio:
+            raise PassError(
+                f"prune-channels: ratio={self._ratio} is above max_ratio={self.max_ratio}; "
+                f"raise max_ratio, or use scope='global'."
+            )
+
+    def _check_importance(self) -> None:
+        if callable(self.importance):
+            raise PassError(
+                "prune-channels: importance is a function, which a recipe or record cannot hold; register it with "
+                "chainfx.passes.importance.register_importance('name') and give the name."
+            )
+        known = ", ".join(importance_names())
+        self._check(get_importance(str(self.importance)) is not None, "importance", f"one of {known}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Calibration data, if the importance or ``compensate`` looks at activations."""
+        return self.info.needs if self._measures else frozenset()
+
+    @property
+    def _measures(self) -> frozenset[str]:
+        """What has to be measured on calibration data."""
+        return self._criterion.needs | (frozenset({"activity"}) if self.compensate else frozenset())
+
+    @property
+    def _criterion(self) -> Criterion:
+        found = get_importance(self.importance)
+        if found is None:
+            raise PassError(f"prune-channels: importance={self.importance!r} is not registered any more.")
+        return found
+
+    @property
+    def _target(self) -> tuple[Cost, float] | None:
+        """The cost to reach, and the share of it that is to be left."""
+        return next(((name, getattr(self, name)) for name in COSTS if getattr(self, name) is not None), None)
+
+    @property
+    def _ratio(self) -> float:
+        return 0.5 if self.ratio is None else self.ratio
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Analyse, rank and remove; see the class."""
         analysis = analyse_channels(graph_module, context.example_inputs)
         skipped = [Skipped(each.node, f"{each.channels} channels stay: {each.reason}") for each in analysis.frozen]
-        chosen = self._chosen(analysis)
-        skipped += [Skipped(g.name, "a pattern of skip matches it") for g in analysis.groups if g not in chosen]
+        chosen, left = self._chosen(analysis)
+        evidence = gather(graph_module, context.calibration, self._measures, context.rng("prune-channels labels"))
         generator = context.rng("prune-channels")
-        keep: dict[str, Tensor] = {}
-        for group in chosen:
-            kept = self._kept(group)
-            if kept < group.size:
-                score = self._score(graph_module, group, generator)
-                keep[group.name] = score.argsort(descending=True, stable=True)[:kept].sort().values
+        whole = self._sizes_at_entry(analysis, context)
+        candidates = [
+            Candidate(group, self._criterion.score(slices), whole.get(group.name, group.size))
+            for group, slices in zip(chosen, slices_of(graph_module, chosen, evidence, generator), strict=True)
+        ]
+        keep, profile = self._keep(graph_module, analysis, candidates, context)
         if keep:
+            folded, lost = self._fold(graph_module, analysis, keep, evidence)
+            profile["folded"] = list(folded)
+            left += lost
             prune(graph_module, analysis, keep)
-        return PassResult(graph_module, bool(keep), TuneRequest() if keep else None, tuple(skipped))
+        tune = TuneRequest() if keep else None
+        return PassResult(graph_module, bool(keep), tune, (*skipped, *left), profile)
 
-    def _chosen(self, analysis: ChannelAnalysis) -> tuple[ChannelGroup, ...]:
-        """The groups that no pattern of ``skip`` matches."""
-        layers = [_layer(source.path) for group in analysis.groups for source in group.sources]
-        layers += [_layer(each.path) for each in analysis.frozen]
-        for pattern in self.skip:
-            if not any(fnmatchcase(layer, pattern) for layer in layers):
+    def _chosen(self, analysis: ChannelAnalysis) -> tuple[list[ChannelGroup], tuple[Skipped, ...]]:
+        """The groups that the patterns leave, and what they do not."""
+        layers = [layer_path(source.path) for group in analysis.groups for source in group.sources]
+        layers += [layer_path(each.path) for each in analysis.frozen]
+        for option in ("skip", "include"):
+            for pattern in getattr(self, option):
+                if not any(fnmatchcase(layer, pattern) for layer in layers):
+                    raise PassError(
+                        f"prune-channels: the pattern {pattern!r} in {option} matches no layer; "
+                        f"layers are {', '.join(dict.fromkeys(layers))}."
+                    )
+        chosen, skipped = [], []
+        for group in analysis.groups:
+            if _matches(group, self.skip):
+                skipped.append(Skipped(group.name, "a pattern of skip matches it"))
+            elif self.include and not _matches(group, self.include):
+                skipped.append(Skipped(group.name, "no pattern of include matches it"))
+            else:
+                chosen.append(group)
+        return chosen, tuple(skipped)
+
+    def _sizes_at_entry(self, analysis: ChannelAnalysis, context: PassContext) -> dict[str, int]:
+        """The number of units of every group as it entered the pass, by name."""
+        if context.round and context.entry is not None:
+            analysis = analyse_channels(context.entry, context.example_inputs)
+        return {group.name: group.size for group in analysis.groups}
+
+    def _keep(
+        self,
+        graph_module: GraphModule,
+        analysis: ChannelAnalysis,
+        candidates: Sequence[Candidate],
+        context: PassContext,
+    ) -> tuple[Keep, dict[str, Any]]:
+        """The units to keep of every group that loses some, and what is known of that choice."""
+        done = self._done(context.round)
+        model = CostModel(graph_module, analysis, context.example_inputs) if self._target else None
+        ranks = None if self.scope == "uniform" else self._ranks(candidates, model)
+        ladder = Ladder(candidates, Limits(self.max_ratio, self.round_to), ranks)
+        profile: dict[str, Any] = {"units": sum(each.group.size for each in candidates)}
+        keep: Keep | None
+        if self._target is None or model is None:
+            self._check_emptied(candidates)
+            keep = ladder.at_share(self._ratio * done)
+            if keep is None:
                 raise PassError(
-                    f"prune-channels: the pattern {pattern!r} in skip matches no layer; "
-                    f"layers are {', '.join(dict.fromkeys(layers))}."
+                    f"prune-channels: ratio={self._ratio} of {profile['units']} units cannot be removed; "
+                    f"max_ratio={self.max_ratio} and one unit a group leave {profile['units'] - ladder.last} of them."
                 )
-        return tuple(group for group in analysis.groups if not any(self._skips(source) for source in group.sources))
+        else:
+            cost, left = self._target
+            whole = self._cost_at_entry(cost, model, context)
+            keep = self._cheapest(cost, whole * (1 - (1 - left) * done), whole, ladder, model)
+            profile[cost] = model.of(cost, keep) / whole
+        profile["removed"] = sum(each.group.size - len(keep.get(each.group.name, each.score)) for each in candidates)
+        return keep, profile
 
-    def _skips(self, source: SourceLayer) -> bool:
-        return any(fnmatchcase(_layer(source.path), pattern) for pattern in self.skip)
+    def _done(self, number: int) -> float:
+        """The share of the whole reduction that is done after round ``number`` (from 0)."""
+        share = (number + 1) / self.rounds
+        return share if self.schedule == "linear" else 1 - (1 - share) ** 3
 
-    def _kept(self, group: ChannelGroup) -> int:
-        kept = math.floor(group.size * (1 - self.ratio) + _ROUNDING)
-        if kept == 0:
-            most = math.floor(1e4 * (1 - 1 / group.size)) / 1e4
-            raise PassError(
-                f"prune-channels: ratio={self.ratio} leaves none of the {group.size} units of group {group.name!r}; "
-                f"use a ratio of at most {most} or add {_layer(group.sources[0].path)!r} to skip."
-            )
-        return max(kept - kept % self.round_to, min(self.round_to, group.size))
+    def _ranks(self, candidates: Sequence[Candidate], model: CostModel | None) -> list[Tensor]:
+        """Scores that compare across groups."""
+        if not self._criterion.comparable:
+            return [each.score / each.score.mean().clamp_min(torch.finfo(torch.float64).tiny) for each in candidates]
+        if model is None or self._target is None:
+            return [each.score for each in candidates]
+        cost: Cost = "macs" if self._target[0] == "latency" else self._target[0]
+        whole = model.of(cost, {})
+        savings = [whole - model.of(cost, {each.group.name: each.best(each.group.size - 1)}) for each in candidates]
+        return [each.score / max(saving, 1) for each, saving in zip(candidates, savings, strict=True)]
 
-    def _score(self, graph_module: GraphModule, group: ChannelGroup, generator: torch.Generator) -> Tensor:
-        """The importance of every unit, shape (size,), float64 on the CPU."""
-        for source in group.sources:
-            if not bool(get_tensor(graph_module, source.path).isfinite().all()):
+    def _check_emptied(self, candidates: Sequence[Candidate]) -> None:
+        for each in candidates if self.scope == "uniform" else ():
+            if wanted_units(each.whole, self._ratio) == 0:
+                most = math.floor(1e4 * (1 - 1 / each.whole)) / 1e4
                 raise PassError(
-                    f"prune-channels: the weight {source.path!r} of group {group.name!r} is not finite everywhere; "
-                    f"train the network again before pruning."
+                    f"prune-channels: ratio={self._ratio} leaves none of the {each.whole} units of group "
+                    f"{each.group.name!r}; use a ratio of at most {most} or add "
+                    f"{layer_path(each.group.sources[0].path)!r} to skip."
                 )
-        if self.importance == "random":
-            return torch.rand(group.size, generator=generator, dtype=torch.float64)
-        if self.importance == "bn":
-            return self._scales(graph_module, group)
-        sources = {(source.path, source.dim) for source in group.sources}
-        power = 1 if self.importance == "l1" else 2
-        return _mean(graph_module, group, sources, power)
 
-    def _scales(self, graph_module: GraphModule, group: ChannelGroup) -> Tensor:
-        scales = set()
-        for member in group.members:
-            module, name = parent_of(graph_module, member.path)
-            if isinstance(module, _BatchNorm) and name == "weight":
-                scales.add((member.path, member.dim))
-        if not scales:
+    def _cost_at_entry(self, cost: Cost, model: CostModel, context: PassContext) -> float:
+        if not context.round or context.entry is None:
+            return model.of(cost, {})
+        analysis = analyse_channels(context.entry, context.example_inputs)
+        return CostModel(context.entry, analysis, context.example_inputs).of(cost, {})
+
+    def _cheapest(self, cost: Cost, goal: float, whole: float, ladder: Ladder, model: CostModel) -> Keep:
+        """The least pruning whose cost is at most ``goal``."""
+        step = first_step(ladder.last, lambda step: model.of(cost, ladder.keep(step)) <= goal)
+        if step is None:
+            lowest = math.ceil(1e4 * model.of(cost, ladder.keep(ladder.last)) / whole) / 1e4
             raise PassError(
-                f"prune-channels: group {group.name!r} has no BatchNorm with a scale, which importance='bn' needs; "
-                f"use importance='l1' or add {_layer(group.sources[0].path)!r} to skip."
+                f"prune-channels: {cost}={getattr(self, cost)} cannot be reached; with as few units as max_ratio, "
+                f"round_to, include and skip allow, {lowest} of it is left: use that or more."
             )
-        return _mean(graph_module, group, scales, 1)
+        return ladder.keep(step)
+
+    def _fold(
+        self, graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep, evidence: Evidence
+    ) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
+        """Give the readers of removed channels what these gave; see :func:`fold_removed`."""
+        gone = removed_units(analysis, keep)
+        units = {(id(edit.get_tensor(graph_module, p)), dim): found for (p, dim), found in analysis.slots.items()}
+        removed = {}
+        for path, dim in reading_dims(graph_module).items():
+            found = units.get((id(edit.get_tensor(graph_module, path)), dim))
+            if found is not None:
+                removed[path] = gone[found]
+        with edit.evaluating(graph_module):
+            known = constants_of(graph_module)
+            return fold_removed(graph_module, removed, known, evidence.mean if self.compensate else None)
 
 
-def _mean(graph_module: GraphModule, group: ChannelGroup, tensors: set[tuple[str, int]], power: int) -> Tensor:
-    """The norm (of order ``power``) of every unit in each of the tensors, averaged over them; shape (size,)."""
-    total = torch.zeros(group.size, dtype=torch.float64)
-    for member in group.members:
-        if (member.path, member.dim) in tensors:
-            tensor = get_tensor(graph_module, member.path).detach().to("cpu", torch.float64)
-            each = (
-                tensor.abs().pow(power).movedim(member.dim, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor.abs()
-            )
-            norm = torch.zeros_like(total)
-            norm.index_add_(0, torch.from_numpy(member.units), each[torch.from_numpy(member.positions)])
-            total += norm.pow(1 / power)
-    return total / len(tensors)
-
-
-def _layer(path: str) -> str:
-    """The path of the layer that a weight belongs to."""
-    return path.rpartition(".")[0] or path
+def _matches(group: ChannelGroup, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(layer_path(source.path), pattern) for source in group.sources for pattern in patterns)

@@ -9,10 +9,12 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import Argument
 
 from chainfx.errors import PassError
 from chainfx.ir import edit, ops
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped, TuneRequest
+from chainfx.passes.layers import beneath_mask, mask_of
 
 __all__ = ["FLOAT", "LayerWidths", "Quantize", "insert_quantizers", "widths_in"]
 
@@ -48,9 +50,9 @@ class Quantize(Pass):
     least, not at 1. ``scheme="uniform"`` is symmetric rounding without tanh; it is what ``None`` means when nothing
     will be tuned, because tanh moves trained weights.
 
-    A second ``Quantize`` replaces the quantizers of the first. Exact only at 32 bits. Biases, BatchNorm and products of
-    two activations (attention scores) stay in float. Bit operations fall by ``1024 / (weights * activations)`` per
-    layer; stored weights to ``weights / 32``.
+    A second ``Quantize`` replaces the quantizers of the first; masks stay, above them. Exact only at 32 bits. Biases,
+    BatchNorm and products of two activations (attention scores) stay in float. Bit operations fall by
+    ``1024 / (weights * activations)`` per layer; stored weights to ``weights / 32``.
 
     Options: ``first`` and ``last`` are the bits of the first and last layers (weights and inputs), ``None`` for the
     same as the rest; 8 is the usual choice (APoT, HAWQ). ``skip``: patterns of weight names to leave in float.
@@ -128,7 +130,7 @@ def widths_in(layers: Iterable[Node]) -> LayerWidths | None:
     """The widths most of the layers are quantized with; ``None`` if none is."""
     found: Counter[LayerWidths] = Counter()
     for node in layers:
-        weight, source = node.args[1], node.args[0]
+        weight, source = beneath_mask(node), node.args[0]
         if isinstance(weight, Node) and weight.target is ops.quantize_weight:
             bits, scheme, axis = weight.args[1:]
             quantized = isinstance(source, Node) and source.target is ops.quantize_activation
@@ -160,10 +162,20 @@ def insert_quantizers(
 
 
 def _remove_quantizers(node: Node) -> None:
-    for place, target in ((0, ops.quantize_activation), (1, ops.quantize_weight)):
-        quantizer = node.args[place]
-        if isinstance(quantizer, Node) and quantizer.target is target:
-            node.update_arg(place, quantizer.args[0])
+    source, weight = node.args[0], beneath_mask(node)
+    if isinstance(source, Node) and source.target is ops.quantize_activation:
+        node.update_arg(0, source.args[0])
+    if isinstance(weight, Node) and weight.target is ops.quantize_weight:
+        _put_weight(node, weight.args[0])
+
+
+def _put_weight(node: Node, weight: Argument) -> None:
+    """Let a layer read another weight through its mask, which stays on top: not every code book has a zero."""
+    mask = mask_of(node)
+    if mask is not None:
+        with node.graph.inserting_before(node):
+            weight = node.graph.call_function(ops.mask_weight, (weight, *mask.args[1:]))
+    node.update_arg(1, weight)
 
 
 def _quantize_weight(graph_module: GraphModule, node: Node, width: LayerWidths) -> None:
@@ -174,8 +186,9 @@ def _quantize_weight(graph_module: GraphModule, node: Node, width: LayerWidths) 
         raise PassError(f"quantize: weight {weight.target!r} has values that are not finite; mend the network first.")
     axis = (1 if node.target in edit.TRANSPOSED else 0) if width.per_channel else None
     with graph_module.graph.inserting_before(node):
-        arguments = (node.args[1], width.weights, width.scheme, axis)
-        node.update_arg(1, graph_module.graph.call_function(ops.quantize_weight, arguments))
+        arguments = (beneath_mask(node), width.weights, width.scheme, axis)
+        quantized = graph_module.graph.call_function(ops.quantize_weight, arguments)
+    _put_weight(node, quantized)
 
 
 def _quantize_activation(graph_module: GraphModule, source: Node, bits: int, users: list[Node], values: Tensor) -> None:

@@ -38,6 +38,9 @@ class Listener:
     def begin(self, index: int, total: int, label: str) -> None:
         """Stage ``index`` (from 1) of ``total`` begins."""
 
+    def round(self, index: int, total: int) -> None:
+        """Round ``index`` (from 1) of ``total`` of the current stage begins; not told of passes with one round."""
+
     def epoch(self, epoch: Epoch) -> None:
         """The trainer finished an epoch of the current stage."""
 
@@ -112,12 +115,18 @@ def _next_stage(
     start = time.perf_counter()
     graph_module = copy.deepcopy(parent.graph_module)
     verify(graph_module, context.example_inputs)
-    applied = one.apply(graph_module, context)
-    verify(applied.graph_module, context.example_inputs)
-    tuned = applied.tune is not None and trainer is not None
-    if tuned:
-        _tune(applied, trainer, context, one, listener)  # type: ignore[arg-type]
-    finished = one.finish(applied.graph_module, context)
+    results: list[PassResult] = []
+    for number in range(one.rounds):
+        if one.rounds > 1:
+            listener.round(number + 1, one.rounds)
+        this_round = replace(context, round=number, entry=parent.graph_module)
+        applied = one.apply(graph_module, this_round)
+        graph_module = applied.graph_module
+        verify(graph_module, context.example_inputs)
+        if trainer is not None:
+            _tune(applied, trainer, this_round, one, listener)
+        results.append(applied)
+    finished = one.finish(graph_module, replace(context, round=one.rounds - 1, entry=parent.graph_module))
     verify(finished.graph_module, context.example_inputs)
     report, rates, measured = measure(finished.graph_module, context)
     record = StageRecord(
@@ -131,22 +140,30 @@ def _next_stage(
         after=Costs.of(report, measured=measured),
         metric=_metric(finished.graph_module, trainer),
         exit_rates=rates,
-        modified=applied.modified or finished.modified,
-        tuned=tuned,
+        modified=any(each.modified for each in (*results, finished)),
+        tuned=trainer is not None and any(each.tune is not None for each in results),
         seconds=time.perf_counter() - start,
-        skipped=applied.skipped + finished.skipped,
-        profile={**applied.profile, **finished.profile},
+        skipped=tuple(dict.fromkeys(item for each in (*results, finished) for item in each.skipped)),
+        profile={**_profile(results), **finished.profile},
     )
     return Stage(record, finished.graph_module)
 
 
+def _profile(results: Sequence[PassResult]) -> dict[str, Any]:
+    """The measured facts of a single round, or those of each round under the key ``rounds``."""
+    if len(results) == 1:
+        return dict(results[0].profile)
+    return {"rounds": [dict(each.profile) for each in results]}
+
+
 def _tune(applied: PassResult, trainer: Trainer, context: PassContext, one: Pass, listener: Listener) -> None:
-    """Let the trainer serve the request, and hold it to leaving the graph as it was."""
+    """Let the trainer serve the request, if there is one, and hold it to leaving the graph as it was."""
     request = applied.tune
     if request is None:
         return
     before = str(applied.graph_module.graph)
-    seed = context.rng(f"tune {one.info.name}").initial_seed() % 2**31
+    again = f" {context.round}" if context.round else ""
+    seed = context.rng(f"tune {one.info.name}{again}").initial_seed() % 2**31
     trainer.tune(applied.graph_module, request, seed=seed, on_epoch=listener.epoch)
     if str(applied.graph_module.graph) != before:
         raise PassError(f"{one.info.name}: the trainer changed the graph while tuning; it may change parameters only.")

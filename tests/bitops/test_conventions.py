@@ -5,11 +5,17 @@ from fractions import Fraction
 import pytest
 import torch
 
+from chainfx import zoo
 from chainfx.bitops import LayerFacts, convention_names, count, get_convention, register_convention
 from chainfx.errors import CostError, InputError
+from chainfx.ir import ops
 from chainfx.ir.capture import capture
 from chainfx.ir.formats import FLOAT32, Format
+from chainfx.passes import Distill, PruneChannels
+from chainfx.scheduler.plan import plan
+from chainfx.scheduler.runner import run
 from tests.bitops.graphs import quantize_layers
+from tests.trainers import FakeTrainer
 
 IMAGE = (torch.zeros(1, 3, 224, 224, device="meta"),)
 LAST = 20  # ResNet-18 has 20 convolutions and one linear layer
@@ -66,13 +72,56 @@ def test_first_and_last_are_the_ends():
     assert dear == [next(row.node for row in report.rows if row.macs), report.rows[-1].node]
 
 
-@pytest.mark.parametrize(("weight", "ratio"), [(1, 39.8), (4, 20.1), (8, 12.1)])
-def test_uniq_counts_additions_too(weight, ratio):
-    cost = get_convention("uniq_bops")
-    fan_in = 2**10 * 1.5  # about that of the 3x3 convolutions that carry the MACs of a ResNet
-    assert float(cost(facts(32, 32, fan_in=fan_in)) / cost(facts(weight, 8, fan_in=fan_in))) == pytest.approx(
-        ratio, rel=0.01
-    )
+SMALL_IMAGE = (torch.zeros(1, 3, 32, 32),)
+
+
+@pytest.fixture(scope="module")
+def resnet34():
+    """The paper's network for CIFAR-10 in float, and its student of 30 layers with 40 % of the channels pruned."""
+    graph_module = capture(zoo.resnet34().eval(), SMALL_IMAGE)
+    chain = plan([Distill(depth=(2, 4, 6, 2)), PruneChannels(0.4)])
+    stages = list(run(graph_module, chain, example_inputs=SMALL_IMAGE, trainer=FakeTrainer(SMALL_IMAGE[0])))
+    return count(graph_module, SMALL_IMAGE), count(stages[-1].graph_module, SMALL_IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("convention", "widths", "ratio"),
+    [
+        ("mac_bw_ba", {"*": (1, 8)}, 413.6),
+        ("hawq_v3", {"*": (1, 8)}, 405.3),
+        ("strict", {"*": (1, 8), "conv1": (32, 32), "fc": (32, 32)}, 301.2),
+        ("strict", {"*": (1, 8), "conv1": (32, 32), "fc": (32, 32), "*shortcut*": (8, 8)}, 292.0),
+        ("uniq_bops", {"*": (1, 8)}, 132.0),
+    ],
+)
+def test_how_much_the_choice_matters(resnet34, convention, widths, ratio):
+    original, student = resnet34
+    assert round(original.reprice(convention).bitops / student.reprice(convention, widths).bitops, 1) == ratio
+
+
+@pytest.mark.parametrize(("weight", "product", "uniq"), [(1, 128, 39.8), (4, 32, 20.1), (8, 16, 12.1)])
+def test_quantization_alone(resnet34, weight, product, uniq):
+    original, _ = resnet34
+
+    def ratio(convention):
+        return original.reprice(convention).bitops / original.reprice(convention, {"*": (weight, 8)}).bitops
+
+    assert ratio("mac_bw_ba") == ratio("strict") == product
+    assert round(ratio("uniq_bops"), 1) == round(ratio("uniq_bops_sparse"), 1) == uniq
+
+
+@pytest.mark.parametrize("name", ["mac_bw_ba", "strict", "hawq_v3", "bayesian_bits", "uniq_bops", "fixops64"])
+def test_the_docstring_has_formula_and_check(name):
+    text = get_convention(name).__doc__
+    assert "MACs * " in text
+    assert "Check: " in text
+
+
+@pytest.mark.parametrize("name", sorted(convention_names()))
+def test_every_printed_number_comes_with_its_convention(name):
+    report = count(resnet18(4, 4), IMAGE, name)
+    assert f"convention {name} " in str(report).splitlines()[0]
+    assert report.to_dict()["convention"] == name
 
 
 def test_uniq_by_hand():
@@ -125,3 +174,42 @@ def test_a_name_is_given_once():
     with pytest.raises(InputError) as caught:
         register_convention("strict")(lambda layer: 0)
     assert str(caught.value) == "the convention 'strict' is registered already; give yours another name."
+
+
+# bad input
+
+
+def test_an_example_of_the_wrong_shape():
+    with pytest.raises(InputError) as caught:
+        count(quantize_layers(resnet18(), lambda *_: None), (torch.zeros(1, 4, 224, 224),))
+    assert str(caught.value) == (
+        "the network does not accept example_inputs of shape (1, 4, 224, 224): Given groups=1, weight of size "
+        "[64, 3, 7, 7], expected input[1, 4, 224, 224] to have 3 channels, but got 4 channels instead; "
+        "give inputs of the shape it was made for."
+    )
+
+
+def depends_on_data(x):
+    return x[x > 0].sum() + 1
+
+
+def test_shapes_that_depend_on_data():
+    with pytest.raises(InputError) as caught:
+        count(torch.fx.symbolic_trace(depends_on_data), (torch.zeros(2, 4),))
+    assert str(caught.value) == (
+        "what node 'getitem' gives depends on the data (aten.nonzero.default), so the shapes of the network do not "
+        "follow from those of its inputs; leave this operation out of the network."
+    )
+
+
+@pytest.mark.parametrize("bits", [None, 0, 2.5, "x", True])
+@pytest.mark.parametrize(("target", "position"), [(ops.quantize_weight, 1), (ops.quantize_activation, 2)])
+def test_a_quantizer_without_literal_bits(target, position, bits):
+    graph_module = resnet18(4, 4)
+    node = graph_module.graph.find_nodes(op="call_function", target=target)[0]
+    node.update_arg(position, bits)
+    with pytest.raises(CostError) as caught:
+        count(graph_module, IMAGE)
+    assert str(caught.value) == (
+        f"node {node.name!r} has bits={bits!r}; a quantizer needs its bits as a whole number of at least 1."
+    )

@@ -12,10 +12,12 @@ from chainfx.passes import (
     Fuse,
     Granularity,
     Kind,
+    LowRank,
     Pass,
     PassInfo,
     PassResult,
     PruneChannels,
+    PruneWeights,
     Quantize,
 )
 from chainfx.testing import check_pass
@@ -26,6 +28,8 @@ PASSES = [
     Distill(width=0.5, init="random"),
     EarlyExit(exits=1),
     Fuse(),
+    LowRank(energy=0.6),
+    PruneWeights(0.7),
     PruneChannels(0.0),
     PruneChannels(0.4, importance="random"),
     PruneChannels(0.4, importance="bn"),

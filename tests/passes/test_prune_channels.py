@@ -1,6 +1,7 @@
 """PruneChannels: how many, which, what it says about the rest, and its errors word for word."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from chainfx.errors import PassError
 from chainfx.ir import edit
 from chainfx.ir.capture import capture
 from chainfx.passes.base import Granularity, Kind, PassContext, TuneRequest
+from chainfx.passes.importance import importance_names
 from chainfx.passes.prune_channels import PruneChannels
 
 
@@ -72,7 +74,9 @@ def test_kept_count(units, ratio, round_to, kept):
 def test_info():
     info = PruneChannels.info
     assert (info.name, info.kind, info.granularity) == ("prune-channels", Kind.STATIC, Granularity.NEURON)
-    assert info.needs == frozenset() and info.establishes == {"channels-removed"} and info.repeatable
+    assert info.needs == {"calibration"} and info.establishes == {"channels-removed"} and info.repeatable
+    assert PruneChannels(0.5).needs == PruneChannels(importance="fpgm").needs == frozenset()
+    assert PruneChannels(importance="taylor").needs == PruneChannels(compensate=True).needs == {"calibration"}
 
 
 def test_ratio_zero_changes_nothing():
@@ -82,14 +86,14 @@ def test_ratio_zero_changes_nothing():
     assert all(torch.equal(v, before.state_dict()[k]) for k, v in result.graph_module.state_dict().items())
 
 
-@pytest.mark.parametrize(("importance", "power"), [("l1", 1), ("l2", 2)])
-def test_the_smallest_filters_go(importance, power):
+@pytest.mark.parametrize(("importance", "order"), [("l1", 1), ("l2", 2)])
+def test_the_units_with_the_smallest_filters_go(importance, order):
     result, before = apply(PruneChannels(0.5, importance))
-    norms = [
-        before.get_parameter(f"{path}.weight").detach().double().abs().pow(power).flatten(1).sum(1).pow(1 / power)
-        for path in ("stem", "block.3")
-    ]
-    best = (sum(norms) / 2).topk(5).indices.sort().values
+    weight = {name: tensor.detach().double() for name, tensor in before.named_parameters()}
+    parts = [weight["stem.weight"], weight["block.3.weight"]]
+    parts += [weight["block.0.weight"].transpose(0, 1), weight["head.weight"].t()]
+    norms = sum(part.abs().pow(order).flatten(1).sum(1) for part in parts)
+    best = norms.topk(5).indices.sort().values
     assert torch.equal(result.graph_module.get_parameter("stem.weight"), before.get_parameter("stem.weight")[best])
     assert torch.equal(result.graph_module.get_parameter("head.weight"), before.get_parameter("head.weight")[:, best])
 
@@ -148,6 +152,14 @@ def test_skipped_names_outputs_and_patterns():
     assert not result.modified
 
 
+def test_include_names_what_is_pruned_and_skip_wins():
+    result, _ = apply(PruneChannels(0.5, include=("block.0",)))
+    assert (rows(result.graph_module), rows(result.graph_module, "block.0")) == (10, 4)
+    assert ("stem", "no pattern of include matches it") in [(each.node, each.reason) for each in result.skipped]
+    result, _ = apply(PruneChannels(0.5, include=("block.*",), skip=("stem",)))
+    assert (rows(result.graph_module), rows(result.graph_module, "block.0")) == (10, 4)
+
+
 def test_spec_round_trip():
     step = PruneChannels(0.25, "bn", 4, ("stem", "block.*"))
     assert step.spec() == {
@@ -156,8 +168,25 @@ def test_spec_round_trip():
         "importance": "bn",
         "round_to": 4,
         "skip": ["stem", "block.*"],
+        "include": [],
+        "scope": "uniform",
+        "max_ratio": 1.0,
+        "macs": None,
+        "bitops": None,
+        "parameters": None,
+        "latency": None,
+        "rounds": 1,
+        "schedule": "linear",
+        "compensate": False,
     }
     assert PruneChannels.from_spec(step.spec()) == step
+    assert step.label == "prune-channels(ratio=0.25, importance='bn', round_to=4, skip=('stem', 'block.*'))"
+    other = PruneChannels(macs=0.5, scope="global", max_ratio=0.8, rounds=3, schedule="gradual", compensate=True)
+    assert PruneChannels.from_spec(json.loads(json.dumps(other.spec()))) == other
+
+
+def test_half_of_every_group_goes_if_nothing_is_said():
+    assert rows(apply(PruneChannels())[0].graph_module) == rows(apply(PruneChannels(0.5))[0].graph_module) == 5
 
 
 @pytest.mark.parametrize(
@@ -165,14 +194,37 @@ def test_spec_round_trip():
     [
         ({"ratio": 1.0}, "ratio=1.0 is out of range; use a number from 0 up to but not including 1."),
         ({"ratio": -0.1}, "ratio=-0.1 is out of range; use a number from 0 up to but not including 1."),
-        ({"importance": "size"}, "importance='size' is out of range; use one of bn, l1, l2, random."),
+        ({"importance": "size"}, "importance='size' is out of range; use one of KNOWN."),
+        ({"importance": 1}, "importance=1 is out of range; use one of KNOWN."),
+        (
+            {"importance": len},
+            "importance is a function, which a recipe or record cannot hold; register it with "
+            "chainfx.passes.importance.register_importance('name') and give the name.",
+        ),
         ({"round_to": 0}, "round_to=0 is out of range; use an integer of at least 1."),
+        ({"skip": "block"}, "skip='block' is out of range; use a tuple of patterns."),
+        ({"include": ["a"]}, "include=['a'] is out of range; use a tuple of patterns."),
+        ({"scope": "all"}, "scope='all' is out of range; use 'uniform' or 'global'."),
+        ({"max_ratio": 2}, "max_ratio=2 is out of range; use a number from 0 to 1."),
+        ({"macs": 0}, "macs=0 is out of range; use a number in (0, 1]."),
+        ({"latency": 1.5}, "latency=1.5 is out of range; use a number in (0, 1]."),
+        ({"rounds": 0}, "rounds=0 is out of range; use an integer of at least 1."),
+        ({"schedule": "cubic"}, "schedule='cubic' is out of range; use 'linear' or 'gradual'."),
+        ({"compensate": 1}, "compensate=1 is out of range; use true or false."),
+        (
+            {"ratio": 0.5, "macs": 0.5},
+            "ratio and macs are given; give one of ratio, macs, bitops, parameters and latency.",
+        ),
+        (
+            {"ratio": 0.5, "max_ratio": 0.3},
+            "ratio=0.5 is above max_ratio=0.3; raise max_ratio, or use scope='global'.",
+        ),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(PassError) as caught:
         PruneChannels(**options)
-    assert str(caught.value) == f"prune-channels: {message}"
+    assert str(caught.value) == f"prune-channels: {message.replace('KNOWN', ', '.join(importance_names()))}"
 
 
 def test_emptied_group():
@@ -184,11 +236,12 @@ def test_emptied_group():
     )
 
 
-def test_pattern_without_match():
+@pytest.mark.parametrize("option", ["skip", "include"])
+def test_pattern_without_match(option):
     with pytest.raises(PassError) as caught:
-        apply(PruneChannels(0.5, skip=("layer1.*",)))
+        apply(PruneChannels(0.5, **{option: ("layer1.*",)}))
     assert str(caught.value) == (
-        "prune-channels: the pattern 'layer1.*' in skip matches no layer; layers are stem, block.3, block.0, head."
+        f"prune-channels: the pattern 'layer1.*' in {option} matches no layer; layers are stem, block.3, block.0, head."
     )
 
 
@@ -202,7 +255,7 @@ def test_no_batch_norm():
     )
 
 
-@pytest.mark.parametrize("importance", ["l1", "l2", "bn", "random"])
+@pytest.mark.parametrize("importance", ["l1", "l2", "bn", "fpgm", "random"])
 def test_weights_that_are_not_finite(importance):
     model = Tiny()
     model.block[0].weight.data[1, 2] = float("nan")

@@ -1,0 +1,164 @@
+"""From components of atoms to groups of units: what the walk over a graph amounts to."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from chainfx.ir.channel_flow import Flow
+from chainfx.ir.channel_labels import Labels, Ledger, compact, spread, varying
+from chainfx.ir.channel_values import (
+    Axis,
+    ChannelAnalysis,
+    ChannelGroup,
+    FrozenChannels,
+    Member,
+    SizeLiteral,
+    SourceLayer,
+)
+from chainfx.ir.edit import get_tensor
+
+__all__ = ["Grouping"]
+
+IntArray = NDArray[np.int64]
+
+_LONE = "all its channels are one unit"
+
+
+class Grouping:
+    """The groups of what a walk over a graph found."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.ledger: Ledger = flow.ledger
+        component = self.ledger.components()
+        kind = self._kinds(component)
+        lone = (np.bincount(kind) == 1)[kind]
+        kind[lone] = 0
+        self.count, unit, self.bounds = self._numbered(kind)
+        self.units = unit[component]
+
+    def _kinds(self, component: IntArray) -> IntArray:
+        """The kind of every component: those in the same parameter dimensions and slices; 0 if no layer makes it."""
+        kind = np.zeros(int(component.max()) + 1, dtype=np.int64)
+        for source in self.ledger.sources:
+            _refine(kind, component[source.atoms.numpy()])
+        made = kind > 0
+        for labels in [*self.ledger.slots.values(), *self.ledger.parts]:
+            _refine(kind, component[compact(labels)[0].reshape(-1).numpy()])
+        kind[~made] = 0
+        kind[0] = 0
+        return kind
+
+    def _numbered(self, kind: IntArray) -> tuple[int, IntArray, list[int]]:
+        """The number of kinds, the unit of every component, numbered from 1 kind by kind, and where kinds begin."""
+        live = np.flatnonzero(kind)
+        values, first = np.unique(kind[live], return_index=True)
+        order = values[np.argsort(first, kind="stable")]
+        rank = np.zeros(int(kind.max(initial=0)) + 1, dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        sorted_live = live[np.argsort(rank[kind[live]], kind="stable")]
+        unit = np.zeros(len(kind), dtype=np.int64)
+        unit[sorted_live] = np.arange(1, len(live) + 1)
+        sizes = np.bincount(rank[kind[live]], minlength=len(order))
+        return len(order), unit, [1, *(1 + np.cumsum(sizes)).tolist()]
+
+    def analysis(self) -> ChannelAnalysis:
+        slots = {key: self.units[labels.numpy()] for key, labels in self.ledger.slots.items()}
+        for path, labels in self.ledger.plain.items():
+            axis = self._axis(labels)
+            if axis.dim is not None:
+                slots[path, axis.dim] = axis.units
+        slots = {key: units for key, units in slots.items() if units.any()}
+        self._elements = _numel(self.flow.graph_module)
+        groups = self._groups(slots)
+        return ChannelAnalysis(
+            groups=groups,
+            frozen=tuple(self._frozen()),
+            slots=slots,
+            literals=tuple(self._literals()),
+            readers={node.name: self._axis(labels) for node, labels in self.flow.readers.items()},
+            indices={path: self.units[labels.numpy()] for path, labels in self.ledger.indices.items()},
+            values={node.name: value for node, value in self.flow.values.items()},
+            fold=self.flow.fold,
+            attention=frozenset(groups[index].name for index in self._attended()),
+            parameters=sum(self._elements.values()),
+            prunable=self._sum_of({path for path, _ in slots}),
+            products={node.name: self._product(node) for node in self.flow.products},
+        )
+
+    def _attended(self) -> list[int]:
+        """The places of the groups with channels that go into a product of two activations."""
+        atoms = [compact(labels)[0].reshape(-1) for labels in self.flow.attended]
+        units = np.unique(self.units[torch.cat(atoms).numpy()]) if atoms else np.zeros(0, dtype=np.int64)
+        return np.unique(np.searchsorted(np.array(self.bounds), units[units > 0], side="right") - 1).tolist()
+
+    def _product(self, node: Node) -> tuple[Axis, ...]:
+        given: list[Node] = []
+        map_arg((node.args, node.kwargs), given.append)
+        tensors = [each for each in given if self.flow.is_tensor(each)]
+        return tuple(self._axis(self.flow.label(each)) for each in (*tensors, node))
+
+    def _axis(self, labels: Labels) -> Axis:
+        units = spread(torch.from_numpy(self.units)[compact(labels)[0]]).expand(labels.shape)
+        moving = varying(units)
+        if not moving:
+            return Axis(tuple(labels.shape))
+        line = units[tuple(slice(None) if d == moving[0] else 0 for d in range(units.dim()))]
+        return Axis(tuple(labels.shape), moving[0], line.numpy())
+
+    def _count(self, labels: Labels, dim: int) -> tuple[Axis, int]:
+        return (self._axis(labels) if labels.numel() else Axis(tuple(labels.shape))), dim
+
+    def _literals(self) -> Iterator[SizeLiteral]:
+        for each in self.ledger.literals:
+            counts = tuple(self._count(labels, dim) for labels, dim in each.counts)
+            yield SizeLiteral(each.node, each.kind, each.where, counts)
+
+    def _groups(self, slots: Mapping[tuple[str, int], IntArray]) -> tuple[ChannelGroup, ...]:
+        members: list[list[Member]] = [[] for _ in range(self.count)]
+        starts = np.array(self.bounds)
+        for (path, dim), units in slots.items():
+            positions = np.flatnonzero(units)
+            index = np.searchsorted(starts, units[positions], side="right") - 1
+            for group in np.unique(index):
+                inside = index == group
+                members[group].append(Member(path, dim, positions[inside], units[positions][inside] - starts[group]))
+        groups: list[ChannelGroup] = []
+        taken: dict[str, int] = {}
+        of = {(s.path, s.dim): SourceLayer(s.node, s.path, s.dim) for s in self.ledger.sources}
+        for place, found in enumerate(members):
+            sources = tuple(source for key, source in of.items() if any((m.path, m.dim) == key for m in found))
+            name = sources[0].node
+            taken[name] = taken.get(name, 0) + 1
+            unique = name if taken[name] == 1 else f"{name}/{taken[name]}"
+            size = self.bounds[place + 1] - self.bounds[place]
+            groups.append(ChannelGroup(unique, size, sources, tuple(found), self._sum_of({m.path for m in found})))
+        return tuple(groups)
+
+    def _sum_of(self, paths: set[str]) -> int:
+        """How many elements the parameters among these tensors have."""
+        tensors = {id(get_tensor(self.flow.graph_module, path)) for path in paths}
+        return sum(count for key, count in self._elements.items() if key in tensors)
+
+    def _frozen(self) -> Iterator[FrozenChannels]:
+        """The sources with channels that must stay, with the first reason for the first of them."""
+        for source in self.ledger.sources:
+            atoms = source.atoms.numpy()
+            fixed = atoms[self.units[atoms] == 0]
+            if len(fixed):
+                yield FrozenChannels(source.node, source.path, len(fixed), self.ledger.reason(int(fixed[0])) or _LONE)
+
+
+def _refine(kind: IntArray, members: IntArray) -> None:
+    """Give the members of a set new kinds, so that two of one kind are either both in the set or both not."""
+    _, inverse = np.unique(kind[members], return_inverse=True)
+    kind[members] = int(kind.max()) + 1 + inverse
+
+
+def _numel(graph_module: GraphModule) -> dict[int, int]:
+    """The number of elements of every parameter, by its identity."""
+    return {id(parameter): parameter.numel() for parameter in graph_module.parameters()}

@@ -1,0 +1,179 @@
+"""What a network shows on calibration data: how strong each channel is, and how the answer depends on it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from chainfx.errors import PassError
+from chainfx.ir import edit
+
+__all__ = ["SAMPLES", "Evidence", "gather", "reading_dims"]
+
+SAMPLES = 512
+_PIECE = 8  # samples in one derivative: their squares must not average out before they are taken
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Measurements by the path of a layer's weight, one number for each position of the dimension that reads channels.
+
+    ``mean`` and ``power``: the mean, and the mean square, of what the layer reads, over samples and space, shape
+    (positions,); for a layer that is called several times summed over the calls. ``slope``: the derivative of the loss
+    by a factor on the position, shape (pieces, positions), one row for every 8 samples.
+    """
+
+    mean: Mapping[str, Tensor] = field(default_factory=dict)
+    power: Mapping[str, Tensor] = field(default_factory=dict)
+    slope: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def reading_dims(graph_module: GraphModule) -> dict[str, int]:
+    """The dimension of every layer's weight that is summed over its inputs, by path; depthwise layers have none."""
+    dims: dict[str, int] = {}
+    for node in edit.layers_of(graph_module):
+        path = _path(node)
+        dim = int(node.target not in edit.TRANSPOSED)
+        shape = edit.get_tensor(graph_module, path).shape
+        inputs = shape[dim] * (edit.groups_of(node) if dim else 1)
+        if edit.groups_of(node) < max(inputs, 2):
+            dims[path] = dim
+    return dims
+
+
+def gather(
+    graph_module: GraphModule, batches: Iterable[Batch] | None, needs: frozenset[str], generator: torch.Generator
+) -> Evidence:
+    """Run the first 512 samples of ``batches`` through a network, in eval mode, and measure what is needed.
+
+    ``needs``: of ``activity`` (mean and power) and ``slope``. The loss of the slopes is the cross-entropy against
+    labels drawn from the network's own answer: no label of the data is needed, and the mean square of a slope is the
+    Fisher information, the second derivative of the divergence between old and new answer (Theis et al. 2018, "Faster
+    gaze prediction", eq. 6). An output without classes (fewer than two along dimension 1) counts its square. The
+    network is left as it was, whether its parameters require gradients or not. Raises :class:`PassError` if there is
+    nothing to run on, or the network does not accept it.
+    """
+    if not needs:
+        return Evidence()
+    dims = reading_dims(graph_module)
+    watch = _Watch(graph_module, dims)
+    slopes: dict[str, list[Tensor]] = {path: [] for path in dims}
+    with edit.evaluating(graph_module):
+        for batch in _samples(batches):
+            if "activity" in needs:
+                with torch.no_grad():
+                    _accepted(lambda batch=batch: watch.run(*batch), batch)
+            for piece in _pieces(batch) if "slope" in needs else ():
+                for path, slope in _accepted(lambda piece=piece: _slopes(graph_module, dims, piece, generator), piece):
+                    slopes[path].append(slope)
+    mean, power = watch.measured()
+    return Evidence(mean, power, {path: torch.stack(rows) for path, rows in slopes.items() if rows})
+
+
+def _samples(batches: Iterable[Batch] | None) -> Iterator[Batch]:
+    """The first 512 samples, batch by batch; raises :class:`PassError` if there are none."""
+    left = SAMPLES
+    for batch in batches or ():
+        if left > 0 and len(batch[0]):
+            yield tuple(tensor[:left] for tensor in batch)
+            left -= len(batch[0])
+    if left == SAMPLES:
+        raise PassError(
+            "prune-channels: this importance needs calibration data and there is none; "
+            "give calibration=[batches of inputs], a trainer, or importance='l1'."
+        )
+
+
+def _pieces(batch: Batch) -> Iterator[Batch]:
+    for start in range(0, len(batch[0]), _PIECE):
+        yield tuple(tensor[start : start + _PIECE] for tensor in batch)
+
+
+def _accepted(run: Any, batch: Batch) -> Any:
+    try:
+        return run()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch)
+        raise PassError(
+            f"prune-channels: the network does not accept a calibration batch of shape {shapes}: "
+            f"{str(error).splitlines()[0]}; give batches as the example inputs."
+        ) from error
+
+
+class _Watch(Interpreter):
+    """Runs a graph and adds up what its layers read."""
+
+    def __init__(self, graph_module: GraphModule, dims: Mapping[str, int]) -> None:
+        super().__init__(graph_module)
+        self.dims = dims
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self.samples = self.batch = 0
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.batch = len(args[0])
+        self.samples += self.batch
+        return super().run(*args, **kwargs)
+
+    def run_node(self, n: Node) -> Any:
+        if n.target in edit.LAYERS and edit.origin(n.args[1]) is not None and _path(n) in self.dims:
+            self._add(n, self.env[n.args[0]])  # type: ignore[index]
+        return super().run_node(n)
+
+    def _add(self, node: Node, read: Tensor) -> None:
+        path, groups = _path(node), edit.groups_of(node)
+        axis = read.dim() + 1 - edit.get_tensor(self.module, path).dim()
+        values = read.detach().movedim(axis, 0).flatten(1).to("cpu", torch.float32)
+        if self.dims[path]:
+            values = values.view(groups, -1, values.shape[1]).movedim(1, 0).flatten(1)
+        each = values.mean(1).double() * self.batch, values.square().mean(1).double() * self.batch
+        old = self.sums.get(path)
+        self.sums[path] = each if old is None else (old[0] + each[0], old[1] + each[1])
+
+    def measured(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean and mean square of what each layer reads."""
+        found = {path: (mean / self.samples, power / self.samples) for path, (mean, power) in self.sums.items()}
+        return {path: each[0] for path, each in found.items()}, {path: each[1] for path, each in found.items()}
+
+
+def _slopes(
+    graph_module: GraphModule, dims: Mapping[str, int], piece: Batch, generator: torch.Generator
+) -> list[tuple[str, Tensor]]:
+    """For every weight, sum over what each position holds of weight times gradient."""
+    weights = {path: edit.get_tensor(graph_module, path).detach().clone().requires_grad_() for path in dims}
+    others = {name: tensor.detach() for name, tensor in graph_module.named_parameters() if name not in weights}
+    with torch.enable_grad():
+        output = functional_call(graph_module, {**others, **weights}, piece)
+        gradients = torch.autograd.grad(_loss(output, generator), list(weights.values()), allow_unused=True)
+    found = []
+    for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
+        product = torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
+        found.append((path, product.movedim(dims[path], 0).flatten(1).sum(1).to("cpu", torch.float64)))
+    return found
+
+
+def _loss(output: Any, generator: torch.Generator) -> Tensor:
+    """The summed loss of all outputs against labels drawn from what they say themselves."""
+    total = torch.zeros(())
+    for answer in tree_leaves(output):
+        if not isinstance(answer, Tensor) or not answer.is_floating_point():
+            continue
+        if answer.dim() < 2 or answer.shape[1] < 2:
+            total = total + answer.float().square().sum() / 2
+            continue
+        logits = answer.movedim(1, -1).flatten(0, -2).float()
+        labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        total = total + F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+    return total
+
+
+def _path(node: Node) -> str:
+    """The path of a layer's weight."""
+    return str(edit.origin(node.args[1]).target)  # type: ignore[union-attr]

@@ -1,0 +1,275 @@
+"""How important every unit of a coupled group is: criteria by name, each a function of the group's parameter slices.
+
+A criterion sees the whole group: the filters that make its channels, the filters that read them, the scales of the
+normalizations in between. One's own criterion is registered under a name, so that recipes and records can say it::
+
+    @register_importance("largest-weight")
+    def largest_weight(group: GroupSlices) -> Tensor:
+        return sum(each.total(each.norm(math.inf)) for each in group.having("makes"))
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from chainfx.errors import InputError, PassError
+from chainfx.ir.channels import ChannelGroup, Member
+from chainfx.ir.edit import get_tensor, parent_of
+from chainfx.passes.evidence import Evidence, reading_dims
+from chainfx.passes.layers import layer_path
+
+__all__ = [
+    "Criterion",
+    "GroupSlices",
+    "Role",
+    "Slice",
+    "get_importance",
+    "importance_names",
+    "register_importance",
+    "slices_of",
+]
+
+Role = Literal["makes", "reads", "scales", "other"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """One dimension of one parameter of a group, of which position ``positions[i]`` belongs to unit ``units[i]``.
+
+    ``role``: ``makes`` (the outputs of a convolution, linear layer or embedding), ``reads`` (the inputs of one that
+    sums over them), ``scales`` (the scale of a BatchNorm) or ``other`` (biases, statistics, masks, plain parameters).
+    ``size``: the number of units of the group. ``mean`` and ``power``: the mean and the mean square of what a layer
+    reads at each position, ``slope``: the derivative of the loss by a factor on each position, shape (pieces,
+    positions); ``None`` unless the criterion needs them (see :func:`register_importance`) and the role is ``reads``.
+    """
+
+    path: str
+    role: Role
+    tensor: Tensor
+    dim: int
+    positions: Tensor
+    units: Tensor
+    size: int
+    mean: Tensor | None = None
+    power: Tensor | None = None
+    slope: Tensor | None = None
+
+    def norm(self, order: float = 2) -> Tensor:
+        """The vector norm of the slice at every position of the dimension, float64 on the CPU, shape (positions,)."""
+        others = [d for d in range(self.tensor.dim()) if d != self.dim]
+        values = self.tensor.detach()
+        norm = torch.linalg.vector_norm(values, order, others) if others else values.abs()
+        return norm.to("cpu", torch.float64)
+
+    def total(self, each: Tensor) -> Tensor:
+        """Values at every position, shape (..., positions), summed over those of each unit: shape (..., size)."""
+        found = torch.zeros(*each.shape[:-1], self.size, dtype=torch.float64)
+        return found.index_add_(-1, self.units, each[..., self.positions].to(torch.float64))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupSlices:
+    """What a criterion may know of a group: its name, its number of units, its slices, and a source of randomness."""
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def having(self, *roles: Role) -> tuple[Slice, ...]:
+        """The slices with one of these roles."""
+        return tuple(each for each in self.slices if each.role in roles)
+
+    def zeros(self) -> Tensor:
+        """A score of nothing, shape (size,), float64."""
+        return torch.zeros(self.size, dtype=torch.float64)
+
+
+Importance = Callable[[GroupSlices], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """A registered criterion; the fields are the arguments of :func:`register_importance`."""
+
+    name: str
+    score: Importance
+    needs: frozenset[str] = frozenset()
+    comparable: bool = False
+
+
+_CRITERIA: dict[str, Criterion] = {}
+_NEEDS = frozenset({"activity", "slope"})
+
+
+def register_importance(
+    name: str, needs: frozenset[str] = frozenset(), *, comparable: bool = False
+) -> Callable[[Importance], Importance]:
+    """Add a criterion under a name of its own; :class:`~chainfx.passes.PruneChannels` then takes ``importance=name``.
+
+    The criterion gets a :class:`GroupSlices` and returns one number a unit, shape (size,): the higher, the more it is
+    worth keeping. ``needs``: of ``"activity"`` (mean and power) and ``"slope"``, what it reads of :class:`Slice`;
+    either asks for calibration data. ``comparable``: whether scores of different groups are in one unit; those that are
+    not are divided by their mean over the group before units of all groups are ranked together.
+
+    Raises :class:`InputError` if the name is taken or ``needs`` has something else in it.
+
+    >>> @register_importance("doctest-largest")
+    ... def largest(group: GroupSlices) -> Tensor:
+    ...     return sum((each.total(each.norm(math.inf)) for each in group.having("makes")), group.zeros())
+    >>> "doctest-largest" in importance_names()
+    True
+    """
+    if name in _CRITERIA:
+        raise InputError(f"the importance {name!r} is registered already; give yours another name.")
+    if not needs <= _NEEDS:
+        raise InputError(f"the importance {name!r} needs {sorted(needs)!r}; there is only {sorted(_NEEDS)!r}.")
+
+    def add(score: Importance) -> Importance:
+        _CRITERIA[name] = Criterion(name, score, needs, comparable)
+        return score
+
+    return add
+
+
+def importance_names() -> tuple[str, ...]:
+    """The names of all criteria, sorted."""
+    return tuple(sorted(_CRITERIA))
+
+
+def get_importance(name: str) -> Criterion | None:
+    """The criterion of that name, or ``None``."""
+    return _CRITERIA.get(name)
+
+
+def slices_of(
+    graph_module: GraphModule,
+    groups: Sequence[ChannelGroup],
+    evidence: Evidence,
+    generator: torch.Generator,
+    name: str = "prune-channels",
+) -> Iterator[GroupSlices]:
+    """What a criterion may know of every group, in order.
+
+    Raises :class:`PassError`, in the name of pass ``name``, for a weight that makes channels and is not finite.
+    """
+    dims = reading_dims(graph_module)
+    finite: dict[str, bool] = {}
+    for group in groups:
+        made = {(source.path, source.dim) for source in group.sources}
+        slices = tuple(_slice(graph_module, group, member, made, dims, evidence) for member in group.members)
+        for each in slices:
+            if each.role == "makes" and not finite.setdefault(each.path, _is_finite(each.tensor)):
+                raise PassError(
+                    f"{name}: the weight {each.path!r} of group {group.name!r} is not finite everywhere; "
+                    f"train the network again before pruning."
+                )
+        yield GroupSlices(group.name, group.size, slices, generator)
+
+
+def _slice(
+    graph_module: GraphModule,
+    group: ChannelGroup,
+    member: Member,
+    made: set[tuple[str, int]],
+    dims: Mapping[str, int],
+    evidence: Evidence,
+) -> Slice:
+    path, dim = member.path, member.dim
+    positions, units = torch.from_numpy(member.positions), torch.from_numpy(member.units)
+    tensor = get_tensor(graph_module, path)
+    if dims.get(path) == dim:
+        seen = [each.get(path) for each in (evidence.mean, evidence.power, evidence.slope)]
+        return Slice(path, "reads", tensor, dim, positions, units, group.size, *seen)
+    role: Role = "makes" if (path, dim) in made else "other"
+    module, name = parent_of(graph_module, path)
+    if isinstance(module, _BatchNorm) and name == "weight":
+        role = "scales"
+    return Slice(path, role, tensor, dim, positions, units, group.size)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor is finite everywhere: its largest magnitude is (NaN is the largest of all)."""
+    return bool(tensor.detach().abs().amax().isfinite())
+
+
+def _unit_norm(group: GroupSlices, order: int) -> Tensor:
+    """The norm of all that makes and reads a unit: (sum over the slices of |w|^order)^(1 / order)."""
+    slices = group.having("makes", "reads")
+    total = sum((each.total(each.norm(order) ** order) for each in slices), group.zeros())
+    return total ** (1 / order)
+
+
+@register_importance("l1")
+def l1(group: GroupSlices) -> Tensor:
+    """The sum of |w| over the filters that make the unit and those that read it (Li et al. 2017, on whole groups)."""
+    return _unit_norm(group, 1)
+
+
+@register_importance("l2")
+def l2(group: GroupSlices) -> Tensor:
+    """The Euclidean norm of the filters that make the unit and those that read it (Fang et al. 2023, sec. 3.2)."""
+    return _unit_norm(group, 2)
+
+
+@register_importance("bn")
+def bn(group: GroupSlices) -> Tensor:
+    """The mean |scale| of the group's BatchNorms (Liu et al. 2017, "Network Slimming")."""
+    scales = group.having("scales")
+    if not scales:
+        sources = [each.path for each in group.slices if each.role in ("makes", "reads")]
+        raise PassError(
+            f"prune-channels: group {group.name!r} has no BatchNorm with a scale, which importance='bn' needs; "
+            f"use importance='l1' or add {layer_path(sources[0])!r} to skip."
+        )
+    return sum((each.total(each.norm(1)) for each in scales), group.zeros()) / len(scales)
+
+
+@register_importance("random")
+def random(group: GroupSlices) -> Tensor:
+    """Uniform random numbers from the seed."""
+    return torch.rand(group.size, generator=group.generator, dtype=torch.float64)
+
+
+@register_importance("fpgm")
+def fpgm(group: GroupSlices) -> Tensor:
+    """The summed Euclidean distance of a unit's filters to those of all others (He et al. 2019, "FPGM", eq. 4).
+
+    A unit near the geometric median of the group can be stood in for by the others.
+    """
+    total = group.zeros()
+    for each in group.having("makes", "reads"):
+        filters = each.tensor.detach().movedim(each.dim, 0).flatten(1).to("cpu", torch.float32)
+        total += each.total(torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
+    return total
+
+
+@register_importance("activation", frozenset({"activity"}), comparable=True)
+def activation(group: GroupSlices) -> Tensor:
+    """The energy of a unit's part in the sums of the layers that read it, on calibration data.
+
+    Of a channel with mean m and variance v that is read by weights w_ok (output o, kernel position k) it is
+    sum_o (v sum_k w_ok^2 + m^2 (sum_k w_ok)^2): the mean adds up over the kernel, the rest as if it were independent.
+    """
+    total = group.zeros()
+    for each in group.having("reads"):
+        if each.mean is not None and each.power is not None:
+            weight = each.tensor.detach().movedim(each.dim, 0)
+            steady = weight.reshape(*weight.shape[:2], -1).sum(2).square().sum(1).to("cpu", torch.float64)
+            total += each.total((each.power - each.mean**2) * each.norm(2) ** 2 + each.mean**2 * steady)
+    return total
+
+
+@register_importance("taylor", frozenset({"slope"}), comparable=True)
+def taylor(group: GroupSlices) -> Tensor:
+    """The mean square of the derivative of the loss by a factor on the unit (Molchanov et al. 2019, eq. 8).
+
+    The factor stands where the unit is read, in all layers at once: removing the unit is setting it to 0.
+    """
+    slopes = [each.total(each.slope) for each in group.having("reads") if each.slope is not None]
+    return torch.stack(slopes).sum(0).square().mean(0) if slopes else group.zeros()

@@ -1,0 +1,266 @@
+"""Low-rank factorisation: a layer becomes two or three thinner ones."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from chainfx.bitops import count
+from chainfx.errors import PassError
+from chainfx.ir import edit, ops
+from chainfx.ir.shapes import shape_of
+from chainfx.passes.base import (
+    Granularity,
+    Kind,
+    Pass,
+    PassContext,
+    PassInfo,
+    PassResult,
+    Skipped,
+    TuneRequest,
+    is_number,
+)
+from chainfx.passes.factors import Factor, SpatialFactors, TuckerFactors, factors_of
+from chainfx.passes.layers import select_layers
+
+__all__ = ["LowRank"]
+
+_STEPS = 60  # halvings of the interval of energies; float64 tells no more apart
+_Choice = tuple[Factor, ...]
+
+
+@final
+@dataclass(frozen=True)
+class LowRank(Pass):
+    """Replace convolution and linear layers by factors of low rank, where that saves multiplications.
+
+    What changes::
+
+        linear(x, weight, bias)      ->  linear(linear(x, 0.weight, None), 1.weight, bias)
+        conv2d(x, weight, bias, ...) ->  1x1 to s channels, k x k from s to r, 1x1 back     scheme="tucker"
+        conv2d(x, weight, bias, ...) ->  k x 1 to r channels, 1 x k                         scheme="spatial"
+
+    The new weights are parameters under the layer's old path (``conv1.weight`` becomes ``conv1.0.weight``,
+    ``conv1.1.weight``, ...); the bias stays where it is. Linear layers and 1x1 convolutions are cut by a singular value
+    decomposition under both schemes; see :mod:`chainfx.passes.factors` for the formulas.
+
+    Exactly one of: ``energy``, the share in (0, 1] of the squared singular values that every layer keeps (the least
+    rank that does); ``macs``, the share in (0, 1) of the network's MACs that may remain: the largest energy, the same
+    for all layers, that reaches it, found by bisection on the shapes. Of the ranks that keep the energy the cheapest
+    are taken, and a layer that would not become cheaper stays whole.
+
+    With singular values s_i, the squared error of a weight is the sum of the dropped s_i^2 (SVD, spatial), or at most
+    the sum over both unfoldings (Tucker); exact where nothing but zeros is dropped. Left alone, with the reason:
+    grouped and transposed convolutions, quantized and masked layers (factors keep neither levels nor zeros), weights
+    that something else reads too. A weight that several layers share stays shared. ``skip``: patterns (``fnmatch``) of
+    layers.
+
+    Needs nothing; asks for tuning of all parameters with the task loss. ``profile`` of the result has the ``energy``
+    and the ``ranks``, by weight: the channels between one factor and the next. Raises :class:`PassError` for options
+    out of range, weights that are not finite, and a share of MACs that rank 1 everywhere does not reach.
+
+    >>> LowRank(macs=0.5, scheme="spatial").label
+    "low-rank(macs=0.5, scheme='spatial')"
+    """
+
+    info: ClassVar[PassInfo] = PassInfo("low-rank", Kind.STATIC, Granularity.LAYER, establishes=frozenset({"low-rank"}))
+
+    energy: float | None = None
+    macs: float | None = None
+    scheme: Literal["tucker", "spatial"] = "tucker"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.energy is None) == (self.macs is None):
+            said = "neither is" if self.energy is None else "both are"
+            raise PassError(f"low-rank: give exactly one of energy and macs; {said} given.")
+        for option, most in (("energy", "up to 1"), ("macs", "below 1")):
+            value = getattr(self, option)
+            fits = value is None or (is_number(value, 0) and 0 < value <= 1 and (value < 1 or option == "energy"))
+            self._check(fits, option, f"a share above 0 and {most}")
+        self._check(self.scheme in ("tucker", "spatial"), "scheme", "'tucker' or 'spatial'")
+        self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+
+    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Find the ranks and replace the layers; see the class."""
+        layers, skipped = select_layers(graph_module, self.info.name, self.skip)
+        report = count(graph_module, context.example_inputs)  # also puts the shapes into the nodes
+        working = {row.node for row in report.rows if row.macs}
+        weights = []
+        for name, calls in _calls(graph_module, layers).items():
+            reason = _obstacle(graph_module, name, calls, working)
+            skipped += [Skipped(call.name, reason) for call in calls if reason]
+            weights += [] if reason else [_weight(graph_module, name, calls, self.scheme)]
+        batch = len(context.example_inputs[0])
+        energy = self._energy(weights, report.macs * batch)
+        ranks = {}
+        for weight in weights:
+            choice = weight.cheapest(energy)
+            if choice is None:
+                skipped += [Skipped(call.name, _too_dear(weight, energy)) for call in weight.calls]
+            else:
+                _replace(graph_module, weight, choice)
+                ranks[weight.name] = [factor.shape[0] for factor in choice[:-1]]
+        edit.tidy(graph_module)
+        profile = {"energy": energy, "ranks": ranks} if ranks else {}
+        return PassResult(graph_module, bool(ranks), TuneRequest() if ranks else None, tuple(skipped), profile)
+
+    def _energy(self, weights: Sequence["_Weight"], total: int) -> float:
+        """The energy to keep: as said, or the largest whose MACs, of the ``total`` of the batch, reach the target."""
+        if self.macs is None:
+            return float(self.energy or 0)
+        allowed = self.macs * total
+
+        def left(energy: float) -> int:
+            return total - sum(weight.saved(energy) for weight in weights)
+
+        if left(0) > allowed:
+            least = left(0) / total
+            raise PassError(
+                f"low-rank: macs={self.macs} cannot be reached: with rank 1 everywhere {least:.4f} of the network's "
+                f"MACs are left; use at least {math.ceil(least * 1e4) / 1e4} or a shorter skip."
+            )
+        low, high = (1.0, 1.0) if left(1) <= allowed else (0.0, 1.0)
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if left(middle) <= allowed else (low, middle)
+        return low
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weight:
+    """A weight that can be cut: the layers that call it, and its factors for any energy."""
+
+    name: str
+    calls: list[Node]
+    factors: SpatialFactors | TuckerFactors
+
+    def macs(self, choice: _Choice) -> int:
+        """The MACs of all calls of the factors, for the whole batch of example inputs."""
+        return sum(_macs(call, choice) for call in self.calls)
+
+    def whole(self) -> int:
+        """The MACs of all calls as they are."""
+        shape = self.factors.shape
+        return self.macs((Factor(shape, (True,) * (len(shape) - 2)),))
+
+    def cheapest(self, energy: float) -> _Choice | None:
+        """The factors that keep ``energy`` with the fewest MACs; ``None`` if the whole layer has no more."""
+        best = min(self.factors.choices(energy), key=self.macs, default=None)
+        return best if best is not None and self.macs(best) < self.whole() else None
+
+    def saved(self, energy: float) -> int:
+        """How many MACs go at ``energy``."""
+        choice = self.cheapest(energy)
+        return 0 if choice is None else self.whole() - self.macs(choice)
+
+
+def _calls(graph_module: GraphModule, layers: Iterable[Node]) -> Mapping[str, list[Node]]:
+    """The layers by the weight they read, under the first of its names."""
+    names: dict[int, str] = {}
+    found: dict[str, list[Node]] = {}
+    for layer in layers:
+        name = str(edit.origin(layer.args[1]).target)  # type: ignore[union-attr]
+        first = names.setdefault(id(edit.get_tensor(graph_module, name)), name)
+        found.setdefault(first, []).append(layer)
+    return found
+
+
+def _obstacle(graph_module: GraphModule, name: str, calls: Sequence[Node], working: Set[str]) -> str:
+    """Why a weight cannot be cut; empty if it can. ``working``: the nodes that multiply for every sample."""
+    for call in calls:
+        weight, source = call.args[1], call.args[0]
+        if weight.op != "get_attr":  # type: ignore[union-attr]
+            return f"its weight is computed by {weight.name!r} (quantized or masked)"  # type: ignore[union-attr]
+        if isinstance(source, Node) and source.target is ops.quantize_activation:
+            return "its input is quantized"
+        if call.target in edit.TRANSPOSED:
+            return "it is a transposed convolution"
+        if edit.groups_of(call) > 1:
+            return f"it is a convolution of {edit.groups_of(call)} groups"
+        if call.name not in working:
+            return "it is computed once, not for every sample"
+    tensor = edit.get_tensor(graph_module, name)
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        shared = getattr(*edit.parent_of(graph_module, str(node.target)), None) is tensor
+        others = [user for user in node.users if user not in calls or user.target is not calls[0].target]
+        if shared and others:
+            return f"its weight is also read by {others[0].name!r}"
+    return ""
+
+
+def _weight(graph_module: GraphModule, name: str, calls: list[Node], scheme: str) -> _Weight:
+    tensor = edit.get_tensor(graph_module, name)
+    if not bool(tensor.isfinite().all()):
+        raise PassError(
+            f"low-rank: the weight {name!r} is not finite everywhere; train the network again before factorising."
+        )
+    return _Weight(name, calls, factors_of(tensor, scheme))
+
+
+def _macs(call: Node, choice: _Choice) -> int:
+    """The MACs of factors in place of a layer, from the shapes of its input and output."""
+    source, result = shape_of(call.args[0]), shape_of(call)  # type: ignore[arg-type]
+    axes = len(choice[0].axes)
+    lead, total = math.prod(result[: len(result) - axes - 1]), 0
+    sizes = list(source[len(source) - axes :])
+    for factor in choice:
+        sizes = [result[axis - axes] if mine else sizes[axis] for axis, mine in enumerate(factor.axes)]
+        total += lead * math.prod(sizes) * math.prod(factor.shape)
+    return total
+
+
+def _too_dear(weight: _Weight, energy: float) -> str:
+    choice = min(weight.factors.choices(energy), key=weight.macs, default=None)
+    if choice is None:
+        return "it has full rank at this energy"
+    ranks = ", ".join(str(factor.shape[0]) for factor in choice[:-1])
+    return f"at rank {ranks} it would take {weight.macs(choice) / weight.whole():.2f} times its MACs"
+
+
+def _replace(graph_module: GraphModule, weight: _Weight, choice: _Choice) -> None:
+    """Put the factors' weights under the old path, and let every call use them."""
+    old = edit.get_tensor(graph_module, weight.name)
+    paths = _paths(graph_module, weight.name, len(choice))
+    for path, value in zip(paths, weight.factors.weights(choice), strict=True):
+        new = value.to(old.device, old.dtype).contiguous()
+        trains = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        edit.place_tensor(graph_module, path, trains)
+    graph = graph_module.graph
+    for call in weight.calls:
+        source, _, bias, *options = call.args
+        with graph.inserting_before(call):
+            for place, (path, factor) in enumerate(zip(paths[:-1], choice[:-1], strict=True)):
+                arguments = (source, graph.get_attr(path), None, *_options(options, factor))
+                source = graph.create_node("call_function", call.target, arguments, name=f"{call.name}_{place}")
+            last = graph.get_attr(paths[-1])
+        call.args = (source, last, bias, *_options(options, choice[-1]))
+
+
+def _paths(graph_module: GraphModule, name: str, number: int) -> list[str]:
+    """``conv1.0.weight``, ... for ``conv1.weight``; ``w_factors.0.weight``, ... for a bare parameter ``w``."""
+    own = name.rpartition(".")[2] == "weight"
+    prefix = name.removesuffix("weight") if own else f"{name}_factors."
+    taken = {path for path, _ in graph_module.named_modules()}
+    while any(f"{prefix}{place}" in taken for place in range(number)):
+        prefix += "factors."
+    return [f"{prefix}{place}.weight" for place in range(number)]
+
+
+def _options(options: Sequence[Any], factor: Factor) -> tuple[Any, ...]:
+    """Stride, padding, dilation and groups of a factor: the layer's own along its axes, neutral along the others."""
+    if not options:
+        return ()
+    stride, padding, dilation, groups = options
+    return _along(stride, factor, 1), _along(padding, factor, 0), _along(dilation, factor, 1), groups
+
+
+def _along(value: Any, factor: Factor, neutral: int) -> Any:
+    if isinstance(value, str):
+        return value
+    values = (value,) if isinstance(value, int) else tuple(value)
+    values *= len(factor.axes) if len(values) == 1 else 1
+    return tuple(each if mine else neutral for each, mine in zip(values, factor.axes, strict=True))

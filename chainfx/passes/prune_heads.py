@@ -1,0 +1,200 @@
+"""Structural pruning of attention: whole heads, and the width of those that stay."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal, cast, final
+
+import numpy as np
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from chainfx.errors import PassError
+from chainfx.ir import edit
+from chainfx.ir.channel_flow import Fold
+from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels
+from chainfx.ir.surgery import prune
+from chainfx.passes.base import (
+    Granularity,
+    Kind,
+    Pass,
+    PassContext,
+    PassInfo,
+    PassResult,
+    Skipped,
+    TuneRequest,
+    is_number,
+)
+from chainfx.passes.evidence import gather
+from chainfx.passes.importance import Criterion, get_importance, slices_of
+from chainfx.passes.layers import layer_path
+
+__all__ = ["PruneHeads"]
+
+_IMPORTANCES = ("l1", "l2", "taylor")
+_ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998 in binary, but one head in ten
+
+
+@final
+@dataclass(frozen=True)
+class PruneHeads(Pass):
+    """Remove the least important attention heads, and the least important channels of every head that stays.
+
+    ::
+
+        qkv (3 x 12 x 64, 768) -> softmax(q k^T / 8) v -> proj (768, 12 x 64)      ratio=0.5
+        qkv (3 x  6 x 64, 768) -> softmax(q k^T / 8) v -> proj (768,  6 x 64)      width_ratio=0.25
+        qkv (3 x  6 x 48, 768) -> softmax(q k^T / 8) v -> proj (768,  6 x 48)
+
+    Formula: of h heads that go one by one ``int(h (1 - ratio))`` are kept, but at least one (Michel et al. 2019, arXiv
+    1905.10650, who rank by the slope); then of the d channels of a head, the same ones in every head,
+    ``int(d (1 - width_ratio))``, at least one. The products are taken as real numbers: one tenth of 10 is 1.
+    ``importance`` of a head or channel: the norm, ``"l1"`` or ``"l2"``, of all weights that make or read it, or
+    ``"taylor"``, how much the answer on calibration data depends on it; the formulas are in
+    :mod:`chainfx.passes.importance`. The factor that scales the scores stays what it was. ``skip``: patterns
+    (``fnmatch``) of these layers; attention with such a layer stays whole.
+
+    Exact as a masked network: with heads removed it computes what the original does when the layer after the attention
+    ignores them. Found by :func:`~chainfx.ir.channels.analyse_channels` (``fold="heads"``, then ``"width"``) on the
+    products of the graph, in whatever way queries, keys and values are cut out of one layer or several; tables of
+    relative positions lose the columns of the heads.
+
+    Needs calibration data for ``"taylor"``; asks for tuning of all parameters with the task loss. MACs, bit operations
+    and bytes of the attention fall with the heads, those of the other layers stay. Raises :class:`PassError` for a
+    network without attention, options out of range, a pattern in ``skip`` that matches nothing, and weights that are
+    not finite.
+
+    >>> PruneHeads(0.25, importance="l2").label
+    "prune-heads(ratio=0.25, importance='l2')"
+    """
+
+    info: ClassVar[PassInfo] = PassInfo(
+        "prune-heads",
+        Kind.STATIC,
+        Granularity.NEURON,
+        needs=frozenset({"calibration"}),
+        establishes=frozenset({"heads-removed"}),
+    )
+
+    ratio: float = 0.5
+    width_ratio: float = 0.0
+    importance: Literal["l1", "l2", "taylor"] = "l1"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option in ("ratio", "width_ratio"):
+            value = getattr(self, option)
+            self._check(is_number(value, 0) and value < 1, option, "a number from 0 up to but not including 1")
+        self._check(self.importance in _IMPORTANCES, "importance", f"one of {', '.join(_IMPORTANCES)}")
+        self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Calibration data, if the importance looks at activations."""
+        return self.info.needs if self._criterion.needs else frozenset()
+
+    @property
+    def _criterion(self) -> Criterion:
+        return cast(Criterion, get_importance(self.importance))
+
+    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Remove heads, then width; see the class."""
+        skipped: list[Skipped] = []
+        modified = False
+        folds: tuple[tuple[Fold, float], ...] = (("heads", self.ratio), ("width", self.width_ratio))
+        for fold, ratio in folds:
+            if ratio == 0:
+                continue
+            analysis = analyse_channels(graph_module, context.example_inputs, fold=fold)
+            layers = _layers(graph_module, analysis)
+            self._check_layers(layers)
+            skipped += [Skipped(e.node, f"its {fold} stay: {e.reason}") for e in analysis.frozen if e.node in layers]
+            groups = []
+            for group, single in _attention(graph_module, analysis, context):
+                reason = "it has one head" if single else self._obstacle(group, ratio)
+                skipped += [Skipped(group.name, reason)] if reason else []
+                groups += [] if reason else [group]
+            prune(graph_module, analysis, self._keep(graph_module, groups, ratio, context))
+            modified = modified or bool(groups)
+        return PassResult(graph_module, modified, TuneRequest() if modified else None, tuple(skipped))
+
+    def _check_layers(self, layers: Mapping[str, str]) -> None:
+        if not layers:
+            raise PassError(
+                "prune-heads: the network has no attention (no product of two activations that layers make); "
+                "remove the pass."
+            )
+        for pattern in self.skip:
+            if not any(fnmatchcase(path, pattern) for path in layers.values()):
+                raise PassError(
+                    f"prune-heads: the pattern {pattern!r} in skip matches no layer of attention; "
+                    f"layers are {', '.join(dict.fromkeys(layers.values()))}."
+                )
+
+    def _obstacle(self, group: ChannelGroup, ratio: float) -> str:
+        """Why a group of heads, or of the channels of a head, loses nothing; empty if it does."""
+        if any(fnmatchcase(layer_path(source.path), pattern) for source in group.sources for pattern in self.skip):
+            return "a pattern of skip matches it"
+        return f"none of {group.size} goes at a ratio of {ratio}" if _kept_of(group, ratio) == group.size else ""
+
+    def _keep(
+        self, graph_module: GraphModule, groups: Sequence[ChannelGroup], ratio: float, context: PassContext
+    ) -> dict[str, Tensor]:
+        """The units of every group that stay, in order."""
+        generator = context.rng(self.info.name)
+        evidence = gather(graph_module, context.calibration, self._criterion.needs, generator)
+        keep = {}
+        for group, slices in zip(
+            groups, slices_of(graph_module, groups, evidence, generator, self.info.name), strict=True
+        ):
+            order = self._criterion.score(slices).argsort(descending=True, stable=True)
+            keep[group.name] = order[: _kept_of(group, ratio)].sort().values
+        return keep
+
+
+def _kept_of(group: ChannelGroup, ratio: float) -> int:
+    return max(1, math.floor(group.size * (1 - ratio) + _ROUNDING))
+
+
+def _attention(
+    graph_module: GraphModule, analysis: ChannelAnalysis, context: PassContext
+) -> Iterator[tuple[ChannelGroup, bool]]:
+    """The groups of attention, and whether one that should be of heads is of the channels of a single head.
+
+    Where nothing is folded into heads, both folds find the same units.
+    """
+    widths: list[ChannelGroup] = []
+    if analysis.fold == "heads":
+        widths = list(analyse_channels(graph_module, context.example_inputs, fold="width").groups)
+    for group in analysis.groups:
+        if group.name in analysis.attention:
+            yield group, any(_equal(group, other) for other in widths)
+
+
+def _equal(one: ChannelGroup, other: ChannelGroup) -> bool:
+    """Whether two groups, of two analyses of one graph, have the same units."""
+    return len(one.members) == len(other.members) and all(
+        (a.path, a.dim) == (b.path, b.dim)
+        and np.array_equal(a.positions, b.positions)
+        and np.array_equal(a.units, b.units)
+        for a, b in zip(one.members, other.members, strict=True)
+    )
+
+
+def _layers(graph_module: GraphModule, analysis: ChannelAnalysis) -> dict[str, str]:
+    """The layers that make the operands of products of two activations: their paths by the names of their nodes."""
+    layers = {node: layer_path(str(edit.origin(node.args[1]).target)) for node in edit.layers_of(graph_module)}  # type: ignore[union-attr]
+    waiting = [node for node in graph_module.graph.nodes if node.name in analysis.products]
+    seen: set[Node] = set(waiting)
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node not in seen and _holds_tensors(node.meta.get("val")):
+                seen.add(node)
+                waiting += [] if node in layers else [node]
+    return {node.name: path for node, path in layers.items() if node in seen}
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether a node's value is a tensor or several, not a size."""
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_holds_tensors, value)))

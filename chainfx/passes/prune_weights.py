@@ -1,0 +1,258 @@
+"""Unstructured and N:M pruning: single weights are masked, the shapes stay."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from chainfx.errors import PassError
+from chainfx.ir import edit, ops
+from chainfx.passes.base import (
+    Granularity,
+    Kind,
+    Pass,
+    PassContext,
+    PassInfo,
+    PassResult,
+    Skipped,
+    TuneRequest,
+    is_number,
+)
+from chainfx.passes.layers import layer_path, mask_of, select_layers
+
+__all__ = ["PruneWeights"]
+
+_ROUNDING = 1e-9  # 10 * 0.7 is 6.999999999999999 in binary, but seven weights of ten
+_UNSTRUCTURED = "unstructured"
+
+
+@final
+@dataclass(frozen=True)
+class PruneWeights(Pass):
+    """Mask the weights of least magnitude in convolution and linear layers; the shapes stay.
+
+    What changes, for each layer::
+
+        conv2d(x, weight, ...)  ->  conv2d(x, mask_weight(weight, mask, pattern), ...)
+
+    Formula: of n weights ``int(n ratio)`` are masked, those with the smallest |w| (Han et al. 2015, arXiv 1506.02626),
+    in each layer alone (``scope="layer"``) or ranked over all layers (``"global"``). ``pattern="2:4"`` keeps the 2
+    largest of every 4 neighbours along dimension 1 of the weight, for a convolution the input channels at each kernel
+    position (Mishra et al. 2021, arXiv 2104.08378); any N:M with N < M will do, and it says the ratio, 1 - N / M. A
+    layer whose input channels M does not divide is left alone.
+
+    ``rounds`` over 1: after each round but the last, tuning and another look. The ratio after round t of T (from 1) is
+    ``ratio (1 - (1 - t / T)^3)`` (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1, with s_i = 0), of N:M the share of the
+    M - N weights a group loses (rounded).
+
+    The mask is a boolean buffer beside the weight (``conv1.weight_mask``) and the last op before the layer: tuning
+    gives no gradient to what is masked, quantizers go beneath it, so that zeros stay zeros at any bit width. A second
+    ``PruneWeights`` only masks more: ``ratio`` counts what is masked already, and a 2:4 mask stays one.
+
+    ``skip``: patterns (``fnmatch``) of layers to leave alone, like ``"fc"`` or ``"stages.0.*"``; the first and the last
+    layer are the usual ones. Exact only for weights that were zero. Needs nothing; asks for tuning of all parameters
+    with the task loss. MACs stay; bit operations fall only under conventions that credit zeros. The artefact holds one
+    bit more for each weight of a masked layer.
+
+    Raises :class:`PassError` for options out of range, a pattern in ``skip`` that matches nothing, weights that are not
+    finite, and a global ranking that would leave a layer no weight.
+
+    >>> PruneWeights(0.9, scope="global").label, PruneWeights(pattern="2:4").label
+    ("prune-weights(ratio=0.9, scope='global')", "prune-weights(pattern='2:4')")
+    """
+
+    info: ClassVar[PassInfo] = PassInfo(
+        "prune-weights", Kind.STATIC, Granularity.SUB_NEURON, establishes=frozenset({"zeros"})
+    )
+
+    ratio: float | None = None
+    pattern: str = _UNSTRUCTURED
+    scope: Literal["layer", "global"] = "layer"
+    rounds: int = 1
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check(ops.is_pattern(self.pattern), "pattern", "'unstructured' or N:M with N < M, like '2:4'")
+        self._check(
+            self.ratio is None or (is_number(self.ratio, 0) and self.ratio < 1),
+            "ratio",
+            "a number from 0 up to but not including 1",
+        )
+        self._check(self.scope in ("layer", "global"), "scope", "'layer' or 'global'")
+        self._check(type(self.rounds) is int and self.rounds >= 1, "rounds", "an integer of at least 1")
+        self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+        structured = self.pattern != _UNSTRUCTURED
+        if structured and (self.ratio is not None or self.scope == "global"):
+            raise PassError(
+                f"prune-weights: pattern={self.pattern!r} says how many weights of every group stay; "
+                f"leave ratio and scope out."
+            )
+        if not structured and self.ratio is None:
+            raise PassError("prune-weights: neither ratio nor an N:M pattern is given; give one, such as ratio=0.5.")
+
+    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Rank the weights and put the masks of this round in place; see the class."""
+        layers, skipped = select_layers(graph_module, self.info.name, self.skip)
+        reached = 1 - (1 - (context.round + 1) / self.rounds) ** 3
+        weights = []
+        for weight in _weights(graph_module, layers):
+            reason = self._obstacle(weight)
+            skipped += [Skipped(layer.name, reason) for layer in weight.layers if reason]
+            weights += [] if reason else [weight]
+        modified = False
+        for weight, zeros in zip(weights, self._zeros(weights, reached), strict=True):
+            mask = weight.mask & ~zeros
+            if _put(graph_module, weight, mask, self._pattern(weight, reached)):
+                modified = True
+            elif context.round + 1 == self.rounds:
+                reason = f"its {int(mask.sum())} weights that are not masked stay"
+                skipped += [Skipped(layer.name, reason) for layer in weight.layers]
+        edit.tidy(graph_module)
+        return PassResult(graph_module, modified, TuneRequest() if modified else None, tuple(skipped))
+
+    def _obstacle(self, weight: "_Weight") -> str:
+        """Why a weight cannot take the pattern; empty if it can."""
+        if self.pattern == _UNSTRUCTURED:
+            return ""
+        if weight.layers[0].target in edit.TRANSPOSED:
+            return "dimension 1 of a transposed convolution's weight is not its input channels"
+        inputs, size = weight.mask.shape[1], self._group[1]
+        return f"{size} does not divide its {inputs} input channels a group" if inputs % size else ""
+
+    @property
+    def _group(self) -> tuple[int, int]:
+        """N and M of the pattern."""
+        kept, _, size = self.pattern.partition(":")
+        return int(kept), int(size)
+
+    def _pattern(self, weight: "_Weight", reached: float) -> str:
+        """The pattern that a mask has after a round that goes the share ``reached`` of the way."""
+        if self.pattern == _UNSTRUCTURED:
+            return weight.pattern
+        kept, size = self._group
+        lost = _lost(kept, size, reached)
+        return f"{size - lost}:{size}" if lost else weight.pattern
+
+    def _zeros(self, weights: Sequence["_Weight"], reached: float) -> Iterable[Tensor]:
+        """For each weight, which elements go (bool, its shape)."""
+        if self.pattern != _UNSTRUCTURED:
+            kept, size = self._group
+            return (_smallest_of_groups(weight.magnitude(), _lost(kept, size, reached), size) for weight in weights)
+        share = float(self.ratio or 0) * reached
+        if self.scope == "global":
+            return _smallest_of_all(weights, share)
+        return (_smallest(weight.magnitude(), share) for weight in weights)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weight:
+    """A weight, the layers that read it, and how it is masked so far.
+
+    ``value``: what a quantizer or the layer reads. ``path``: where the mask is, or will be.
+    """
+
+    name: str
+    value: Tensor
+    layers: list[Node]
+    path: str
+    mask: Tensor
+    pattern: str
+
+    def magnitude(self) -> Tensor:
+        """|w|, and -1 for what is masked already; the shape of the weight."""
+        if not bool(self.value.isfinite().all()):
+            raise PassError(
+                f"prune-weights: the weight {self.name!r} is not finite everywhere; "
+                f"train the network again before pruning."
+            )
+        return torch.where(self.mask, self.value.abs(), -1)
+
+
+def _weights(graph_module: GraphModule, layers: Iterable[Node]) -> list[_Weight]:
+    """The weights of the layers, each once with all its layers."""
+    found: dict[tuple[int, str], _Weight] = {}
+    for layer in layers:
+        name = str(edit.origin(layer.args[1]).target)  # type: ignore[union-attr]
+        masked = mask_of(layer)
+        path = str(masked.args[1].target) if masked else _fresh_path(graph_module, f"{name}_mask")  # type: ignore[union-attr]
+        key = id(edit.get_tensor(graph_module, name)), path if masked else ""
+        if key not in found:
+            value = _value(graph_module, layer.args[1])
+            mask = edit.get_tensor(graph_module, path) if masked else torch.ones_like(value, dtype=torch.bool)
+            found[key] = _Weight(name, value, [], path, mask, str(masked.args[2]) if masked else _UNSTRUCTURED)
+        found[key].layers.append(layer)
+    return list(found.values())
+
+
+def _fresh_path(graph_module: GraphModule, wanted: str) -> str:
+    parent, name = edit.parent_of(graph_module, wanted)
+    return wanted if not hasattr(parent, name) else _fresh_path(graph_module, f"{wanted}_")
+
+
+def _value(graph_module: GraphModule, weight: Any) -> Tensor:
+    """What a weight argument is worth beneath its mask and its quantizer, whose rounding says nothing of importance."""
+    if weight.op == "get_attr":
+        return edit.get_tensor(graph_module, str(weight.target)).detach()
+    if weight.target in (ops.mask_weight, ops.quantize_weight):
+        return _value(graph_module, weight.args[0])
+    arguments = [_value(graph_module, each) if isinstance(each, Node) else each for each in weight.args]
+    return weight.target(*arguments)  # type: ignore[no-any-return]
+
+
+def _put(graph_module: GraphModule, weight: _Weight, mask: Tensor, pattern: str) -> bool:
+    """Put a mask before the layers of a weight; returns whether that changes anything."""
+    if torch.equal(mask, weight.mask) and (weight.pattern != _UNSTRUCTURED or pattern == _UNSTRUCTURED):
+        return False
+    edit.set_tensor(graph_module, weight.path, mask, parameter=False)
+    for layer in weight.layers:
+        masked = mask_of(layer)
+        if masked:
+            masked.update_arg(2, pattern)
+            continue
+        with graph_module.graph.inserting_before(layer):
+            arguments = (layer.args[1], graph_module.graph.get_attr(weight.path), pattern)
+            layer.update_arg(1, graph_module.graph.call_function(ops.mask_weight, arguments))
+    return True
+
+
+def _smallest(score: Tensor, share: float) -> Tensor:
+    """The ``int(n share)`` smallest of n elements (bool, shape of ``score``), of equal ones the first."""
+    count = int(score.numel() * share + _ROUNDING)
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    flat = score.flatten()
+    threshold = flat.kthvalue(count).values
+    below, equal = flat < threshold, flat == threshold
+    return (below | (equal & (equal.cumsum(0) <= count - below.sum()))).view_as(score)
+
+
+def _smallest_of_all(weights: Sequence[_Weight], share: float) -> list[Tensor]:
+    """The smallest of the elements of all weights together, split up again."""
+    scores = [weight.magnitude() for weight in weights]
+    if not scores:
+        return []
+    dtype = max((score.dtype for score in scores), key=lambda each: each.itemsize)
+    chosen = _smallest(torch.cat([score.flatten().to("cpu", dtype) for score in scores]), share)
+    parts = chosen.split([score.numel() for score in scores])
+    for weight, part in zip(weights, parts, strict=True):
+        if part.all():
+            raise PassError(
+                f"prune-weights: a global ranking at this ratio leaves none of the {len(part)} weights of "
+                f"{weight.name!r}; use a smaller ratio, scope='layer', or add {layer_path(weight.name)!r} to skip."
+            )
+    return [part.view_as(score).to(score.device) for part, score in zip(parts, scores, strict=True)]
+
+
+def _lost(kept: int, size: int, reached: float) -> int:
+    """How many weights of every ``size`` are gone once the share ``reached`` of the way to ``kept`` is done."""
+    return round((size - kept) * reached)
+
+
+def _smallest_of_groups(score: Tensor, count: int, size: int) -> Tensor:
+    """The ``count`` smallest of every ``size`` neighbours along dimension 1 (bool, shape of ``score``)."""
+    groups = score.unflatten(1, (-1, size))
+    order = groups.argsort(dim=2, stable=True).narrow(2, 0, count)
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order, True).flatten(1, 2)

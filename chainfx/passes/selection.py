@@ -1,0 +1,132 @@
+"""Which units go: a ladder of ever smaller choices, uniform over the groups or by one ranking of all their units."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chainfx.ir.channels import ChannelAnalysis, ChannelGroup
+
+__all__ = ["Candidate", "Keep", "Ladder", "Limits", "Removed", "first_step", "removed_units", "wanted_units"]
+
+Keep = Mapping[str, Tensor]
+Removed = NDArray[np.bool_]
+
+_ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998 in binary, but one channel in ten
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What no group may fall below: ``max_ratio`` of its units removed, numbers that are multiples of ``round_to``."""
+
+    max_ratio: float = 1.0
+    round_to: int = 1
+
+    def kept(self, wanted: int, whole: int) -> int:
+        """``wanted`` of ``whole`` units rounded down to a multiple, but at least one unit and within ``max_ratio``."""
+        least = max(1, math.ceil(whole * (1 - self.max_ratio) - _ROUNDING))
+        least = math.ceil(least / self.round_to) * self.round_to
+        return min(max(wanted - wanted % self.round_to, least), whole)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A group that may lose units: its scores, shape (size,), and how many units it had as it entered the pass."""
+
+    group: ChannelGroup
+    score: Tensor
+    whole: int
+
+    def best(self, kept: int) -> Tensor:
+        """The ``kept`` units with the highest scores, of equal ones the first, in their order."""
+        return self.score.argsort(descending=True, stable=True)[:kept].sort().values
+
+
+class Ladder:
+    """Choices of units to keep, from all (step 0) to as few as the limits allow (step ``last``), each within the last.
+
+    ``ranks`` ``None`` is the uniform ladder: at every step each group has lost the same share of its units. Otherwise
+    ``ranks`` are scores that compare across groups, one tensor for each candidate, and units go one by one, the lowest
+    first.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], limits: Limits, ranks: Sequence[Tensor] | None = None) -> None:
+        self.candidates = tuple(candidates)
+        self.limits = limits
+        self._order = None if ranks is None else self._ordered(ranks)
+        self._shares = sorted({lost / each.whole for each in self.candidates for lost in range(each.whole)} | {0.0})
+        self.last = len(self._shares) - 1 if self._order is None else len(self._order)
+
+    def _ordered(self, ranks: Sequence[Tensor]) -> NDArray[np.int64]:
+        """The places of the candidates, one for each unit that may go, that of the unit with the lowest rank first."""
+        scores, places = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
+        for place, (each, rank) in enumerate(zip(self.candidates, ranks, strict=True)):
+            spare = each.group.size - self.limits.kept(0, each.whole)
+            scores.append(rank.sort().values[: max(spare, 0)])
+            places.append(torch.full_like(scores[-1], place, dtype=torch.int64))
+        return torch.cat(places)[torch.cat(scores).argsort(stable=True)].numpy()
+
+    def keep(self, step: int) -> dict[str, Tensor]:
+        """The units to keep at a step, by name, of every group that loses some."""
+        return self._chosen(self._uniform(self._shares[step]) if self._order is None else self._ranked(step))
+
+    def at_share(self, share: float) -> dict[str, Tensor] | None:
+        """The units to keep when ``share`` of all units, as they entered the pass, is gone; ``None`` if that many stay.
+
+        The uniform ladder takes the share of every group, with a rest rounded up, and keeps to the limits of each.
+        """
+        if self._order is None:
+            return self._chosen(self._uniform(share))
+        whole = sum(each.whole for each in self.candidates)
+        gone = whole - sum(each.group.size for each in self.candidates)
+        step = max(math.floor(whole * share + _ROUNDING) - gone, 0)
+        return self.keep(step) if step <= self.last else None
+
+    def _uniform(self, share: float) -> list[int]:
+        return [wanted_units(each.whole, share) for each in self.candidates]
+
+    def _ranked(self, step: int) -> list[int]:
+        lost = np.bincount(self._order[:step], minlength=len(self.candidates)) if self._order is not None else ()
+        return [each.group.size - int(gone) for each, gone in zip(self.candidates, lost, strict=True)]
+
+    def _chosen(self, wanted: Sequence[int]) -> dict[str, Tensor]:
+        keep: dict[str, Tensor] = {}
+        for each, number in zip(self.candidates, wanted, strict=True):
+            kept = self.limits.kept(number, each.whole)
+            if kept < each.group.size:
+                keep[each.group.name] = each.best(kept)
+        return keep
+
+
+def wanted_units(whole: int, share: float) -> int:
+    """int(whole * (1 - share)), the product taken as a real number."""
+    return math.floor(whole * (1 - share) + _ROUNDING)
+
+
+def removed_units(analysis: ChannelAnalysis, keep: Keep) -> Removed:
+    """Which units are removed if the named groups keep only these, numbered through from 1 as in the analysis."""
+    masks: list[Removed] = [np.zeros(1, dtype=bool)]
+    for group in analysis.groups:
+        mask = np.full(group.size, group.name in keep)
+        if group.name in keep:
+            mask[keep[group.name].numpy()] = False
+        masks.append(mask)
+    return np.concatenate(masks)
+
+
+def first_step(last: int, holds: Callable[[int], bool]) -> int | None:
+    """The first of the steps 0 .. ``last`` at which ``holds`` is true, found by bisection; ``None`` if at none.
+
+    ``holds`` must stay true once it is.
+    """
+    if not holds(last):
+        return None
+    low, high = -1, last
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

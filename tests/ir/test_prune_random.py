@@ -1,0 +1,35 @@
+"""Random networks with random channels removed equal the masked ones, and cost what the analysis says.
+
+200 networks that are always the same; with ``RANDOM_NETWORKS=20000`` in the environment that many new ones (nightly).
+"""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chainfx.ir.channels import analyse_channels
+from tests.ir import prune_checks as checks
+from tests.ir.masked import captured
+from tests.strategies import plans
+
+NIGHTLY = os.environ.get("RANDOM_NETWORKS")
+EXAMPLES = settings(
+    max_examples=int(NIGHTLY or 200), derandomize=not NIGHTLY, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def any_keep(analysis):
+    """A random number of random units of every group."""
+    return {g.name: torch.randperm(g.size)[: int(torch.randint(1, g.size + 1, ()))] for g in analysis.groups}
+
+
+@EXAMPLES
+@given(plans(), st.sampled_from(("width", "heads")), st.integers(0, 99))
+def test_pruned_equals_masked(plan, fold, seed):
+    torch.manual_seed(seed)
+    graph_module, inputs = captured(plan.build(), *plan.inputs())
+    analysis = analyse_channels(graph_module, inputs, fold=fold)
+    torch.manual_seed(seed)
+    checks.check_pruned(graph_module, analysis, any_keep(analysis), inputs)

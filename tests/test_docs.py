@@ -1,0 +1,32 @@
+"""Every example in docs/ runs, and prints what the page says."""
+
+import pytest
+
+from chainfx.bitops import conventions
+from tools.update_docs import DOCS, refreshed
+
+
+@pytest.fixture(autouse=True)
+def own_registries(monkeypatch):
+    """What a page registers is gone after it."""
+    monkeypatch.setattr(conventions, "_CONVENTIONS", dict(conventions._CONVENTIONS))
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_the_output_on_the_page_is_what_its_examples_print(path):
+    page = path.read_text()
+    assert refreshed(page, path.name) == page, "run tools/update_docs.py"
+
+
+def test_outputs_are_replaced_added_and_removed():
+    page = "```python\na = 2\nprint(a + 1)\n```\n\n```text\n4\n```\n\n```python\nb = a\n```\n\n```text\nold\n```\n"
+    assert refreshed(page) == "```python\na = 2\nprint(a + 1)\n```\n\n```text\n3\n```\n\n```python\nb = a\n```\n"
+    command = "```console\n$ chainfx count no/such\n```\n"
+    assert "InputError: 'no/such' does not exist" in refreshed(command)
+
+
+def test_an_example_that_fails_is_an_error():
+    with pytest.raises(ZeroDivisionError):
+        refreshed("```python\n1 / 0\n```\n")
+    with pytest.raises(ValueError, match="only those are run"):
+        refreshed("```console\n$ rm file\n```\n")

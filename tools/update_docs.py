@@ -1,0 +1,66 @@
+"""Run the examples of every page in docs/ and put what they print below them, so that no output is typed by hand.
+
+Usage: .venv/bin/python tools/update_docs.py
+
+The ``python`` blocks of a page are one script, run from top to bottom; the lines of a ``console`` block that begin with
+``$ chainfx`` are commands, run in the same empty folder. What a block prints stands in a ``text`` block below it.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from chainfx.cli import app
+
+DOCS = Path(__file__).parent.parent / "docs"
+_EXAMPLE = re.compile(r"```(python|console)\n(.*?)```\n(?:\n```text\n.*?```\n)?", flags=re.DOTALL)
+
+
+def refreshed(page: str, name: str = "page") -> str:
+    """The text of a page with the output of all its examples as it is now."""
+    namespace: dict[str, Any] = {"__name__": name}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        return _EXAMPLE.sub(lambda found: _example(found[1], found[2], namespace), page)
+
+
+def _example(language: str, code: str, namespace: dict[str, Any]) -> str:
+    output = _python(code, namespace) if language == "python" else _commands(code)
+    shown = f"\n```text\n{output.rstrip()}\n```\n" if output.strip() else ""
+    return f"```{language}\n{code}```\n{shown}"
+
+
+def _python(code: str, namespace: dict[str, Any]) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(code, namespace["__name__"], "exec"), namespace)
+    return output.getvalue()
+
+
+def _commands(code: str) -> str:
+    """What the commands print, errors included."""
+    outputs = []
+    for line in code.splitlines():
+        prompt, program, *arguments = shlex.split(line)
+        if (prompt, program) != ("$", "chainfx"):
+            raise ValueError(f"{line!r} is not a chainfx command; only those are run.")
+        outputs.append(CliRunner().invoke(app, arguments, catch_exceptions=False).output)
+    return "".join(outputs)
+
+
+def main() -> None:
+    """Rewrite every page whose examples print something else now."""
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text()
+        new = refreshed(page, path.name)
+        path.write_text(new)
+        print(f"{path.relative_to(DOCS.parent)}: {'changed' if new != page else 'as it was'}")
+
+
+if __name__ == "__main__":
+    main()
