@@ -1,10 +1,10 @@
 """From ``nn.Module`` to report, side by side with fvcore, ptflops and calflops: ``make bench-count``.
 
 All tools count the same network in the same process on one thread, in turn, ``--repetitions`` times after a round that
-does not count; the median is what stands in the table. Each is called as its documentation says, silently; a ratio above
-1 is how many times longer the tool takes than chainfx. ``fastest`` is the quickest of the others on that network, either
-backend of ptflops included (``pytorch`` is its default). Memory is what the first count in a fresh process adds at its
-peak to what the process with the network in it holds, imports of the counter included.
+does not count; the median is what stands in the table. Each is called as its documentation says, silently. A ratio
+above 1 is how many times longer a tool takes than chainfx; ``fastest`` is the quickest of the others on that network,
+either backend of ptflops included (``pytorch`` is its default). Memory is what the first count in a fresh process adds
+at its peak to what the process with the network in it holds, imports of the counter included.
 """
 
 import argparse
@@ -12,8 +12,6 @@ import contextlib
 import importlib.util
 import io
 import math
-import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -104,11 +102,16 @@ def added_memory(name: str) -> float:
 
 
 def _print_added_memory(name: str) -> None:
-    model = network(name)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before = pages * os.sysconf("SC_PAGE_SIZE")
-    chainfx.count(model, torch.zeros(SHAPE))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6)
+    model, image = network(name), torch.zeros(SHAPE)
+    before = _memory("VmRSS")
+    chainfx.count(model, image)
+    print((_memory("VmHWM") - before) / 1000)
+
+
+def _memory(what: str) -> int:
+    """kB that this process holds (VmRSS), or held at its peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0])
 
 
 def table(networks: list[str], repetitions: int) -> None:

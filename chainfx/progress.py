@@ -24,6 +24,13 @@ class TerminalListener(Listener):
             self._progress.start()
             self._progress.add_task(f"stage {index}/{total} {label}", total=None)
 
+    def round(self, index: int, total: int) -> None:
+        """Say which round of the stage it is."""
+        if self._progress:
+            task = self._progress.tasks[0]
+            stage = task.description.split(" | ")[0].split(" (round")[0]
+            self._progress.update(task.id, total=None, completed=0, description=f"{stage} (round {index}/{total})")
+
     def epoch(self, epoch: Epoch) -> None:
         """Move the bar by one epoch."""
         if self._progress:

@@ -47,7 +47,7 @@ once at 0.5, and then all of this is checked at both ratios:
   reaches the parameters it reached before.
 
 *in groups*: the share of all parameters that have a dimension in a group, at least 90 %. *kept*: the share of all
-parameters that is left. *analysis*, *surgery*: seconds, the worse of the two runs.
+parameters that is left. *analysis*, *surgery*: CPU seconds, the worse of the two runs.
 
 {columns}
 {rule}

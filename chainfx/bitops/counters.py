@@ -297,8 +297,8 @@ def _has_bias(module: nn.Module) -> bool:
 
 def _without_macs(model: nn.Module) -> set[str]:
     """The classes of a network that do no multiply-accumulates."""
-    multiplying = (*_WITH_BIAS, *_RECURRENT, nn.MultiheadAttention)
-    return {type(module).__name__ for module in model.modules() if type(module) not in multiplying}
+    multiplying = {kind.__name__ for kind in (*_WITH_BIAS, *_RECURRENT, nn.MultiheadAttention)}
+    return {type(module).__name__ for module in model.modules()} - multiplying
 
 
 # on the meta device fvcore cannot trace, and ptflops counts what torch's own meta functions call

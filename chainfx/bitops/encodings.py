@@ -17,8 +17,7 @@ Scales and codebooks are stored as they are under all of them.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +33,7 @@ ENCODINGS = ("dense", "nominal", "bitmap", "relative_index", "entropy")
 _INDEX_BITS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """One way in which a tensor is stored and read.
 
     ``width``: bits of an element. ``extra``: bits of the scales beside it. ``role``: ``code`` for the integer codes of

@@ -8,7 +8,7 @@ FLOPs, where somebody needs them, are twice the MACs.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -21,8 +21,7 @@ __all__ = ["Call", "Formula", "find_formula", "register_formula"]
 Slot = tuple[int, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call of an operator: arguments and output with fake tensors in place of nodes, and the module if any."""
 
     args: Sequence[Any]

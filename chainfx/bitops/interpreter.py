@@ -1,9 +1,8 @@
 """The counter: one pass over the nodes of a graph with shapes and formats, no data and no arithmetic."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.fx
 from torch import Tensor
@@ -28,8 +27,7 @@ from chainfx.ir.shapes import propagate_shapes
 __all__ = ["count"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
+class _Work(NamedTuple):
     """What one node does for one sample, before a convention prices it.
 
     ``path``: of the weight of a convolution or linear layer with one of its own, else empty.
@@ -272,7 +270,7 @@ def _row(
         node=work.node.name,
         operator=work.operator,
         module=_module_path(work.node, branch, work.path),
-        shape=tuple(int(size) for size in output[0].shape) if output else (),
+        shape=tuple(map(int, output[0].shape)) if output else (),
         elementwise=work.elementwise,
         bitops=bitops,
         segment=segment,

@@ -1,5 +1,6 @@
 """The number format of every node's result: what quantizer nodes say, carried along by operators that move values."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ LAYER_KEYS = frozenset({"conv", "convtranspose", "linear"})
 _BITS = {ops.quantize_weight: 1, ops.quantize_activation: 2, ops.dequantize_weight: 2}
 
 
+@functools.lru_cache(64)
 def format_of_dtype(dtype: torch.dtype) -> Format:
     """The format that elements of a dtype are stored in."""
     return Format(dtype.itemsize * 8, "float" if dtype.is_floating_point or dtype.is_complex else "int")

@@ -29,8 +29,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
     What the model's code stores in attributes, lists and dictionaries of its own while it is traced is forgotten.
     """
-    before = [(vars(module), vars(module).copy(), _contents(module)) for module in model.modules()]
-    if any(module.training is not training for module in model.modules()):
+    modules = list(model.modules())
+    before = [(vars(module), vars(module).copy(), _contents(module)) for module in modules]
+    if any(module.training is not training for module in modules):
         model.train(training)
     try:
         yield

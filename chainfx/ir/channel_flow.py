@@ -194,11 +194,19 @@ class Flow:
         source = self.parameter(value)
         if source is not None:
             self.ledger.register(self.path(source), dim, vector)
-            for mask in masks_of(value):
-                self.ledger.register(self.path(mask), dim, vector)
+            for call in _masks_of(value):
+                self.ledger.register(self.path(call.args[1]), dim, vector)
+                if dim == 1 and ":" in str(call.args[2]):
+                    self._keep_pattern(call, vector)
         elif self.is_tensor(value):
             reason = f"it meets a computed parameter whose size is fixed (node {node.name!r})"
             self.ledger.couple(vector, self.ledger.vector(self.label(value), dim, reason), reason)
+
+    def _keep_pattern(self, call: Node, vector: Labels) -> None:
+        """``N:M`` zeros of every M neighbours stay that if neighbours go together."""
+        period = int(str(call.args[2]).partition(":")[2])
+        first = vector[torch.arange(len(vector)) // period * period]
+        self.ledger.couple(vector, first, f"its neighbour in a pattern of zeros must stay (node {call.name!r})")
 
     def source(self, node: Node, value: Any, dim: int, size: int) -> Labels:
         """The channels that ``node`` makes with dimension ``dim`` of the weight ``value``, shape (size,)."""
@@ -215,8 +223,8 @@ class Flow:
             shape = node.meta["val"].shape
             plain = node.meta["val"].is_floating_point() and tensor.shape == shape
             self._labels[node] = self.ledger.parameter(self.path(source), shape) if plain else blank(shape)
-            for mask in masks_of(node) if plain else ():
-                self.ledger.plain[self.path(mask)] = self._labels[node]
+            for call in _masks_of(node) if plain else ():
+                self.ledger.plain[self.path(call.args[1])] = self._labels[node]
         found: Labels = self._labels[node]
         return found
 
@@ -225,7 +233,7 @@ class Flow:
         found = self._labels.get(node)
         return found if isinstance(found, tuple) else None
 
-    def path(self, node: Node | None) -> str:
+    def path(self, node: Any) -> str:
         """The path of a parameter; a tensor with several names always goes by the first one that was met."""
         if node is None:
             raise ValueError("the node has no parameter")
@@ -295,11 +303,11 @@ class Flow:
         self.ledger.literals.append(SizeNote(node.name, kind, where, counts))
 
 
-def masks_of(value: Any) -> Iterator[Node]:
-    """The masks on the way from a parameter to where it is used."""
+def _masks_of(value: Any) -> Iterator[Node]:
+    """The calls that mask a parameter on the way to where it is used."""
     while isinstance(value, Node) and is_dialect(value):
-        if value.target is ops.mask_weight and isinstance(value.args[1], Node):
-            yield value.args[1]
+        if value.target is ops.mask_weight:
+            yield value
         value = value.args[0]
 
 

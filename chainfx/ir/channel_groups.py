@@ -67,6 +67,7 @@ class Grouping:
         return len(order), unit, [1, *(1 + np.cumsum(sizes)).tolist()]
 
     def analysis(self) -> ChannelAnalysis:
+        """All of it as one value."""
         slots = {key: self.units[labels.numpy()] for key, labels in self.ledger.slots.items()}
         for path, labels in self.ledger.plain.items():
             axis = self._axis(labels)
@@ -94,7 +95,7 @@ class Grouping:
         """The places of the groups with channels that go into a product of two activations."""
         atoms = [compact(labels)[0].reshape(-1) for labels in self.flow.attended]
         units = np.unique(self.units[torch.cat(atoms).numpy()]) if atoms else np.zeros(0, dtype=np.int64)
-        return np.unique(np.searchsorted(np.array(self.bounds), units[units > 0], side="right") - 1).tolist()
+        return sorted({int(np.searchsorted(self.bounds, unit, side="right")) - 1 for unit in units[units > 0]})
 
     def _product(self, node: Node) -> tuple[Axis, ...]:
         given: list[Node] = []

@@ -14,8 +14,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from chainfx.ir.channel_flow import Flow, Rule, operator_name
+from chainfx.ir.channel_indexing import INDEXING
 from chainfx.ir.channel_labels import Labels, blank, compact, select_first, spread, varying
-from chainfx.ir.edit import get_tensor
 
 __all__ = ["RULES", "along", "padded", "resized", "same", "unknown"]
 
@@ -99,12 +99,17 @@ def _sizes(node: Node, position: int) -> tuple[Sequence[Any] | None, tuple[Any, 
     """The sizes in the arguments of a node, and the path of the first; ``None`` if they are one computed value."""
     for key in ("shape", "size", "sizes"):
         if key in node.kwargs:
-            return (node.kwargs[key], (key, 0)) if isinstance(node.kwargs[key], list | tuple) else (None, (key,))
-    if len(node.args) > position and isinstance(node.args[position], list | tuple):
-        return node.args[position], (position, 0)
+            listed = _listed(node.kwargs[key])
+            return listed, (key,) if listed is None else (key, 0)
     sizes = node.args[position:]
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        return sizes[0], (position, 0)
     whole = len(sizes) == 1 and isinstance(sizes[0], Node) and not isinstance(sizes[0].meta["val"], int)
-    return (None if whole else sizes), (position,)
+    return None if whole else sizes, (position,)
+
+
+def _listed(value: Any) -> Sequence[Any] | None:
+    return value if isinstance(value, list | tuple) else None
 
 
 def reshape_as(flow: Flow, node: Node) -> Labels:
@@ -125,128 +130,6 @@ def split(flow: Flow, node: Node) -> tuple[Labels, ...]:
         flow.literal(node, "split", (dim,), tuple((part, dim) for part in parts))
         flow.ledger.parts.extend(parts)
     return tuple(spread(part) for part in parts)
-
-
-def unbind(flow: Flow, node: Node) -> Any:
-    """``unbind`` and ``select``: indices along the dimension stay."""
-    labels = flow.label(node.args[0])
-    dim = flow.argument(node, 1, "dim", 0) % labels.dim()
-    labels = flow.ledger.pin(labels, (dim,), f"it is indexed by position (node {node.name!r})")
-    if operator_name(node) == "select":
-        return spread(labels.select(dim, 0))
-    return tuple(spread(part) for part in labels.unbind(dim))
-
-
-def getitem(flow: Flow, node: Node) -> Any:
-    """Indexing: slices of channels are counted, single indices stay."""
-    parts = flow.parts(node.args[0])
-    if parts is not None:
-        return parts[flow.argument(node, 1, "index")]
-    selected = _selected(flow, node, node.args[1])
-    if selected is not None:
-        return selected
-    found = _indexed(flow, node, node.args[1], (1,))
-    return flow.unknown(node, "it is indexed by a truth value") if found is None else spread(found)
-
-
-def _selected(flow: Flow, node: Node, raw: Any) -> Labels | None:
-    """The labels of ``x[:, order]``; ``None`` if ``raw`` is no constant selection of channels."""
-    items = list(raw) if isinstance(raw, tuple) else [raw]
-    last = items[-1]
-    if all(item == slice(None) for item in items[:-1]) and len(items) - 1 in varying(flow.label(node.args[0])):
-        return _at(flow, node, last, len(items) - 1)
-    return None
-
-
-def _at(flow: Flow, node: Node, index: Any, dim: int) -> Labels | None:
-    """The labels at positions along ``dim`` that a tensor of the network holds; ``None`` for other positions."""
-    if not isinstance(index, Node) or index.op != "get_attr":
-        return None
-    positions = get_tensor(flow.graph_module, flow.path(index))
-    if positions.dim() != 1 or positions.is_meta or positions.dtype not in (torch.int64, torch.int32):
-        return None
-    labels = flow.ledger.select(flow.path(index), positions.cpu(), flow.label(node.args[0]), dim)
-    return labels.expand(flow.shape(node))
-
-
-def assign(flow: Flow, node: Node) -> Any:
-    """``tensor[index] = value``: the part that is assigned to meets the value."""
-    part = _indexed(flow, node, node.args[1], (1,))
-    if part is None:
-        return flow.unknown(node, "it is indexed by a truth value")
-    if flow.is_tensor(node.args[2]):
-        flow.combine(part, flow.label(node.args[2]), node)
-    return flow.label(node.args[0])
-
-
-def _indexed(flow: Flow, node: Node, raw: Any, where: tuple[int, ...]) -> Labels | None:
-    """The labels of the indexed part of the first argument; ``None`` if its size depends on the data."""
-    labels = flow.label(node.args[0])
-    items = list(raw) if isinstance(raw, tuple) else [raw]
-    items = [_item(flow, item) for item in items]
-    if any(isinstance(item, bool) for item in items):
-        return None
-    dim = 0
-    for position, item in enumerate(items):
-        if item is Ellipsis:
-            dim += labels.dim() - sum(each is not None and each is not Ellipsis for each in items)
-        elif item is not None:
-            labels = _along(flow, node, labels, dim, item, (*where, position) if isinstance(raw, tuple) else where)
-            dim += 1
-    return labels[tuple(items)]
-
-
-def _item(flow: Flow, item: Any) -> Any:
-    """One item of an index: a tensor of positions becomes one that picks the first everywhere."""
-    item = map_arg(item, lambda node: flow.values.get(node, node))
-    shape = item.meta["val"].shape if isinstance(item, Node) else None
-    if isinstance(item, Node) and item.meta["val"].dtype is torch.bool:
-        return True
-    if isinstance(item, list):
-        shape = torch.Size([len(item)])
-    return item if shape is None else torch.zeros((), dtype=torch.int64).expand(shape)
-
-
-def _along(flow: Flow, node: Node, labels: Labels, dim: int, item: Any, where: tuple[int, ...]) -> Labels:
-    """The labels ready for being indexed with one item along one dimension."""
-    if dim not in varying(labels) or item == slice(None):
-        return labels
-    reason = f"it is indexed by position (node {node.name!r})"
-    if not isinstance(item, slice):
-        return flow.ledger.pin(labels, (dim,), reason)
-    start, stop, step = item.indices(labels.size(dim))
-    if step > 1:
-        return _strided(flow, labels, dim, (start, stop, step), reason)
-    part = labels.narrow(dim, start, max(stop - start, 0))
-    if part.size(dim) < labels.size(dim):
-        flow.literal(node, "slice", where, ((labels.narrow(dim, 0, start), dim), (labels.narrow(dim, 0, stop), dim)))
-        flow.ledger.parts.append(part)
-    return labels
-
-
-def _strided(flow: Flow, labels: Labels, dim: int, bounds: tuple[int, int, int], reason: str) -> Labels:
-    """Every ``step``-th channel: as many neighbours go together, so that it stays every ``step``-th of what is kept."""
-    start, stop, step = bounds
-    size = labels.size(dim)
-    if start >= step or stop < size or size % step:
-        return flow.ledger.pin(labels, (dim,), reason)
-    blocks = flow.ledger.pin(labels.unflatten(dim, (-1, step)), (dim + 1,), reason)
-    return blocks.flatten(dim, dim + 1)
-
-
-def look_up(flow: Flow, node: Node) -> Labels:
-    """``index_select``, ``gather``: positions along one dimension are looked up, so they stay."""
-    labels = flow.label(node.args[0])
-    dim = flow.argument(node, 2 if operator_name(node) == "take_along_dim" else 1, "dim") % labels.dim()
-    if operator_name(node) == "index_select" and dim in varying(labels):
-        selected = _at(flow, node, flow.raw(node, 2, "index"), dim)
-        if selected is not None:
-            return selected
-    labels = flow.ledger.pin(labels, (dim,), f"it is indexed by position (node {node.name!r})").narrow(dim, 0, 1)
-    if operator_name(node) == "index_select":
-        return labels.expand(flow.shape(node))
-    index = next(each for each in node.all_input_nodes[1:] if flow.is_tensor(each))
-    return flow.combine(labels, flow.label(index), node).expand(flow.shape(node))
 
 
 def concatenate(flow: Flow, node: Node) -> Labels:
@@ -368,6 +251,7 @@ def along(flow: Flow, node: Node, dim: int | None, name: str) -> Labels:
 
 
 RULES: dict[str, Rule] = {
+    **INDEXING,
     **dict.fromkeys(SAME.split(), same),
     **dict.fromkeys(ELEMENTWISE.split(), elementwise),
     **dict.fromkeys(MOVES.split(), move),
@@ -378,13 +262,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(POOLS, pool),
     **dict.fromkeys(("view", "reshape", "expand", "unflatten"), reshape),
     **dict.fromkeys(("view_as", "reshape_as"), reshape_as),
-    **dict.fromkeys(("gather", "index_select", "take_along_dim"), look_up),
     **dict.fromkeys(("split", "chunk", "tensor_split"), split),
-    **dict.fromkeys(("unbind", "select"), unbind),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), concatenate),
-    "assign": assign,
     "channel_shuffle": shuffle,
-    "getitem": getitem,
     "normalize": normalize,
     "glu": glu,
     "pad": pad,

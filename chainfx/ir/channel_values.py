@@ -130,7 +130,7 @@ class ChannelAnalysis:
     def __str__(self) -> str:
         share = 100 * self.prunable / max(self.parameters, 1)
         lines = [
-            f"{len(self.groups)} channel groups, {sum(g.size for g in self.groups)} units; "
+            f"channel groups: {len(self.groups)}, units: {sum(g.size for g in self.groups)}; "
             f"{share:.1f} % of the parameters ({self.prunable} of {self.parameters}) lie in them"
         ]
         for group in self.groups:

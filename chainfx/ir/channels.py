@@ -43,8 +43,8 @@ def analyse_channels(
 ) -> ChannelAnalysis:
     """Find the channel groups of a graph in train form.
 
-    ``example_inputs`` are positional, batch first; only their shapes matter. ``fold`` says what is kept of queries, keys
-    and values, whose channels attention sees as (heads, width): ``"width"``, the same positions in every head, or
+    ``example_inputs`` are positional, batch first; only their shapes matter. ``fold`` says what is kept of queries,
+    keys and values, whose channels attention sees as (heads, width): ``"width"``, the same positions in every head, or
     ``"heads"``, whole heads. The outputs of the network, its inputs, and whatever meets an operator that has no rule
     are frozen, with the reason. Raises :class:`InputError` when the network does not accept the inputs, or for another
     ``fold``.
@@ -54,7 +54,7 @@ def analyse_channels(
     >>> x = torch.zeros(1, 3, 8, 8)
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
     >>> print(analyse_channels(capture(model, (x,)), (x,)))
-    1 channel groups, 4 units; 98.9 % of the parameters (190 of 192) lie in them
+    channel groups: 1, units: 4; 99.0 % of the parameters (192 of 194) lie in them
       _0: 4 units, made by _0; 7 parameter dimensions of 192 parameters
       frozen _3: 2 channels, it is an output of the network
     """

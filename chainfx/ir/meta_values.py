@@ -58,21 +58,18 @@ class MetaEvaluator:
             prefix, _, name = str(node.target).rpartition(".")
             value = getattr(self._root[prefix], name)
             return self.tensor(value) if isinstance(value, Tensor) else value
+        if node.op == "call_module" and type(self._root[str(node.target)]).forward in _SAME_MODULES:
+            return _alias(value_of(node.all_input_nodes[0]))
         args, kwargs = map_arg((node.args, node.kwargs), value_of)
-        if node.op == "call_module":
-            module = self._root[str(node.target)]
-            if type(module).forward in _SAME_MODULES:
-                return args[0]
-        elif (rule := _RULES.get(node.target)) and (ruled := rule(*args, **kwargs)) is not None:
-            return ruled
+        if (rule := _RULES.get(node.target)) and (ruled := rule(*args, **kwargs)) is not None:
+            return _alias(ruled)
         if node.target in _RESHAPING:
             return self._run(node, args, kwargs)
         given = map_arg((node.args, node.kwargs), lambda source: self._kind(value_of(source)))
         key = (node.op, node.target, repr(given))  # of 1, 1.0 and True only the texts differ
         if key not in self._known:
             self._known[key] = self._run(node, args, kwargs)
-        known = self._known[key]
-        return known.detach() if isinstance(known, Tensor) else known
+        return _alias(self._known[key])
 
     def _kind(self, value: Any) -> Any:
         """A value with, in place of its tensors, texts that say which of them are alike."""
@@ -105,12 +102,17 @@ def without_data(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
+def _alias(value: Any) -> Any:
+    """A tensor of its own for every node: one may be changed in place."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _same(tensor: Any = None, *_: Any, **__: Any) -> Any:
     """Something like the first argument."""
     return tensor
 
 
-def _element_wise(first: Any, second: Any, **options: Any) -> Any:
+def _element_wise(first: Any = None, second: Any = None, **options: Any) -> Any:
     """Something like the first of two floating point operands, where the second one is repeated to fit it."""
     if options or not isinstance(first, Tensor) or not first.is_floating_point() or not first.is_contiguous():
         return None
@@ -125,12 +127,12 @@ def _item(values: Any, index: Any) -> Any:
     return None if isinstance(values, Tensor) else values[index]
 
 
-def _linear(tensor: Any, weight: Any, *_: Any, **__: Any) -> Tensor | None:
-    fits = tensor.shape[-1] == weight.shape[-1]
+def _linear(tensor: Any = None, weight: Any = None, *_: Any, **__: Any) -> Tensor | None:
+    fits = tensor is not None and weight is not None and weight.dim() == 2 and tensor.shape[-1:] == weight.shape[1:]
     return _empty((*tensor.shape[:-1], weight.shape[0]), tensor) if fits else None
 
 
-def _convolved(tensor: Any, weight: Any, *rest: Any, **others: Any) -> Tensor | None:
+def _convolved(tensor: Any = None, weight: Any = None, *rest: Any, **others: Any) -> Tensor | None:
     """The output of a convolution in normal form; ``None`` of what torch may refuse, or lay out in its own way."""
     if len(rest) != 5 or others or not tensor.is_contiguous() or not weight.is_contiguous():
         return None
@@ -145,13 +147,22 @@ def _convolved(tensor: Any, weight: Any, *rest: Any, **others: Any) -> Tensor | 
     return _empty((batch, outputs, *shape), tensor) if min(shape) > 0 else None
 
 
-def _joined(tensors: Any, dim: int = 0) -> Tensor | None:
+def _joined(tensors: Any = (), dim: int = 0, **options: Any) -> Tensor | None:
     """Contiguous tensors one after the other along ``dim``; ``None`` if they do not fit or need a new dtype."""
-    first, shapes = tensors[0], [list(tensor.shape) for tensor in tensors]
-    joined = list(first.shape)
-    joined[dim] = sum(shape.pop(dim) for shape in shapes)
-    same = all(shape == shapes[0] for shape in shapes) and all(tensor.dtype == first.dtype for tensor in tensors)
-    return _empty(joined, first) if same and all(tensor.is_contiguous() for tensor in tensors) else None
+    first = tensors[0] if tensors else None
+    if options or first is None or not -first.dim() <= dim < first.dim():
+        return None
+    joined, rest = list(first.shape), list(first.shape)
+    rest[dim] = joined[dim] = 0
+    for tensor in tensors:
+        shape = list(tensor.shape)
+        if len(shape) != len(rest) or tensor.dtype != first.dtype or not tensor.is_contiguous():
+            return None
+        joined[dim] += shape[dim]
+        shape[dim] = 0
+        if shape != rest:
+            return None
+    return _empty(joined, first)
 
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:

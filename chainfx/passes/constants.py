@@ -59,15 +59,15 @@ def constants_of(graph_module: GraphModule) -> dict[Node, Constants]:
 
 
 def _known(graph_module: GraphModule, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
-    if node.op == "call_module":
-        return _of_module(graph_module.get_submodule(str(node.target)), found.get(node.args[0]), node)  # type: ignore[arg-type]
-    if node.op not in ("call_function", "call_method"):
+    if not node.op.startswith("call") or not node.args:
         return None
+    given = found.get(node.args[0]) if isinstance(node.args[0], Node) else None
+    if node.op == "call_module":
+        return _of_module(graph_module.get_submodule(str(node.target)), given, node)
     if node.target in edit.LAYERS:
         return _of_layer(graph_module, node)
     name = operator_name(node)
-    given = found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
-    if name in ("add", "iadd", "mul", "imul") and len(node.args) == 2:
+    if name in ("add", "iadd", "mul", "imul") and len(node.args) == 2 and not node.kwargs:
         return _of_pair(name, node, found)
     if name in ("cat", "concat", "concatenate"):
         return _of_concatenation(node, found)
@@ -107,8 +107,10 @@ def _of_layer(graph_module: GraphModule, node: Node) -> Constants | None:
     weight, bias = (_value(graph_module, each) for each in node.args[1:3])
     if weight is None or node.target in edit.TRANSPOSED or (bias is None and node.args[2] is not None):
         return None
-    dead = ~weight.flatten(1).any(1)
-    values = torch.zeros_like(weight.flatten(1)[:, 0]) if bias is None else bias
+    rows = weight.flatten(1)
+    dead = rows[:, 0] == 0
+    dead[dead.clone()] = ~rows[dead].any(1)  # few filters begin with a zero: the others need not be read
+    values = torch.zeros_like(rows[:, 0]) if bias is None else bias
     rank = len(node.meta["val"].shape)
     return Constants(rank + 1 - weight.dim(), torch.where(dead, values, math.nan))
 
@@ -124,17 +126,18 @@ def _value(graph_module: GraphModule, argument: Any) -> Tensor | None:
 
 
 def _of_pair(name: str, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
-    left, right = (found.get(each) if isinstance(each, Node) else each for each in node.args)
+    sides = [found.get(each) if isinstance(each, Node) else each for each in node.args]
     product = "mul" in name
-    if isinstance(left, Constants) and isinstance(right, int | float):
-        return Constants(left.axis, left.values * right if product else left.values + right)
-    known = [each for each in (left, right) if isinstance(each, Constants)]
-    shape = node.meta["val"].shape
-    if not known or len(node.all_input_nodes) < 2 or any(shape[each.axis] != len(each.values) for each in known):
+    known = [each for each in sides if isinstance(each, Constants)]
+    if not known:
         return None
-    if len({len(each.meta["val"].shape) for each in node.all_input_nodes}) > 1:
-        return None
-    if len({each.axis for each in known}) > 1:
+    number = next((each for each in sides if isinstance(each, int | float)), None)
+    if number is not None:
+        return Constants(known[0].axis, known[0].values * number if product else known[0].values + number)
+    values = [each.meta.get("val") for each in node.args if isinstance(each, Node)]
+    ranks = {value.dim() if isinstance(value, Tensor) else None for value in values}
+    fits = all(node.meta["val"].shape[each.axis] == len(each.values) for each in known)
+    if not fits or len(values) < 2 or len(ranks) > 1 or len({each.axis for each in known}) > 1:
         return None
     if product:
         nothing = torch.stack([each.values == 0 for each in known]).any(0)
@@ -282,9 +285,9 @@ def _effect(graph_module: GraphModule, node: Node, given: Tensor) -> Tensor:
 
 
 def _shift(graph_module: GraphModule, node: Node, effect: Tensor) -> None:
-    path = _own_bias(graph_module, node)
-    if path is not None:
-        edit.set_tensor(graph_module, path, edit.get_tensor(graph_module, path) + effect)
-        return
-    path = f"{_own_norm(graph_module, node)}.running_mean"
-    edit.set_tensor(graph_module, path, edit.get_tensor(graph_module, path) - effect)
+    bias, norm = _own_bias(graph_module, node), _own_norm(graph_module, node)
+    path, sign = (bias, 1) if bias is not None else (f"{norm}.running_mean", -1)
+    parent, name = edit.parent_of(graph_module, path)
+    old = getattr(parent, name)
+    new = old.detach() + sign * effect
+    setattr(parent, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

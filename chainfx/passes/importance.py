@@ -31,6 +31,7 @@ __all__ = [
     "get_importance",
     "importance_names",
     "register_importance",
+    "score_groups",
     "slices_of",
 ]
 
@@ -128,7 +129,8 @@ def register_importance(
     if name in _CRITERIA:
         raise InputError(f"the importance {name!r} is registered already; give yours another name.")
     if not needs <= _NEEDS:
-        raise InputError(f"the importance {name!r} needs {sorted(needs)!r}; there is only {sorted(_NEEDS)!r}.")
+        unknown = ", ".join(repr(each) for each in sorted(needs - _NEEDS))
+        raise InputError(f"the importance {name!r} needs {unknown}; it can have {' and '.join(sorted(_NEEDS))}.")
 
     def add(score: Importance) -> Importance:
         _CRITERIA[name] = Criterion(name, score, needs, comparable)
@@ -145,6 +147,33 @@ def importance_names() -> tuple[str, ...]:
 def get_importance(name: str) -> Criterion | None:
     """The criterion of that name, or ``None``."""
     return _CRITERIA.get(name)
+
+
+def score_groups(
+    criterion: Criterion,
+    graph_module: GraphModule,
+    groups: Sequence[ChannelGroup],
+    evidence: Evidence,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """The score of every unit of each group, shape (size,), float64 on the CPU.
+
+    Raises :class:`PassError` for a weight that makes channels and is not finite, and for scores that are not one finite
+    number a unit.
+    """
+    scores = []
+    for slices in slices_of(graph_module, groups, evidence, generator):
+        score = criterion.score(slices)
+        where = f"prune-channels: the importance {criterion.name!r}"
+        if tuple(score.shape) != (slices.size,):
+            raise PassError(
+                f"{where} gives shape {tuple(score.shape)} for group {slices.name!r} of {slices.size} units; "
+                f"give one number for each."
+            )
+        if not bool(score.isfinite().all()):
+            raise PassError(f"{where} is not finite for group {slices.name!r}; give finite numbers.")
+        scores.append(score.detach().to("cpu", torch.float64))
+    return scores
 
 
 def slices_of(
@@ -194,8 +223,8 @@ def _slice(
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is finite everywhere: its largest magnitude is (NaN is the largest of all)."""
-    return bool(tensor.detach().abs().amax().isfinite())
+    """Whether a tensor is finite everywhere: then so is its sum, in a type that holds it."""
+    return bool(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite())
 
 
 def _unit_norm(group: GroupSlices, order: int) -> Tensor:

@@ -1,11 +1,11 @@
 """Low-rank factorisation: a layer becomes two or three thinner ones."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.bitops import count
@@ -183,13 +183,21 @@ def _obstacle(graph_module: GraphModule, name: str, calls: Sequence[Node], worki
             return f"it is a convolution of {edit.groups_of(call)} groups"
         if call.name not in working:
             return "it is computed once, not for every sample"
-    tensor = edit.get_tensor(graph_module, name)
-    for node in graph_module.graph.find_nodes(op="get_attr"):
-        shared = getattr(*edit.parent_of(graph_module, str(node.target)), None) is tensor
-        others = [user for user in node.users if user not in calls or user.target is not calls[0].target]
-        if shared and others:
-            return f"its weight is also read by {others[0].name!r}"
+    for other in _readers(graph_module, edit.get_tensor(graph_module, name)):
+        if other not in calls or other.target is not calls[0].target:
+            return f"its weight is also read by {other.name!r}"
     return ""
+
+
+def _readers(graph_module: GraphModule, tensor: Tensor) -> Iterator[Node]:
+    """The nodes that read a tensor, under whatever name, and the modules that hold it."""
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr" and getattr(*edit.parent_of(graph_module, str(node.target)), None) is tensor:
+            yield from node.users
+        elif node.op == "call_module":
+            module = graph_module.get_submodule(str(node.target))
+            if any(each is tensor for each in (*module.parameters(), *module.buffers())):
+                yield node
 
 
 def _weight(graph_module: GraphModule, name: str, calls: list[Node], scheme: str) -> _Weight:

@@ -27,7 +27,7 @@ from chainfx.passes.base import (
 )
 from chainfx.passes.constants import constants_of, fold_removed
 from chainfx.passes.evidence import Evidence, gather, reading_dims
-from chainfx.passes.importance import Criterion, get_importance, importance_names, slices_of
+from chainfx.passes.importance import Criterion, get_importance, importance_names, score_groups
 from chainfx.passes.layers import layer_path
 from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, first_step, removed_units, wanted_units
 from chainfx.passes.targets import COSTS, Cost, CostModel
@@ -112,7 +112,8 @@ class PruneChannels(Pass):
         given = [name for name in ("ratio", *COSTS) if getattr(self, name) is not None]
         if len(given) > 1:
             raise PassError(
-                f"prune-channels: {' and '.join(given)} are given; give one of ratio, {', '.join(COSTS[:-1])} and latency."
+                f"prune-channels: {' and '.join(given)} are given; "
+                f"give one of ratio, {', '.join(COSTS[:-1])} and {COSTS[-1]}."
             )
         for name in given:
             value = getattr(self, name)
@@ -181,9 +182,10 @@ class PruneChannels(Pass):
         evidence = gather(graph_module, context.calibration, self._measures, context.rng("prune-channels labels"))
         generator = context.rng("prune-channels")
         whole = self._sizes_at_entry(analysis, context)
+        scores = score_groups(self._criterion, graph_module, chosen, evidence, generator)
         candidates = [
-            Candidate(group, self._criterion.score(slices), whole.get(group.name, group.size))
-            for group, slices in zip(chosen, slices_of(graph_module, chosen, evidence, generator), strict=True)
+            Candidate(group, score, whole.get(group.name, group.size))
+            for group, score in zip(chosen, scores, strict=True)
         ]
         keep, profile = self._keep(graph_module, analysis, candidates, context)
         if keep:

@@ -201,6 +201,11 @@ PTFLOPS = [
         ],
     ),
     (Own(4, 3), ((2, 4),), [("", "linear", 12, 0, OUTSIDE)]),
+    (
+        nn.Sequential(nn.Linear(4, 3, bias=False), type("Linear", (nn.Linear,), {})(3, 2)),
+        ((2, 4),),
+        [("1", "linear", 6, 0, OUTSIDE)],
+    ),
     (Functional(F.linear, 3, 4), ((2, 4),), [("", "linear", 12, 0, OUTSIDE)]),
     (Functional(lambda x, w: x @ w, 4, 3), ((2, 4),), [("", "matmul", 12, 0, OUTSIDE)]),
     (Functional(lambda x, w: torch.mm(x, w) + x.matmul(w), 4, 3), ((2, 4),), []),

@@ -175,11 +175,20 @@ def test_the_text_shows_what_matters_most(graphs):
 
 def test_of_many_nodes_the_dearest_are_shown_and_the_others_summed_up():
     before = report_of(*((f"layer{index}", "") for index in range(60)))
-    after = replace(before, rows=tuple(replace(row, bitops=index) for index, row in enumerate(before.rows)))
-    lines = str(before.diff(after)).splitlines()
+    costs = [*range(55), *(10**9 + index for index in range(5))]  # the last five cost far more now
+    rows = tuple(replace(row, bitops=cost) for row, cost in zip(before.rows, costs, strict=True))
+    lines = str(before.diff(replace(before, rows=rows))).splitlines()
     shown = [line.split()[0] for line in lines if " changed " in line and line.startswith(" layer")]
-    assert shown == [f"layer{index}" for index in range(40)]  # layer0 saves most
-    assert f"20 more nodes save {(20 * 16 * 1024 - sum(range(40, 60))) / 1000:.1f}k BitOps together" in lines
+    assert shown == [f"layer{index}" for index in (*range(35), *range(55, 60))]
+    assert f"20 more nodes save {(20 * 16 * 1024 - sum(range(35, 55))) / 1000:.1f}k BitOps together" in lines
+
+
+def test_other_widths_are_a_change_even_where_the_convention_is_blind_to_them():
+    names = [(name, "") for name in "abc"]
+    before = report_of(*names).reprice("mac_bw_ba", {"*": (4, 8)})
+    diff = before.diff(before.reprice(widths={"a": (8, 8)}))
+    assert kinds(diff) == {"a": "changed", "b": "same", "c": "same"}
+    assert saved(diff, "saved_bitops") == 0
 
 
 def test_csv_and_json_hold_all_that_changed(graphs):
@@ -217,3 +226,9 @@ def test_different_inputs_but_the_batch_does_not_matter(graphs):
     assert str(caught.value) == (
         "the reports are for different inputs, 1x1x8x8 and 1x1x16x16; count both with one shape."
     )
+
+
+def test_one_channel_more_is_another_input():
+    report = report_of(("a", ""))
+    with pytest.raises(CostError, match="for different inputs, 1x4 and 1x5;"):
+        report.diff(replace(report, inputs=((1, 5),)))

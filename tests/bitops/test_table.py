@@ -106,6 +106,23 @@ def test_a_node_without_a_module_is_in_the_innermost_module_around_its_neighbour
     assert names_of(below(root, "blocks", "1")) == ["first", "tanh_1", "second"]
 
 
+def test_a_node_between_two_calls_of_a_module_is_beside_it():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.act(x) + 1)
+
+    graph_module = symbolic_trace(nn.Sequential(Twice(), nn.ReLU()))
+    for node in graph_module.graph.nodes:
+        node.meta.clear()
+    root = tree_of(count(graph_module, (torch.zeros(1, 4),)))
+    assert names_of(root) == ["0", "1"]
+    assert names_of(below(root, "0")) == ["act", "add"]
+
+
 def test_a_module_that_runs_twice_holds_both_of_its_nodes():
     layer = nn.Linear(4, 4)
     network = nn.Sequential(nn.Sequential(layer, nn.ReLU(), layer), nn.Flatten())

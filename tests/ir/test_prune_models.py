@@ -5,9 +5,12 @@ The last results of the slow test stand in docs/pruning_models.md, which tools/p
 
 import pytest
 
-from tests.ir.prune_models import NAMES, SMALL, measure, problems
+from chainfx.ir.channels import analyse_channels
+from chainfx.ir.surgery import prune
+from tests.ir.masked import random_keep
+from tests.ir.prune_checks import check_compiles
+from tests.ir.prune_models import NAMES, SMALL, measure, network, problems
 
-WAITING = pytest.mark.xfail(strict=True, reason="the channel analysis has no rule for new_zeros")
 QUICK = (
     *SMALL,
     "googlenet",
@@ -21,7 +24,7 @@ QUICK = (
 )
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=WAITING if "swin" in name else ()) for name in QUICK])
+@pytest.mark.parametrize("name", QUICK)
 def test_one_network_of_every_family(name):
     assert problems(measure(name, 0.5, lowers=False)) == []
 
@@ -31,3 +34,12 @@ def test_one_network_of_every_family(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network(name, ratio):
     assert problems(measure(name, ratio)) == []
+
+
+@pytest.mark.slow
+def test_inductor_gives_what_eager_mode_gives(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    graph_module, inputs = network("zoo.resnet20")
+    analysis = analyse_channels(graph_module, inputs)
+    prune(graph_module, analysis, random_keep(analysis, 0.5))
+    check_compiles(graph_module, inputs, backend="inductor")

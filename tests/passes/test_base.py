@@ -12,9 +12,12 @@ from chainfx.passes import (
     Fuse,
     Granularity,
     Kind,
+    LowRank,
     Pass,
     PassInfo,
     PruneChannels,
+    PruneHeads,
+    PruneWeights,
     Quantize,
     registry,
 )
@@ -24,6 +27,9 @@ PASSES = [
     Distill(depth=(2, 1), temperature=2.0),
     EarlyExit(exits=("a", "b"), threshold=0.5),
     Fuse(),
+    LowRank(macs=0.5, scheme="spatial", skip=("fc",)),
+    PruneHeads(0.25, width_ratio=0.1, importance="l2"),
+    PruneWeights(pattern="2:4", rounds=3),
     PruneChannels(0.3, importance="l2", round_to=4),
     Quantize(2, 4, first=None, skip=("fc.*",)),
 ]
@@ -48,6 +54,9 @@ def test_the_passes_declare_what_the_paper_says():
         "quantize": (Kind.STATIC, Granularity.SUB_NEURON),
         "early-exit": (Kind.DYNAMIC, Granularity.ARCHITECTURE),
         "fuse": (Kind.STATIC, Granularity.LAYER),
+        "low-rank": (Kind.STATIC, Granularity.LAYER),
+        "prune-heads": (Kind.STATIC, Granularity.NEURON),
+        "prune-weights": (Kind.STATIC, Granularity.SUB_NEURON),
     }
     assert registry.names() == tuple(sorted(declared))
 
@@ -67,7 +76,7 @@ def test_unknown_options_and_names():
         registry.get("quantise")
     assert str(caught.value) == (
         "there is no pass named 'quantise'; did you mean 'quantize'? "
-        "installed are distill, early-exit, fuse, prune-channels, quantize."
+        "installed are distill, early-exit, fuse, low-rank, prune-channels, prune-heads, prune-weights, quantize."
     )
 
 

@@ -129,7 +129,24 @@ def test_the_rank_for_an_energy():
     left_out = dropped(torch.tensor([3.0, 2.0, 1.0, 0.0]))
     assert left_out.tolist() == [14, 5, 1, 0, 0]
     assert [rank_for(left_out, energy) for energy in (0, 0.5, 0.64, 0.65, 0.92, 0.93, 1)] == [1, 1, 1, 2, 2, 3, 3]
+    assert rank_for(dropped(torch.tensor([2.0, 2.0])), 0.5) == 1
     assert rank_for(dropped(torch.zeros(4)), 0.5) == 4
+
+
+@pytest.mark.parametrize(
+    ("kernel", "first", "second", "strides"),
+    [
+        ((3, 5), (3, 1), (1, 5), ((2, 1), (1, 3))),
+        ((1, 5), (1, 5), (1, 1), ((2, 3), (1, 1))),
+        ((1, 1), (1, 1), (1, 1), ((2, 3), (1, 1))),
+    ],
+)
+def test_where_a_kernel_is_cut_and_who_strides(kernel, first, second, strides):
+    torch.manual_seed(0)
+    model = low_rank_weight(nn.Conv2d(6, 8, kernel, stride=(2, 3)), 1)
+    graph_module, _ = applied(LowRank(energy=1.0, scheme="spatial"), model, torch.randn(X, dtype=torch.float64))
+    assert list(weights(graph_module).values()) == [(1, 6, *first), (8, 1, *second)]
+    assert tuple(layer.args[3] for layer in edit.layers_of(graph_module)) == strides
 
 
 def separable():
@@ -231,29 +248,35 @@ def test_a_second_pass_cuts_the_factors():
 
 
 class Tied(nn.Module):
-    """A layer called twice, and one that shares its weight with an embedding."""
+    """A layer called twice, one that shares its weight with an embedding, one whose weight is added up as well."""
 
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(12, 10)
-        self.inner = nn.Linear(10, 10)
+        self.inner, self.summed = nn.Linear(10, 10), nn.Linear(10, 10)
         self.last = nn.Linear(10, 12, bias=False)
-        self.last.weight = self.embedding.weight
 
     def forward(self, x):
         x = self.embedding(x)
-        return self.last(self.inner(torch.relu(self.inner(x))))
+        x = self.summed(self.inner(torch.relu(self.inner(x))))
+        return self.last(x) + self.summed.weight.sum()
 
 
 def test_a_shared_weight_stays_shared_and_one_that_others_read_stays_whole():
     torch.manual_seed(0)
     model = Tied().double()
-    low_rank_weight(model.inner, 2)
+    for layer in (model.inner, model.summed, model.last):
+        low_rank_weight(layer, 2)
+    model.embedding.weight = model.last.weight
     x = torch.randint(0, 12, (2, 3))
     graph_module, result = applied(LowRank(energy=1.0), model, x)
     torch.testing.assert_close(graph_module(x), model(x), atol=1e-10, rtol=1e-10)
     assert {name for name in weights(graph_module) if "inner" in name} == {"inner.0.weight", "inner.1.weight"}
-    assert [(item.node, item.reason) for item in result.skipped if item.node == "last"] == []
+    assert {item.node: item.reason for item in result.skipped} == {
+        "embedding": "the inside of module Embedding is not visible",
+        "embedding_1": "its weight is also read by 'embedding'",
+        "summed": "its weight is also read by 'sum_1'",
+    }
 
 
 def test_what_is_left_alone_and_why():
