@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all bench bench-count readme lint ci clean
+.PHONY: demo test test-all bench bench-count bench-pruning docs readme lint ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/chainfx demo
@@ -21,6 +21,12 @@ bench: $(INSTALLED)
 
 bench-count: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_count.py
+
+bench-pruning: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_pruning_speed.py
+
+docs: $(INSTALLED)
+	$(BIN)/python tools/update_docs.py
 
 readme: $(INSTALLED)
 	$(BIN)/python tools/update_readme.py

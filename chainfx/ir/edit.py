@@ -118,7 +118,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:
     """The module that holds the attribute of a dotted path, and the attribute's own name."""
     prefix, _, name = path.rpartition(".")
-    return graph_module.get_submodule(prefix), name
+    module = graph_module
+    for part in prefix.split(".") if prefix else ():
+        module = getattr(module, part)
+    return module, name
 
 
 def get_tensor(graph_module: nn.Module, path: str) -> Tensor:

@@ -13,7 +13,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
-from chainfx.ir import ops
 from chainfx.ir.channels import Axis, ChannelAnalysis, SizeLiteral
 from chainfx.ir.edit import get_tensor, parent_of
 
@@ -29,8 +28,7 @@ def prune(
 
     ``keep`` maps a group name to the indices of the units to keep (any order, at least one; the kept channels stay in
     their order). Parameters are replaced by smaller ones (``requires_grad`` stays), buffers too, sizes in the arguments
-    of nodes and in modules are corrected, and ``node.meta["val"]`` is dropped. An N:M mask that loses input channels is
-    unstructured from then on. Tensors are never changed in place.
+    of nodes and in modules are corrected, and ``node.meta["val"]`` is dropped. Tensors are never changed in place.
 
     Raises :class:`InputError` for an unknown group or a wrong index, :class:`GraphError` if the graph has changed since
     the analysis.
@@ -42,7 +40,6 @@ def prune(
     numbers = _Numbers(analysis, removed, nodes)
     for literal in analysis.literals:
         _correct(graph_module, nodes[literal.node], literal, numbers)
-    _loosen_patterns(graph_module, analysis, removed)
     for node in nodes.values():
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
@@ -101,14 +98,6 @@ def _slice(graph_module: GraphModule, analysis: ChannelAnalysis, removed: Remove
         smaller[path] = place.to(positions)[positions.long()]
     for path, tensor in smaller.items():
         _replace(graph_module, names[id(get_tensor(graph_module, path))], tensor)
-
-
-def _loosen_patterns(graph_module: GraphModule, analysis: ChannelAnalysis, removed: Removed) -> None:
-    """A mask that lost input channels has new neighbours, so that N of every M of them is no longer certain."""
-    for node in graph_module.graph.find_nodes(op="call_function", target=ops.mask_weight):
-        units = analysis.slots.get((str(node.args[1].target), 1))
-        if units is not None and removed[units].any():
-            node.update_arg(2, "unstructured")
 
 
 def _names(graph_module: GraphModule) -> dict[int, list[str]]:

@@ -97,6 +97,8 @@ def _of_module(module: nn.Module, given: Constants | None, node: Node) -> Consta
 def _of_norm(norm: _BatchNorm, given: Constants | None) -> Constants | None:
     if norm.weight is None or norm.running_mean is None or norm.running_var is None:
         return None
+    if given is None and not bool((norm.weight == 0).any()):
+        return None
     values = torch.full_like(norm.weight, math.nan) if given is None else given.values
     scaled = (values - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
     return Constants(1, torch.where(norm.weight == 0, norm.bias, scaled))
@@ -109,7 +111,9 @@ def _of_layer(graph_module: GraphModule, node: Node) -> Constants | None:
         return None
     rows = weight.flatten(1)
     dead = rows[:, 0] == 0
-    dead[dead.clone()] = ~rows[dead].any(1)  # few filters begin with a zero: the others need not be read
+    if not bool(dead.any()):  # few filters begin with a zero: the others need not be read
+        return None
+    dead[dead.clone()] = ~rows[dead].any(1)
     values = torch.zeros_like(rows[:, 0]) if bias is None else bias
     rank = len(node.meta["val"].shape)
     return Constants(rank + 1 - weight.dim(), torch.where(dead, values, math.nan))

@@ -56,7 +56,10 @@ class SpatialFactors:
         longer = [axis for axis, size in enumerate(kernel) if size > 1][:1]
         self.first = tuple(size == 1 or axis in longer for axis, size in enumerate(kernel))
         self._weight = weight.detach().double()
-        self.dropped = dropped(torch.linalg.svdvals(self._matrix()))
+        matrix = self._matrix()
+        self._tall = matrix.shape[0] > matrix.shape[1]
+        self._basis, self._values = _left(matrix.T if self._tall else matrix)
+        self.dropped = dropped(self._values)
 
     def _sizes(self) -> tuple[list[int], list[int]]:
         """The kernel of each factor."""
@@ -81,12 +84,14 @@ class SpatialFactors:
 
     def weights(self, factors: tuple[Factor, ...]) -> list[Tensor]:
         """The values of the factors (float64); the singular values are shared out evenly."""
-        rank = factors[0].shape[0]
-        left, values, right = torch.linalg.svd(self._matrix(), full_matrices=False)
-        root = values[:rank].sqrt()
-        first = (root[:, None] * right[:rank]).reshape(factors[0].shape)
-        second = (left[:, :rank] * root).unflatten(0, (self.shape[0], -1)).movedim(2, 1)
-        return [first, second.reshape(factors[1].shape)]
+        rank, matrix = factors[0].shape[0], self._matrix()
+        basis, root = self._basis[:, :rank], self._values[:rank].sqrt()
+        if self._tall:
+            left, right = matrix @ basis / root, root[:, None] * basis.T
+        else:
+            left, right = basis * root, basis.T @ matrix / root[:, None]
+        second = left.unflatten(0, (self.shape[0], -1)).movedim(2, 1)
+        return [right.reshape(factors[0].shape), second.reshape(factors[1].shape)]
 
 
 class TuckerFactors:

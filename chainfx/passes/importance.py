@@ -8,7 +8,8 @@ normalizations in between. One's own criterion is registered under a name, so th
         return sum(each.total(each.norm(math.inf)) for each in group.having("makes"))
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from chainfx.errors import InputError, PassError
 from chainfx.ir.channels import ChannelGroup, Member
-from chainfx.ir.edit import get_tensor, parent_of
+from chainfx.ir.edit import get_tensor
 from chainfx.passes.evidence import Evidence, reading_dims
 from chainfx.passes.layers import layer_path
 
@@ -59,13 +60,33 @@ class Slice:
     mean: Tensor | None = None
     power: Tensor | None = None
     slope: Tensor | None = None
+    _sums: dict[tuple[str, float], tuple[Tensor, ...]] = field(
+        default_factory=dict
+    )  # shared: a weight is in two groups
 
     def norm(self, order: float = 2) -> Tensor:
         """The vector norm of the slice at every position of the dimension, float64 on the CPU, shape (positions,)."""
-        others = [d for d in range(self.tensor.dim()) if d != self.dim]
-        values = self.tensor.detach()
-        norm = torch.linalg.vector_norm(values, order, others) if others else values.abs()
-        return norm.to("cpu", torch.float64)
+        if order == math.inf:
+            return self.tensor.detach().abs().movedim(self.dim, 0).flatten(1).amax(1).to("cpu", torch.float64)
+        return self.power_sum(order) ** (1 / order)
+
+    def power_sum(self, order: float = 2) -> Tensor:
+        """The sum of |w|^order at every position of the dimension, float64 on the CPU, shape (positions,)."""
+        if self.dim > 1:
+            return _powers(self.tensor, order).movedim(self.dim, 0).flatten(1).sum(1).to("cpu", torch.float64)
+        key = (self.path, order)
+        if key not in self._sums:
+            powers = _powers(self.tensor, order)
+            matrix = powers.flatten(2).sum(2) if powers.dim() > 2 else powers
+            both = (matrix.sum(1), matrix.sum(0)) if matrix.dim() == 2 else (matrix,)
+            self._sums[key] = tuple(each.to("cpu", torch.float64) for each in both)
+        return self._sums[key][self.dim]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the tensor is finite everywhere: then so are its sums."""
+        sums = self._sums.get((self.path, 1)) or self._sums.get((self.path, 2)) or (self.tensor.detach(),)
+        return bool(sums[0].sum(dtype=torch.promote_types(sums[0].dtype, torch.float32)).isfinite())
 
     def total(self, each: Tensor) -> Tensor:
         """Values at every position, shape (..., positions), summed over those of each unit: shape (..., size)."""
@@ -162,8 +183,8 @@ def score_groups(
     number a unit.
     """
     scores = []
-    for slices in slices_of(graph_module, groups, evidence, generator):
-        score = criterion.score(slices)
+    scored = [(each, criterion.score(each)) for each in slices_of(graph_module, groups, evidence, generator)]
+    for slices, score in scored:
         where = f"prune-channels: the importance {criterion.name!r}"
         if tuple(score.shape) != (slices.size,):
             raise PassError(
@@ -185,53 +206,57 @@ def slices_of(
 ) -> Iterator[GroupSlices]:
     """What a criterion may know of every group, in order.
 
-    Raises :class:`PassError`, in the name of pass ``name``, for a weight that makes channels and is not finite.
+    Raises :class:`PassError`, in the name of pass ``name``, for a weight that makes channels and is not finite, once
+    the group has been looked at.
     """
-    dims = reading_dims(graph_module)
-    finite: dict[str, bool] = {}
+    look = _Look(graph_module, evidence)
     for group in groups:
         made = {(source.path, source.dim) for source in group.sources}
-        slices = tuple(_slice(graph_module, group, member, made, dims, evidence) for member in group.members)
-        for each in slices:
-            if each.role == "makes" and not finite.setdefault(each.path, _is_finite(each.tensor)):
+        slices = tuple(look.slice(group.size, member, made) for member in group.members)
+        known = GroupSlices(group.name, group.size, slices, generator)
+        yield known
+        for each in known.having("makes"):
+            if not each.is_finite:
                 raise PassError(
                     f"{name}: the weight {each.path!r} of group {group.name!r} is not finite everywhere; "
                     f"train the network again before pruning."
                 )
-        yield GroupSlices(group.name, group.size, slices, generator)
 
 
-def _slice(
-    graph_module: GraphModule,
-    group: ChannelGroup,
-    member: Member,
-    made: set[tuple[str, int]],
-    dims: Mapping[str, int],
-    evidence: Evidence,
-) -> Slice:
-    path, dim = member.path, member.dim
-    positions, units = torch.from_numpy(member.positions), torch.from_numpy(member.units)
-    tensor = get_tensor(graph_module, path)
-    if dims.get(path) == dim:
-        seen = [each.get(path) for each in (evidence.mean, evidence.power, evidence.slope)]
-        return Slice(path, "reads", tensor, dim, positions, units, group.size, *seen)
-    role: Role = "makes" if (path, dim) in made else "other"
-    module, name = parent_of(graph_module, path)
-    if isinstance(module, _BatchNorm) and name == "weight":
-        role = "scales"
-    return Slice(path, role, tensor, dim, positions, units, group.size)
+class _Look:
+    """Makes slices out of members."""
+
+    def __init__(self, graph_module: GraphModule, evidence: Evidence) -> None:
+        self.graph_module = graph_module
+        self.evidence = evidence
+        self.dims = reading_dims(graph_module)
+        norms = (name for name, module in graph_module.named_modules() if isinstance(module, _BatchNorm))
+        self.scales = {f"{name}.weight" for name in norms}
+        self.sums: dict[tuple[str, float], tuple[Tensor, ...]] = {}
+
+    def slice(self, size: int, member: Member, made: set[tuple[str, int]]) -> Slice:
+        """The slice of a member of a group of ``size`` units whose layers ``made`` (path, dimension)."""
+        path, dim = member.path, member.dim
+        role: Role = "makes" if (path, dim) in made else "scales" if path in self.scales else "other"
+        mean = power = slope = None
+        if self.dims.get(path) == dim:
+            role, evidence = "reads", self.evidence
+            mean, power, slope = (each.get(path) for each in (evidence.mean, evidence.power, evidence.slope))
+        tensor = get_tensor(self.graph_module, path)
+        positions, units = torch.from_numpy(member.positions), torch.from_numpy(member.units)
+        return Slice(path, role, tensor, dim, positions, units, size, mean, power, slope, self.sums)
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is finite everywhere: then so is its sum, in a type that holds it."""
-    return bool(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite())
+def _powers(tensor: Tensor, order: float) -> Tensor:
+    values = tensor.detach()
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    return values.abs() if order == 1 else values.square() if order == 2 else values.abs().pow(order)
 
 
 def _unit_norm(group: GroupSlices, order: int) -> Tensor:
     """The norm of all that makes and reads a unit: (sum over the slices of |w|^order)^(1 / order)."""
     slices = group.having("makes", "reads")
-    total = sum((each.total(each.norm(order) ** order) for each in slices), group.zeros())
-    return total ** (1 / order)
+    return sum((each.total(each.power_sum(order)) for each in slices), group.zeros()) ** (1 / order)
 
 
 @register_importance("l1")
@@ -290,7 +315,7 @@ def activation(group: GroupSlices) -> Tensor:
         if each.mean is not None and each.power is not None:
             weight = each.tensor.detach().movedim(each.dim, 0)
             steady = weight.reshape(*weight.shape[:2], -1).sum(2).square().sum(1).to("cpu", torch.float64)
-            total += each.total((each.power - each.mean**2) * each.norm(2) ** 2 + each.mean**2 * steady)
+            total += each.total((each.power - each.mean**2) * each.power_sum(2) + each.mean**2 * steady)
     return total
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -301,12 +303,11 @@ class PruneChannels(Pass):
     ) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
         """Give the readers of removed channels what these gave; see :func:`fold_removed`."""
         gone = removed_units(analysis, keep)
-        units = {(id(edit.get_tensor(graph_module, p)), dim): found for (p, dim), found in analysis.slots.items()}
         removed = {}
         for path, dim in reading_dims(graph_module).items():
-            found = units.get((id(edit.get_tensor(graph_module, path)), dim))
-            if found is not None:
-                removed[path] = gone[found]
+            units = _units(graph_module, analysis, path, dim)
+            if units is not None:
+                removed[path] = gone[units]
         with edit.evaluating(graph_module):
             known = constants_of(graph_module)
             return fold_removed(graph_module, removed, known, evidence.mean if self.compensate else None)
@@ -314,3 +315,12 @@ class PruneChannels(Pass):
 
 def _matches(group: ChannelGroup, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(layer_path(source.path), pattern) for source in group.sources for pattern in patterns)
+
+
+def _units(graph_module: GraphModule, analysis: ChannelAnalysis, path: str, dim: int) -> NDArray[np.int64] | None:
+    """The units along a dimension of a weight, which the analysis may know by another name of the same tensor."""
+    if (path, dim) in analysis.slots:
+        return analysis.slots[path, dim]
+    tensor = edit.get_tensor(graph_module, path)
+    names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
+    return next((analysis.slots[name, dim] for name in names if (name, dim) in analysis.slots), None)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -58,8 +59,16 @@ class Ladder:
         self.candidates = tuple(candidates)
         self.limits = limits
         self._order = None if ranks is None else self._ordered(ranks)
-        self._shares = sorted({lost / each.whole for each in self.candidates for lost in range(each.whole)} | {0.0})
-        self.last = len(self._shares) - 1 if self._order is None else len(self._order)
+
+    @cached_property
+    def _shares(self) -> list[float]:
+        """The shares at which a group of the uniform ladder loses one unit more."""
+        return sorted({lost / each.whole for each in self.candidates for lost in range(each.whole)} | {0.0})
+
+    @property
+    def last(self) -> int:
+        """The last step."""
+        return len(self._shares) - 1 if self._order is None else len(self._order)
 
     def _ordered(self, ranks: Sequence[Tensor]) -> NDArray[np.int64]:
         """The places of the candidates, one for each unit that may go, that of the unit with the lowest rank first."""

@@ -299,6 +299,9 @@ CASES = {
         (8,),
         ("it is broadcast over other channels", OUT),
     ),
+    "new tensor of its shape": Case(
+        net(lambda m, y: y + y.new_zeros(y.shape)), (), ("a number of channels is used in its arithmetic", OUT)
+    ),
     "computed weight": Case(
         net(lambda m, y: F.conv2d(y, m.w.tanh()), w=param(8, 8, 1, 1)), (), ("its weight is computed", OUT)
     ),
