@@ -1,6 +1,5 @@
 """The main entry: capture, plan, run, and a compressed module out."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -124,8 +123,7 @@ def count(
         rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
         return count_graph(model.graph_module, inputs, convention, rates, encodings)
     if not isinstance(model, GraphModule) and (quick := capture_to_read(model, inputs)) is not None:
-        with contextlib.suppress(InputError):  # a branch that went the wrong way for these inputs: capture knows others
-            return count_graph(quick, inputs, convention, exit_rates, encodings)
+        return count_graph(quick, inputs, convention, exit_rates, encodings)
     graph_module = model if isinstance(model, GraphModule) else capture(model, inputs)
     return count_graph(graph_module, inputs, convention, exit_rates, encodings)
 

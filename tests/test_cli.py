@@ -169,7 +169,7 @@ def test_the_demo_is_run_with_a_console(run, monkeypatch):
         (
             ("plan", "quantise"),
             "PassError: there is no pass named 'quantise'; did you mean 'quantize'? installed are "
-            "distill, early-exit, fuse, prune-channels, quantize.",
+            "distill, early-exit, fuse, low-rank, prune-channels, prune-heads, prune-weights, quantize.",
         ),
         (("plan", "none.yaml"), "RecipeError: none.yaml: the recipe cannot be read: No such file or directory."),
         (("plan", "fuse", "--order", "best"), "InputError: order='best' is not known; use 'auto' or 'given'."),

@@ -86,11 +86,12 @@ def capture_with_report(model: nn.Module, example_inputs: Sequence[Tensor]) -> t
 
 
 def capture_to_read(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule | None:
-    """The graph of eval mode, to be read and not run, in a fraction of the time; ``None`` if tracing fails.
+    """What eval mode does for inputs of these very shapes, to be read and not run; ``None`` if tracing fails.
 
-    The nodes are those of :func:`capture`, except where that keeps what differs in train mode apart: there they are
-    what eval mode does. Whether the graph accepts the inputs is not checked. Raises as :func:`capture` for arguments
-    that nothing can be captured from.
+    It takes a fraction of the time of :func:`capture`, and differs from its graph in this: sizes are numbers, those of
+    the batch too, so that no node computes them; plain convolution and linear layers are ``call_module``; what works
+    otherwise in train mode is followed in eval mode, not kept whole; every node has its value in ``node.meta["val"]``.
+    Raises as :func:`capture` for arguments that nothing can be captured from.
     """
     return _capture_of(model, example_inputs).to_read()
 
@@ -139,10 +140,11 @@ class _Capture:
             self.unfollowed.add(result.path)
 
     def to_read(self) -> GraphModule | None:
-        for way in ("symbolic", "sizes"):
-            with contextlib.suppress(_Failure), _one_attention_kernel():
-                return build_to_read(self.model, self._trace(way, False))
-        return None
+        try:
+            with _one_attention_kernel():
+                return build_to_read(self.model, self._trace("to read", False))
+        except _Failure:
+            return None
 
     def _first(self, *ways: str) -> "tuple[GraphModule, CaptureReport] | _Failure":
         """The graph of the first way that works, or how the last one failed."""
@@ -192,8 +194,8 @@ class _Capture:
                 if "export" in way:
                     strict = way.startswith("strict")
                     return simplify(export_trace(self.model, self.inputs, self.examples, strict=strict))
-                if way == "sizes":
-                    tracer = SizesTracer(self.inputs, self.examples, leaves)
+                if way in ("sizes", "to read"):
+                    tracer = SizesTracer(self.inputs, self.examples, leaves, to_read=way == "to read")
                 else:
                     tracer = TrainFormTracer(self.inputs, leaves)
                 return simplify(tracer.run(self.model))

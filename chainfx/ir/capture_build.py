@@ -9,6 +9,7 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.edit import LAYERS
 from chainfx.ir.leaves import assign_
+from chainfx.ir.shapes import GraphToRead
 from chainfx.ir.tracer import Trace, TrainFormTracer, layer_name
 
 __all__ = ["build", "build_to_read", "simplify"]
@@ -25,26 +26,12 @@ def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> G
 
 
 def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
-    """As :func:`build`, without what only running the graph takes, which is most of the time."""
+    """The graph of a trace over the very modules of the model; nothing is copied, and no code is made."""
     if len(trace.scopes) > len(trace.graph.nodes):
         _close_gaps(trace.graph)
-    graph_module = _NotCompiled(trace.graph)
+    graph_module = GraphToRead(trace.graph)
     _fill(graph_module, model, trace, {})
     return graph_module
-
-
-class _NotCompiled(GraphModule):
-    """A graph over the very modules of a model, of which no code is made and nothing is copied."""
-
-    def __init__(self, graph: Graph) -> None:
-        nn.Module.__init__(self)
-        self._graph = graph
-        self._paths: dict[str, nn.Module] = {}
-
-    def get_submodule(self, target: str) -> nn.Module:
-        if not self._paths:
-            self._paths = dict(self.named_modules(remove_duplicate=False))
-        return self._paths[target]
 
 
 def simplify(trace: Trace) -> Trace:

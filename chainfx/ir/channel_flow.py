@@ -3,10 +3,10 @@
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -14,7 +14,7 @@ from chainfx.ir import ops
 from chainfx.ir.channel_labels import Labels, Ledger, SizeNote, blank, select_first, spread, varying
 from chainfx.ir.edit import get_tensor, is_dialect, origin
 
-__all__ = ["Flow", "Fold", "Rule", "operator_name"]
+__all__ = ["Flow", "Fold", "Place", "Rule", "operator_name", "places_of"]
 
 Fold = Literal["width", "heads"]
 Rule = Callable[["Flow", Node], Any]
@@ -46,6 +46,24 @@ def operator_name(node: Node) -> str:
     return str(node.args[1]) if name == "getattr" else name
 
 
+class Place(NamedTuple):
+    """A parameter or buffer, and the module and attribute that hold it."""
+
+    owner: nn.Module
+    name: str
+    tensor: Tensor
+
+
+def places_of(graph_module: nn.Module) -> dict[str, Place]:
+    """All parameters and buffers by path; one that has several paths is there several times."""
+    places: dict[str, Place] = {}
+    for path, module in graph_module.named_modules(remove_duplicate=False):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                places[f"{path}.{name}" if path else name] = Place(module, name, tensor)
+    return places
+
+
 class Flow:
     """The labels of every tensor, the values of every other node, and the ledger they are written to.
 
@@ -65,6 +83,7 @@ class Flow:
         self.readers: dict[Node, Labels] = {}
         self._labels: dict[Node, Any] = {}
         self._counted: set[Node] = set()
+        self.places = places_of(graph_module)
         self._paths: dict[int, str] = {}
 
     def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
@@ -155,9 +174,12 @@ class Flow:
 
     def _keep_numbers(self, node: Node) -> None:
         """Numbers of channels in the arithmetic of ``node`` stay what they were, or else the channels do."""
+        numbers = [each for each in node.all_input_nodes if each in self.taints]
+        if not numbers:
+            return
         given = [((i,), each) for i, each in enumerate(node.args)] + [((k,), each) for k, each in node.kwargs.items()]
         where: dict[Any, tuple[int | str, ...]] = {each: at for at, each in given if isinstance(each, Node)}
-        for each in node.all_input_nodes:
+        for each in numbers:
             if each in self._counted and each in where and isinstance(self.values[each], int | float):
                 self.literal(node, "number", where[each], ())
             else:
@@ -219,7 +241,7 @@ class Flow:
         """The labels of a tensor node; a parameter gets one atom for each element when it is first asked for."""
         if node not in self._labels and self._is_parameter(node):
             source = self.parameter(node)
-            tensor = get_tensor(self.graph_module, self.path(source))
+            tensor = self.tensor(self.path(source))
             shape = node.meta["val"].shape
             plain = node.meta["val"].is_floating_point() and tensor.shape == shape
             self._labels[node] = self.ledger.parameter(self.path(source), shape) if plain else blank(shape)
@@ -237,12 +259,16 @@ class Flow:
         """The path of a parameter; a tensor with several names always goes by the first one that was met."""
         if node is None:
             raise ValueError("the node has no parameter")
-        return self._paths.setdefault(id(get_tensor(self.graph_module, str(node.target))), str(node.target))
+        return self._paths.setdefault(id(self.tensor(str(node.target))), str(node.target))
+
+    def tensor(self, path: str) -> Tensor:
+        """The parameter, buffer or constant at a path."""
+        return self.places[path].tensor if path in self.places else get_tensor(self.graph_module, path)
 
     def module_path(self, node: Node, name: str) -> str:
         """The path of tensor ``name`` of the module that a node calls, canonical as in :meth:`path`."""
         path = f"{node.target}.{name}"
-        return self._paths.setdefault(id(get_tensor(self.graph_module, path)), path)
+        return self._paths.setdefault(id(self.tensor(path)), path)
 
     def shape(self, node: Node) -> torch.Size:
         """The shape of a tensor node."""
@@ -271,8 +297,9 @@ class Flow:
 
     def combine(self, left: Labels, right: Labels, node: Node) -> Labels:
         """The labels of an element-wise operation of two tensors with broadcasting; equal positions are coupled."""
-        shape = torch.broadcast_shapes(left.shape, right.shape)
-        left, right = (each[(None,) * (len(shape) - each.dim())] for each in (left, right))
+        rank = max(left.dim(), right.dim())
+        left, right = (each[(None,) * (rank - each.dim())] if each.dim() < rank else each for each in (left, right))
+        shape = torch.Size([b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
         if not bool(select_any(right)):
             return self._beside(left, right, shape, node)
         if not bool(select_any(left)):

@@ -19,12 +19,12 @@ from chainfx.ir.channel_values import (
     SizeLiteral,
     SourceLayer,
 )
-from chainfx.ir.edit import get_tensor
 
 __all__ = ["Grouping"]
 
 IntArray = NDArray[np.int64]
 
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, which spreads the numbers multiplied by it
 _LONE = "all its channels are one unit"
 
 
@@ -34,6 +34,8 @@ class Grouping:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.ledger: Ledger = flow.ledger
+        self._lines: dict[tuple[int, ...], IntArray] = {}
+        self._axes: dict[tuple[int, ...], Axis] = {}
         component = self.ledger.components()
         kind = self._kinds(component)
         lone = (np.bincount(kind) == 1)[kind]
@@ -42,16 +44,22 @@ class Grouping:
         self.units = unit[component]
 
     def _kinds(self, component: IntArray) -> IntArray:
-        """The kind of every component: those in the same parameter dimensions and slices; 0 if no layer makes it."""
-        kind = np.zeros(int(component.max()) + 1, dtype=np.int64)
+        """The kind of every component: those in the same parameter dimensions and slices; 0 if no layer makes it.
+
+        A kind is the hash of the numbers of the sets that a component is in.
+        """
+        kind = np.zeros(int(component.max()) + 1, dtype=np.uint64)
+        made = np.zeros(len(kind), dtype=bool)
         for source in self.ledger.sources:
-            _refine(kind, component[source.atoms.numpy()])
-        made = kind > 0
-        for labels in [*self.ledger.slots.values(), *self.ledger.parts]:
-            _refine(kind, component[compact(labels)[0].reshape(-1).numpy()])
-        kind[~made] = 0
-        kind[0] = 0
-        return kind
+            made[component[source.atoms.numpy()]] = True
+        made[0] = False
+        sets = {_key(labels): labels for labels in (*self.ledger.slots.values(), *self.ledger.parts)}
+        for number, labels in enumerate(sets.values(), start=1):
+            members = component[compact(labels)[0].reshape(-1).numpy()]
+            kind[members] = (kind[members] ^ np.uint64(number)) * _ODD
+            kind[members] ^= kind[members] >> np.uint64(29)
+        _, small = np.unique(kind, return_inverse=True)
+        return np.where(made, small + 1, 0)
 
     def _numbered(self, kind: IntArray) -> tuple[int, IntArray, list[int]]:
         """The number of kinds, the unit of every component, numbered from 1 kind by kind, and where kinds begin."""
@@ -68,7 +76,7 @@ class Grouping:
 
     def analysis(self) -> ChannelAnalysis:
         """All of it as one value."""
-        slots = {key: self.units[labels.numpy()] for key, labels in self.ledger.slots.items()}
+        slots = {key: self._line(labels) for key, labels in self.ledger.slots.items()}
         for path, labels in self.ledger.plain.items():
             axis = self._axis(labels)
             if axis.dim is not None:
@@ -82,7 +90,7 @@ class Grouping:
             slots=slots,
             literals=tuple(self._literals()),
             readers={node.name: self._axis(labels) for node, labels in self.flow.readers.items()},
-            indices={path: self.units[labels.numpy()] for path, labels in self.ledger.indices.items()},
+            indices={path: self._line(labels) for path, labels in self.ledger.indices.items()},
             values={node.name: value for node, value in self.flow.values.items()},
             fold=self.flow.fold,
             attention=frozenset(groups[index].name for index in self._attended()),
@@ -90,6 +98,13 @@ class Grouping:
             prunable=self._sum_of({path for path, _ in slots}),
             products={node.name: self._product(node) for node in self.flow.products},
         )
+
+    def _line(self, labels: Labels) -> IntArray:
+        """The units along a parameter dimension; equal labels have the very same array."""
+        key = _key(labels)
+        if key not in self._lines:
+            self._lines[key] = self.units[labels.numpy()]
+        return self._lines[key]
 
     def _attended(self) -> list[int]:
         """The places of the groups with channels that go into a product of two activations."""
@@ -104,7 +119,13 @@ class Grouping:
         return tuple(self._axis(self.flow.label(each)) for each in (*tensors, node))
 
     def _axis(self, labels: Labels) -> Axis:
-        units = spread(torch.from_numpy(self.units)[compact(labels)[0]]).expand(labels.shape)
+        key = _key(labels)
+        if key not in self._axes:
+            self._axes[key] = self._new_axis(labels)
+        return self._axes[key]
+
+    def _new_axis(self, labels: Labels) -> Axis:
+        units = spread(torch.from_numpy(self.units)[compact(labels)[0]])
         moving = varying(units)
         if not moving:
             return Axis(tuple(labels.shape))
@@ -121,29 +142,43 @@ class Grouping:
 
     def _groups(self, slots: Mapping[tuple[str, int], IntArray]) -> tuple[ChannelGroup, ...]:
         members: list[list[Member]] = [[] for _ in range(self.count)]
-        starts = np.array(self.bounds)
+        parts: dict[int, list[tuple[int, IntArray, IntArray]]] = {}
         for (path, dim), units in slots.items():
-            positions = np.flatnonzero(units)
-            index = np.searchsorted(starts, units[positions], side="right") - 1
-            for group in np.unique(index):
-                inside = index == group
-                members[group].append(Member(path, dim, positions[inside], units[positions][inside] - starts[group]))
+            if id(units) not in parts:
+                parts[id(units)] = list(self._parts(units))
+            for group, positions, inside in parts[id(units)]:
+                members[group].append(Member(path, dim, positions, inside))
+        made = {(s.path, s.dim): SourceLayer(s.node, s.path, s.dim) for s in self.ledger.sources}
+        rank = {key: place for place, key in enumerate(made)}
         groups: list[ChannelGroup] = []
         taken: dict[str, int] = {}
-        of = {(s.path, s.dim): SourceLayer(s.node, s.path, s.dim) for s in self.ledger.sources}
         for place, found in enumerate(members):
-            sources = tuple(source for key, source in of.items() if any((m.path, m.dim) == key for m in found))
-            name = sources[0].node
+            keys = sorted({(m.path, m.dim) for m in found} & made.keys(), key=rank.__getitem__)
+            name = made[keys[0]].node
             taken[name] = taken.get(name, 0) + 1
             unique = name if taken[name] == 1 else f"{name}/{taken[name]}"
             size = self.bounds[place + 1] - self.bounds[place]
+            sources = tuple(made[key] for key in keys)
             groups.append(ChannelGroup(unique, size, sources, tuple(found), self._sum_of({m.path for m in found})))
         return tuple(groups)
 
+    def _parts(self, units: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
+        """The groups that a line of units touches, each with its positions and its own units there."""
+        positions = np.flatnonzero(units)
+        units = units[positions]
+        group = np.searchsorted(self.bounds, units, side="right") - 1
+        first = int(group[0])
+        if (group == first).all():
+            yield first, positions, units - self.bounds[first]
+            return
+        for each in np.unique(group).tolist():
+            inside = group == each
+            yield each, positions[inside], units[inside] - self.bounds[each]
+
     def _sum_of(self, paths: set[str]) -> int:
         """How many elements the parameters among these tensors have."""
-        tensors = {id(get_tensor(self.flow.graph_module, path)) for path in paths}
-        return sum(count for key, count in self._elements.items() if key in tensors)
+        tensors = {id(self.flow.tensor(path)) for path in paths}
+        return sum(self._elements.get(key, 0) for key in tensors)
 
     def _frozen(self) -> Iterator[FrozenChannels]:
         """The sources with channels that must stay, with the first reason for the first of them."""
@@ -154,10 +189,9 @@ class Grouping:
                 yield FrozenChannels(source.node, source.path, len(fixed), self.ledger.reason(int(fixed[0])) or _LONE)
 
 
-def _refine(kind: IntArray, members: IntArray) -> None:
-    """Give the members of a set new kinds, so that two of one kind are either both in the set or both not."""
-    _, inverse = np.unique(kind[members], return_inverse=True)
-    kind[members] = int(kind.max()) + 1 + inverse
+def _key(labels: Labels) -> tuple[int, ...]:
+    """What two views of the same labels have in common."""
+    return (labels.data_ptr(), *labels.shape, *labels.stride())
 
 
 def _numel(graph_module: GraphModule) -> dict[int, int]:

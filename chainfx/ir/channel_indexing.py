@@ -8,7 +8,6 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.channel_flow import Flow, Rule, operator_name
 from chainfx.ir.channel_labels import Labels, select_first, spread, varying
-from chainfx.ir.edit import get_tensor
 
 __all__ = ["INDEXING"]
 
@@ -48,7 +47,7 @@ def _at(flow: Flow, node: Node, index: Any, dim: int) -> Labels | None:
     labels = flow.label(node.args[0])
     if not isinstance(index, Node) or index.op != "get_attr" or dim not in varying(labels):
         return None
-    positions = get_tensor(flow.graph_module, flow.path(index))
+    positions = flow.tensor(flow.path(index))
     known = positions.dim() == 1 and not positions.is_meta and positions.dtype in (torch.int64, torch.int32)
     if not known or flow.ledger.is_plain(labels):
         return None

@@ -29,7 +29,9 @@ def blank(shape: torch.Size | tuple[int, ...]) -> Labels:
 
 def varying(labels: Labels) -> tuple[int, ...]:
     """The dimensions along which the labels differ."""
-    return tuple(d for d in range(labels.dim()) if labels.size(d) > 1 and labels.stride(d) != 0)
+    return tuple(
+        d for d, (size, step) in enumerate(zip(labels.shape, labels.stride(), strict=True)) if size > 1 and step
+    )
 
 
 def compact(*labels: Labels) -> tuple[Labels, ...]:
@@ -43,9 +45,10 @@ def spread(labels: Labels) -> Labels:
     """The same labels with stride 0 wherever they do not differ."""
     (small,) = compact(labels)
     for dim in varying(small):
-        first = small.narrow(dim, 0, 1)
-        if bool((small == first).all()):
-            small = first
+        corner = small[tuple(slice(0, 2) if d == dim else 0 for d in range(small.dim()))]
+        if corner[0] == corner[1]:
+            first = small.narrow(dim, 0, 1)
+            small = first if bool((small == first).all()) else small
     return small.expand(labels.shape)
 
 

@@ -38,7 +38,7 @@ def batch_norm(flow: Flow, node: Node) -> Labels:
 
 def is_channel_norm(module: nn.Module) -> bool:
     """Whether a module is a batch or instance normalization, or a subclass without further parameters."""
-    return isinstance(module, _NormBase) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
+    return isinstance(module, _NormBase) and not module._modules and module._parameters.keys() <= {"weight", "bias"}
 
 
 def norm_module(flow: Flow, node: Node) -> Labels:

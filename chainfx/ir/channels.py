@@ -49,6 +49,7 @@ def analyse_channels(
     are frozen, with the reason. Raises :class:`InputError` when the network does not accept the inputs, or for another
     ``fold``.
 
+    >>> import torch
     >>> from torch import nn
     >>> from chainfx.ir.capture import capture
     >>> x = torch.zeros(1, 3, 8, 8)

@@ -32,6 +32,8 @@ _SAME_MODULES = frozenset(
         *(each.forward for each in (nn.Sigmoid, nn.Tanh)),
     }
 )
+_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
+_new = torch.empty  # as it is outside of a trace
 # what changes the shape of a tensor in place has to be done to that very tensor
 _RESHAPING = frozenset({"resize_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"})
 
@@ -58,8 +60,12 @@ class MetaEvaluator:
             prefix, _, name = str(node.target).rpartition(".")
             value = getattr(self._root[prefix], name)
             return self.tensor(value) if isinstance(value, Tensor) else value
-        if node.op == "call_module" and type(self._root[str(node.target)]).forward in _SAME_MODULES:
-            return _alias(value_of(node.all_input_nodes[0]))
+        if node.op == "call_module":
+            module = self._root[str(node.target)]
+            if type(module).forward in _SAME_MODULES:
+                return _alias(value_of(node.all_input_nodes[0]))
+            if type(module) in _LAYERS and (layer := _layer(module, value_of(node.all_input_nodes[0]))) is not None:
+                return layer
         args, kwargs = map_arg((node.args, node.kwargs), value_of)
         if (rule := _RULES.get(node.target)) and (ruled := rule(*args, **kwargs)) is not None:
             return _alias(ruled)
@@ -127,6 +133,13 @@ def _item(values: Any, index: Any) -> Any:
     return None if isinstance(values, Tensor) else values[index]
 
 
+def _layer(module: Any, tensor: Any) -> Tensor | None:
+    if type(module) is nn.Linear:
+        return _linear(tensor, module.weight)
+    sizes = (module.stride, module.padding, module.dilation, module.groups)
+    return None if isinstance(module.padding, str) else _convolved(tensor, module.weight, None, *sizes)
+
+
 def _linear(tensor: Any = None, weight: Any = None, *_: Any, **__: Any) -> Tensor | None:
     fits = tensor is not None and weight is not None and weight.dim() == 2 and tensor.shape[-1:] == weight.shape[1:]
     return _empty((*tensor.shape[:-1], weight.shape[0]), tensor) if fits else None
@@ -166,7 +179,7 @@ def _joined(tensors: Any = (), dim: int = 0, **options: Any) -> Tensor | None:
 
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device="meta")
+    return _new(shape, dtype=like.dtype, device="meta")
 
 
 # the calls that networks consist of, by rules instead of a dispatch; a rule that gives ``None`` does not apply

@@ -4,25 +4,47 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from chainfx.errors import InputError
 from chainfx.ir.meta_values import evaluate_graph
 
-__all__ = ["propagate_shapes", "shape_of"]
+__all__ = ["GraphToRead", "propagate_shapes", "shape_of"]
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
+
+
+class GraphToRead(GraphModule):
+    """A graph that cannot run: over the modules of a model themselves, with the values of its nodes for one shape."""
+
+    def __init__(self, graph: Graph) -> None:
+        nn.Module.__init__(self)
+        self._graph = graph
+        self._paths: dict[str, nn.Module] = {}
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As torch, from a table made at the first call."""
+        if not self._paths:
+            self._paths = dict(self.named_modules(remove_duplicate=False))
+        return self._paths[target]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the values of all nodes are known."""
+        return all("val" in node.meta or node.op == "output" for node in self.graph.nodes)
 
 
 def propagate_shapes(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
     """Put a tensor without data (or the plain value) of every node into ``node.meta["val"]``.
 
     ``example_inputs`` are positional, batch first, on any device (meta included). Raises :class:`InputError` when the
-    network does not accept their shapes.
+    network does not accept their shapes. A :class:`GraphToRead` has what it was captured with.
     """
+    if isinstance(graph_module, GraphToRead) and graph_module.is_complete:
+        return
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     required = [node for node in placeholders if not node.args]
     if not len(required) <= len(example_inputs) <= len(placeholders):

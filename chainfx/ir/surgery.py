@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
+from chainfx.ir.channel_flow import Place, places_of
 from chainfx.ir.channels import Axis, ChannelAnalysis, SizeLiteral
-from chainfx.ir.edit import get_tensor, parent_of
 
 __all__ = ["prune"]
 
@@ -35,16 +35,16 @@ def prune(
     """
     removed = _removed(analysis, keep)
     nodes = {node.name: node for node in graph_module.graph.nodes}
-    _check_unchanged(graph_module, analysis, nodes)
-    _slice(graph_module, analysis, removed)
+    tensors = places_of(graph_module)
+    _check_unchanged(analysis, nodes, tensors)
+    _slice(analysis, removed, tensors)
     numbers = _Numbers(analysis, removed, nodes)
-    for literal in analysis.literals:
-        _correct(graph_module, nodes[literal.node], literal, numbers)
+    changed = [_correct(graph_module, nodes[each.node], each, numbers) for each in analysis.literals]
     for node in nodes.values():
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
-    graph_module.graph.lint()
-    graph_module.recompile()
+    if any(changed):
+        graph_module.recompile()
 
 
 def _removed(analysis: ChannelAnalysis, keep: Mapping[str, Any]) -> Removed:
@@ -66,12 +66,9 @@ def _removed(analysis: ChannelAnalysis, keep: Mapping[str, Any]) -> Removed:
     return np.concatenate(masks)
 
 
-def _check_unchanged(graph_module: GraphModule, analysis: ChannelAnalysis, nodes: Mapping[str, Node]) -> None:
+def _check_unchanged(analysis: ChannelAnalysis, nodes: Mapping[str, Node], tensors: Mapping[str, Place]) -> None:
     for (path, dim), units in analysis.slots.items():
-        try:
-            shape = get_tensor(graph_module, path).shape
-        except (AttributeError, TypeError):
-            shape = torch.Size()
+        shape = tensors[path].tensor.shape if path in tensors else ()
         if len(shape) <= dim or shape[dim] != len(units):
             raise GraphError(
                 f"the graph changed since the analysis: parameter {path!r} has shape {tuple(shape)}, "
@@ -82,43 +79,30 @@ def _check_unchanged(graph_module: GraphModule, analysis: ChannelAnalysis, nodes
             raise GraphError(f"the graph changed since the analysis: node {literal.node!r} is gone; analyse again.")
 
 
-def _slice(graph_module: GraphModule, analysis: ChannelAnalysis, removed: Removed) -> None:
-    names = _names(graph_module)
+def _slice(analysis: ChannelAnalysis, removed: Removed, tensors: Mapping[str, Place]) -> None:
+    """Put smaller tensors at all paths of those that lose something; a parameter stays one."""
     smaller: dict[str, Tensor] = {}
-    for (path, dim), units in analysis.slots.items():
-        kept = np.flatnonzero(~removed[units])
-        if len(kept) < len(units):
-            tensor = smaller.get(path, get_tensor(graph_module, path).detach())
-            smaller[path] = tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
+    kept: dict[int, Tensor] = {}
+    for (path, dim), units in sorted(analysis.slots.items(), key=lambda slot: slot[0][1]):  # whole rows copy fastest
+        if id(units) not in kept:
+            kept[id(units)] = torch.from_numpy(np.flatnonzero(~removed[units]))
+        index = kept[id(units)]
+        if len(index) < len(units):
+            tensor = smaller.get(path, tensors[path].tensor.detach())
+            smaller[path] = tensor.index_select(dim, index.to(tensor.device))
     for path, units in analysis.indices.items():
-        if not removed[units].any():
-            continue
-        place = torch.from_numpy(np.cumsum(~removed[units]) - 1)
-        positions = smaller.get(path, get_tensor(graph_module, path))
-        smaller[path] = place.to(positions)[positions.long()]
-    for path, tensor in smaller.items():
-        _replace(graph_module, names[id(get_tensor(graph_module, path))], tensor)
+        if removed[units].any():
+            place = torch.from_numpy(np.cumsum(~removed[units]) - 1)
+            positions = smaller.get(path, tensors[path].tensor)
+            smaller[path] = place.to(positions)[positions.long()]
+    new = {id(tensors[path].tensor): _like(tensors[path].tensor, tensor) for path, tensor in smaller.items()}
+    for owner, name, old in tensors.values():
+        if id(old) in new:
+            setattr(owner, name, new[id(old)])
 
 
-def _names(graph_module: GraphModule) -> dict[int, list[str]]:
-    """All paths of every tensor, by its identity."""
-    names: dict[int, list[str]] = {}
-    for found in (
-        graph_module.named_parameters(remove_duplicate=False),
-        graph_module.named_buffers(remove_duplicate=False),
-    ):
-        for path, tensor in found:
-            names.setdefault(id(tensor), []).append(path)
-    return names
-
-
-def _replace(graph_module: GraphModule, paths: Sequence[str], tensor: Tensor) -> None:
-    """Put one tensor at all its paths; a parameter stays one."""
-    old = get_tensor(graph_module, paths[0])
-    new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    for path in paths:
-        parent, name = parent_of(graph_module, path)
-        setattr(parent, name, new)
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 class _Numbers:
@@ -156,15 +140,15 @@ class _Numbers:
         return self._before.get(node.name)
 
 
-def _correct(graph_module: GraphModule, node: Node, literal: SizeLiteral, numbers: _Numbers) -> None:
-    """Write the right integers; a computed one that comes out right by itself is left alone."""
+def _correct(graph_module: GraphModule, node: Node, literal: SizeLiteral, numbers: _Numbers) -> bool:
+    """Write the right integers, and say whether the graph changed; a computed one that is right is left alone."""
     before = [axis.shape[dim] for axis, dim in literal.counts]
     counts = [numbers.count(axis, dim) for axis, dim in literal.counts]
     if literal.kind in _COMPUTED:
-        _COMPUTED[literal.kind](node, literal, counts, numbers)
-    elif counts == before:
-        return
-    elif literal.kind == "attribute":
+        return _COMPUTED[literal.kind](node, literal, counts, numbers)
+    if counts == before:
+        return False
+    if literal.kind == "attribute":
         _set_attribute(graph_module.get_submodule(str(node.target)), literal.where, counts[0])
     elif literal.kind == "split":
         node.op, node.target = "call_function", torch.split
@@ -173,6 +157,7 @@ def _correct(graph_module: GraphModule, node: Node, literal: SizeLiteral, number
         node.update_kwarg("scale", 1 / math.sqrt(before[0]))
     else:
         _write(node, literal, slice(*counts))
+    return literal.kind != "attribute"
 
 
 def _set_attribute(module: nn.Module, where: Sequence[int | str], count: int) -> None:
@@ -184,40 +169,43 @@ def _set_attribute(module: nn.Module, where: Sequence[int | str], count: int) ->
         setattr(module, str(name), count)
 
 
-def _correct_size(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+def _correct_size(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> bool:
     entry = _entry(node, literal)
     found = numbers.of(entry) if isinstance(entry, Node) else entry
-    if found != counts[0]:
-        _write(node, literal, _sized(node, entry, found, counts[0]))
+    if found == counts[0]:
+        return False
+    return _write(node, literal, _sized(node, entry, found, counts[0]))
 
 
-def _correct_shape(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+def _correct_shape(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> bool:
     entry = _entry(node, literal)
     found = numbers.of(entry)
     if tuple(found) == tuple(counts):
-        return
+        return False
     with node.graph.inserting_before(node):
         items = [node.graph.call_function(operator.getitem, (entry, index)) for index in range(len(counts))]
-    _write(node, literal, [_sized(node, *each) for each in zip(items, found, counts, strict=True)])
+    return _write(node, literal, [_sized(node, *each) for each in zip(items, found, counts, strict=True)])
 
 
-def _correct_shape_of(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+def _correct_shape_of(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> bool:
     """``x.view_as(y)`` of tensors that do not lose the same: the sizes of y, corrected."""
     wanted, found = counts[: len(counts) // 2], counts[len(counts) // 2 :]
     if wanted == found:
-        return
+        return False
     tensor, other = node.args
     with node.graph.inserting_before(node):
         items = [node.graph.call_method("size", (other, index)) for index in range(len(wanted))]
     sizes = [_sized(node, *each) for each in zip(items, found, wanted, strict=True)]
     node.op, node.target = "call_method", "reshape"
     node.args = (tensor, *sizes)
+    return True
 
 
-def _correct_number(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> None:
+def _correct_number(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> bool:
     entry = _entry(node, literal)
-    if isinstance(entry, Node) and numbers.of(entry) != numbers.original(entry):
-        _write(node, literal, numbers.original(entry))
+    if numbers.of(entry) == numbers.original(entry):
+        return False
+    return _write(node, literal, numbers.original(entry))
 
 
 _COMPUTED = {
@@ -247,7 +235,8 @@ def _entry(node: Node, literal: SizeLiteral) -> Any:
     return whole[rest[0]] if rest else whole
 
 
-def _write(node: Node, literal: SizeLiteral, new: Any) -> None:
+def _write(node: Node, literal: SizeLiteral, new: Any) -> bool:
+    """Write it there; always true, since that changes the graph."""
     key, *rest = literal.where
     if rest:
         old: Any = node.kwargs[key] if isinstance(key, str) else node.args[key]
@@ -256,3 +245,4 @@ def _write(node: Node, literal: SizeLiteral, new: Any) -> None:
         node.update_kwarg(key, new)
     else:
         node.update_arg(key, new)
+    return True

@@ -132,8 +132,11 @@ class TrainFormTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """As torch.fx; unpickling a graph comes here too, so that its layers get their names back."""
-        tensors = (*root.named_parameters(), *root.named_buffers())
-        self.names = {id(tensor): name for name, tensor in reversed(tensors)}
+        self.names = {}
+        for path, module in root.named_modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
         with self._recorded_factories():
             return super().trace(root, concrete_args)
 
@@ -242,6 +245,8 @@ class TrainFormTracer(Tracer):
         if kind == "call_function" and target in LAYERS:
             args, kwargs = tuple(self._padded(target, normal_arguments(target, args, kwargs)).values()), {}
             name = layer_name(args[1]) or name
+        if kind in ("get_attr", "call_module") and target.islower() and not target.startswith("__"):
+            name = target.replace(".", "_")  # as torch would, without its regular expressions
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
         if args:  # given above, they would be searched for symbolic sizes, at length
             node.args = args

@@ -3,6 +3,8 @@
 Every node is also evaluated on tensors without data, once with the batch of the example inputs and once with twice
 that. What is the same number both times is handed to the traced code as that number; what differs stays a value of the
 graph, so that the batch stays free. A branch that depends on the data, or on the batch, cannot be followed and raises.
+
+A graph that is only read, to be counted, needs no free batch: then once is enough, and every size is a number.
 """
 
 import itertools
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.fx.proxy import TraceError
 
-from chainfx.ir.meta_values import MetaEvaluator, needs_data
+from chainfx.ir.meta_values import MetaEvaluator, needs_data, without_data
 from chainfx.ir.tracer import Trace, TrainFormProxy, TrainFormTracer
 
 __all__ = ["BATCH", "DATA", "SizesTracer"]
@@ -24,20 +26,25 @@ __all__ = ["BATCH", "DATA", "SizesTracer"]
 DATA = "a value that only the data give"
 BATCH = "a value that changes with the batch size"
 
-_Pair = tuple[Any, Any]
+_Values = tuple[Any, ...]
+_PLAIN = (bool, int, float, str, torch.Size)
+_WHOLE = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear})
 
 
 class _ValueProxy(TrainFormProxy):
-    """A proxy that answers Python's questions from the two values of its node."""
+    """A proxy that answers Python's questions from the values of its node."""
 
     tracer: "SizesTracer"
 
     @property
-    def values(self) -> _Pair:
+    def values(self) -> _Values:
         return self.tracer.values[self.node]
 
     def __getattr__(self, k: str) -> Any:
-        if callable(getattr(self.values[0], k)):
+        found = tuple(getattr(value, k) for value in self.values)
+        if _is_plain(found):
+            return found[0]
+        if callable(found[0]):
             return lambda *args, **kwargs: self.tracer.create_proxy("call_method", k, (self, *args), kwargs)
         return self.tracer.create_proxy("call_function", getattr, (self, k), {})
 
@@ -54,29 +61,42 @@ class _ValueProxy(TrainFormProxy):
         return int(_known(self.values))
 
     def __len__(self) -> int:
-        return int(_known((len(self.values[0]), len(self.values[1]))))
+        return int(_known(tuple(len(value) for value in self.values)))
 
     def __iter__(self) -> Iterator[Any]:
         item = self.tracer.item
         return (item(self, index) for index in range(len(self)))
 
 
-def _known(values: _Pair) -> Any:
-    """The one value of both; raises ``TraceError`` where there is none."""
+def _known(values: _Values) -> Any:
+    """The one value of all; raises ``TraceError`` where there is none."""
     if isinstance(values[0], Tensor):
         raise TraceError(DATA)
-    if values[0] != values[1]:
+    if values[0] != values[-1]:
         raise TraceError(BATCH)
     return values[0]
 
 
-class SizesTracer(TrainFormTracer):
-    """A :class:`~chainfx.ir.tracer.TrainFormTracer` that knows every size except the batch."""
+def _is_plain(values: _Values) -> bool:
+    """Whether this is one number, truth value, text or shape that traced code can be handed."""
+    return isinstance(values[0], _PLAIN) and values[0] == values[-1]
 
-    def __init__(self, inputs: tuple[str, ...], examples: Sequence[Tensor], leaves: Collection[str] = ()) -> None:
+
+class SizesTracer(TrainFormTracer):
+    """A :class:`~chainfx.ir.tracer.TrainFormTracer` that knows every size except the batch.
+
+    With ``to_read`` it knows that too, leaves plain layers whole, and puts the value of every node into
+    ``node.meta["val"]``.
+    """
+
+    def __init__(
+        self, inputs: tuple[str, ...], examples: Sequence[Tensor], leaves: Collection[str] = (), to_read: bool = False
+    ) -> None:
         super().__init__(inputs, leaves)
-        self.values: dict[Node, _Pair] = {}
-        self._examples = dict(zip(inputs, _two_batches(examples), strict=True))
+        self.values: dict[Node, _Values] = {}
+        self.to_read = to_read
+        batches = [(without_data(example),) for example in examples] if to_read else _two_batches(examples)
+        self._examples = dict(zip(inputs, batches, strict=True))
 
     def run(self, model: nn.Module) -> Trace:
         """As the base class."""
@@ -86,6 +106,11 @@ class SizesTracer(TrainFormTracer):
     def proxy(self, node: Node) -> Proxy:
         """A proxy that knows the values of its node."""
         return _ValueProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """As the base class; of a graph to be read also a layer that does nothing but what its class says."""
+        whole = self.to_read and type(m) in _WHOLE and not m._forward_hooks and not m._forward_pre_hooks
+        return (whole and "forward" not in vars(m)) or super().is_leaf_module(m, module_qualified_name)
 
     def item(self, proxy: Proxy, index: int) -> Any:
         """Item ``index`` of a proxied tuple or tensor: a number where it is known, else a node."""
@@ -113,14 +138,16 @@ class SizesTracer(TrainFormTracer):
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         if kind != "output":
             self.values[node] = self._evaluate(node)
+            if self.to_read:
+                node.meta["val"] = self.values[node][0]
         return node
 
     def _resolved(self, proxy: Any) -> Any:
-        first, second = self.values[proxy.node]
-        if isinstance(first, bool | int | float | str) and first == second:
+        values = self.values[proxy.node]
+        if _is_plain(values):
             self._forget(proxy.node)
-            return first
-        if isinstance(first, torch.Size):
+            return values[0]
+        if isinstance(values[0], torch.Size):
             parts = tuple(proxy)
             if not proxy.node.users:
                 self._forget(proxy.node)
@@ -133,15 +160,15 @@ class SizesTracer(TrainFormTracer):
         del self.values[node]
         self.graph.erase_node(node)
 
-    def _evaluate(self, node: Node) -> _Pair:
+    def _evaluate(self, node: Node) -> _Values:
         if node.op == "placeholder":
             return self._examples[str(node.target)]
         if node.op == "get_attr" and str(node.target) in self.result.constants:
             constant = self._evaluator.tensor(self.result.constants[str(node.target)])
-            return constant, constant
+            return (constant,) if self.to_read else (constant, constant)
         self.evaluating = True
         try:
-            return self._evaluate_for(node, 0), self._evaluate_for(node, 1)
+            return tuple(self._evaluate_for(node, which) for which in range(1 if self.to_read else 2))
         except (RuntimeError, NotImplementedError) as error:
             raise TraceError(DATA) if needs_data(error) else error from error
         finally:
@@ -158,7 +185,7 @@ def _may_be_entered(function: FunctionType, args: Any, kwargs: Any) -> bool:
     return own and not any(isinstance(each, bool) for each in given)
 
 
-def _two_batches(examples: Sequence[Tensor]) -> list[_Pair]:
+def _two_batches(examples: Sequence[Tensor]) -> list[_Values]:
     """The examples without data, with a batch of at least two and with twice that.
 
     The batch is the first axis of the first example, and of every other one of the same length there.

@@ -17,6 +17,7 @@ from chainfx.ir import edit
 __all__ = ["SAMPLES", "Evidence", "gather", "reading_dims"]
 
 SAMPLES = 512
+_MOMENTS = 4096  # a matrix of 64 MB
 _PIECE = 8  # samples in one derivative: their squares must not average out before they are taken
 
 Batch = tuple[Tensor, ...]
@@ -27,12 +28,14 @@ class Evidence:
     """Measurements by the path of a layer's weight, one number for each position of the dimension that reads channels.
 
     ``mean`` and ``power``: the mean, and the mean square, of what the layer reads, over samples and space, shape
-    (positions,); for a layer that is called several times summed over the calls. ``slope``: the derivative of the loss
-    by a factor on the position, shape (pieces, positions), one row for every 8 samples.
+    (positions,). ``moment``: the mean product of every two of them, shape (positions, positions), for layers of at most
+    4096 positions. For a layer that is called several times all three are sums over the calls. ``slope``: the
+    derivative of the loss by a factor on the position, shape (pieces, positions), one row for every 8 samples.
     """
 
     mean: Mapping[str, Tensor] = field(default_factory=dict)
     power: Mapping[str, Tensor] = field(default_factory=dict)
+    moment: Mapping[str, Tensor] = field(default_factory=dict)
     slope: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -54,28 +57,28 @@ def gather(
 ) -> Evidence:
     """Run the first 512 samples of ``batches`` through a network, in eval mode, and measure what is needed.
 
-    ``needs``: of ``activity`` (mean and power) and ``slope``. The loss of the slopes is the cross-entropy against
-    labels drawn from the network's own answer: no label of the data is needed, and the mean square of a slope is the
-    Fisher information, the second derivative of the divergence between old and new answer (Theis et al. 2018, "Faster
-    gaze prediction", eq. 6). An output without classes (fewer than two along dimension 1) counts its square. The
-    network is left as it was, whether its parameters require gradients or not. Raises :class:`PassError` if there is
-    nothing to run on, or the network does not accept it.
+    ``needs``: of ``activity`` (mean and power), ``moment`` and ``slope``. The loss of the slopes is the cross-entropy
+    against labels drawn from the network's own answer: no label of the data is needed, and the mean square of a slope
+    is the Fisher information, the second derivative of the divergence between old and new answer (Theis et al. 2018,
+    "Faster gaze prediction", eq. 6). An output without classes (fewer than two along dimension 1) counts its square.
+    The network is left as it was, whether its parameters require gradients or not. Raises :class:`PassError` if there
+    is nothing to run on, or the network does not accept it.
     """
     if not needs:
         return Evidence()
     dims = reading_dims(graph_module)
-    watch = _Watch(graph_module, dims)
+    watch = _Watch(graph_module, dims, moments="moment" in needs)
     slopes: dict[str, list[Tensor]] = {path: [] for path in dims}
     with edit.evaluating(graph_module):
         for batch in _samples(batches):
-            if "activity" in needs:
+            if not needs <= {"slope"}:
                 with torch.no_grad():
                     _accepted(lambda batch=batch: watch.run(*batch), batch)
             for piece in _pieces(batch) if "slope" in needs else ():
                 for path, slope in _accepted(lambda piece=piece: _slopes(graph_module, dims, piece, generator), piece):
                     slopes[path].append(slope)
-    mean, power = watch.measured()
-    return Evidence(mean, power, {path: torch.stack(rows) for path, rows in slopes.items() if rows})
+    mean, power, moment = watch.measured()
+    return Evidence(mean, power, moment, {path: torch.stack(rows) for path, rows in slopes.items() if rows})
 
 
 def _samples(batches: Iterable[Batch] | None) -> Iterator[Batch]:
@@ -111,10 +114,11 @@ def _accepted(run: Any, batch: Batch) -> Any:
 class _Watch(Interpreter):
     """Runs a graph and adds up what its layers read."""
 
-    def __init__(self, graph_module: GraphModule, dims: Mapping[str, int]) -> None:
+    def __init__(self, graph_module: GraphModule, dims: Mapping[str, int], *, moments: bool) -> None:
         super().__init__(graph_module)
         self.dims = dims
-        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self.moments = moments
+        self.sums: dict[str, list[Tensor]] = {}
         self.samples = self.batch = 0
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -133,22 +137,29 @@ class _Watch(Interpreter):
         values = read.detach().movedim(axis, 0).flatten(1).to("cpu", torch.float32)
         if self.dims[path]:
             values = values.view(groups, -1, values.shape[1]).movedim(1, 0).flatten(1)
-        each = values.mean(1).double() * self.batch, values.square().mean(1).double() * self.batch
+        each = [values.mean(1), values.square().mean(1)]
+        if self.moments and len(values) <= _MOMENTS:
+            each.append(values @ values.t() / values.shape[1])
+        each = [number.double() * self.batch for number in each]
         old = self.sums.get(path)
-        self.sums[path] = each if old is None else (old[0] + each[0], old[1] + each[1])
+        self.sums[path] = each if old is None else [a + b for a, b in zip(old, each, strict=True)]
 
-    def measured(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and mean square of what each layer reads."""
-        found = {path: (mean / self.samples, power / self.samples) for path, (mean, power) in self.sums.items()}
-        return {path: each[0] for path, each in found.items()}, {path: each[1] for path, each in found.items()}
+    def measured(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Mean, mean square and mean products of what each layer reads."""
+        found: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] = ({}, {}, {})
+        for path, sums in self.sums.items():
+            for kind, total in zip(found, sums, strict=False):
+                kind[path] = total / self.samples
+        return found
 
 
 def _slopes(
     graph_module: GraphModule, dims: Mapping[str, int], piece: Batch, generator: torch.Generator
 ) -> list[tuple[str, Tensor]]:
     """For every weight, sum over what each position holds of weight times gradient."""
-    weights = {path: edit.get_tensor(graph_module, path).detach().clone().requires_grad_() for path in dims}
-    others = {name: tensor.detach() for name, tensor in graph_module.named_parameters() if name not in weights}
+    tensors = {id(edit.get_tensor(graph_module, path)): path for path in reversed(list(dims))}  # the first name
+    weights = {path: edit.get_tensor(graph_module, path).detach().clone().requires_grad_() for path in tensors.values()}
+    others = {name: each.detach() for name, each in graph_module.named_parameters() if id(each) not in tensors}
     with torch.enable_grad():
         output = functional_call(graph_module, {**others, **weights}, piece)
         gradients = torch.autograd.grad(_loss(output, generator), list(weights.values()), allow_unused=True)

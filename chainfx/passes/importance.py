@@ -1,5 +1,7 @@
 """How important every unit of a coupled group is: criteria by name, each a function of the group's parameter slices.
 
+The criteria of chainfx itself are in :mod:`chainfx.passes.criteria`.
+
 A criterion sees the whole group: the filters that make its channels, the filters that read them, the scales of the
 normalizations in between. One's own criterion is registered under a name, so that recipes and records can say it::
 
@@ -22,7 +24,6 @@ from chainfx.errors import InputError, PassError
 from chainfx.ir.channels import ChannelGroup, Member
 from chainfx.ir.edit import get_tensor
 from chainfx.passes.evidence import Evidence, reading_dims
-from chainfx.passes.layers import layer_path
 
 __all__ = [
     "Criterion",
@@ -45,9 +46,9 @@ class Slice:
 
     ``role``: ``makes`` (the outputs of a convolution, linear layer or embedding), ``reads`` (the inputs of one that
     sums over them), ``scales`` (the scale of a BatchNorm) or ``other`` (biases, statistics, masks, plain parameters).
-    ``size``: the number of units of the group. ``mean`` and ``power``: the mean and the mean square of what a layer
-    reads at each position, ``slope``: the derivative of the loss by a factor on each position, shape (pieces,
-    positions); ``None`` unless the criterion needs them (see :func:`register_importance`) and the role is ``reads``.
+    ``size``: the number of units of the group. ``mean``, ``power``, ``moment``, ``slope``: what
+    :class:`~chainfx.passes.evidence.Evidence` has of the slice, ``None`` unless the criterion needs it (see
+    :func:`register_importance`) and the role is ``reads``.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Slice:
     size: int
     mean: Tensor | None = None
     power: Tensor | None = None
+    moment: Tensor | None = None
     slope: Tensor | None = None
     _sums: dict[tuple[str, float], tuple[Tensor, ...]] = field(
         default_factory=dict
@@ -126,7 +128,7 @@ class Criterion:
 
 
 _CRITERIA: dict[str, Criterion] = {}
-_NEEDS = frozenset({"activity", "slope"})
+_NEEDS = frozenset({"activity", "moment", "slope"})
 
 
 def register_importance(
@@ -135,9 +137,9 @@ def register_importance(
     """Add a criterion under a name of its own; :class:`~chainfx.passes.PruneChannels` then takes ``importance=name``.
 
     The criterion gets a :class:`GroupSlices` and returns one number a unit, shape (size,): the higher, the more it is
-    worth keeping. ``needs``: of ``"activity"`` (mean and power) and ``"slope"``, what it reads of :class:`Slice`;
-    either asks for calibration data. ``comparable``: whether scores of different groups are in one unit; those that are
-    not are divided by their mean over the group before units of all groups are ranked together.
+    worth keeping. ``needs``: of ``"activity"`` (mean and power), ``"moment"`` and ``"slope"``, what it reads of
+    :class:`Slice`; any of them asks for calibration data. ``comparable``: whether scores of different groups are in one
+    unit; those that are not are divided by their mean over the group before units of all groups are ranked together.
 
     Raises :class:`InputError` if the name is taken or ``needs`` has something else in it.
 
@@ -151,7 +153,7 @@ def register_importance(
         raise InputError(f"the importance {name!r} is registered already; give yours another name.")
     if not needs <= _NEEDS:
         unknown = ", ".join(repr(each) for each in sorted(needs - _NEEDS))
-        raise InputError(f"the importance {name!r} needs {unknown}; it can have {' and '.join(sorted(_NEEDS))}.")
+        raise InputError(f"the importance {name!r} needs {unknown}; it can have activity, moment and slope.")
 
     def add(score: Importance) -> Importance:
         _CRITERIA[name] = Criterion(name, score, needs, comparable)
@@ -238,92 +240,17 @@ class _Look:
         """The slice of a member of a group of ``size`` units whose layers ``made`` (path, dimension)."""
         path, dim = member.path, member.dim
         role: Role = "makes" if (path, dim) in made else "scales" if path in self.scales else "other"
-        mean = power = slope = None
+        mean = power = moment = slope = None
         if self.dims.get(path) == dim:
             role, evidence = "reads", self.evidence
-            mean, power, slope = (each.get(path) for each in (evidence.mean, evidence.power, evidence.slope))
+            mean, power = evidence.mean.get(path), evidence.power.get(path)
+            moment, slope = evidence.moment.get(path), evidence.slope.get(path)
         tensor = get_tensor(self.graph_module, path)
         positions, units = torch.from_numpy(member.positions), torch.from_numpy(member.units)
-        return Slice(path, role, tensor, dim, positions, units, size, mean, power, slope, self.sums)
+        return Slice(path, role, tensor, dim, positions, units, size, mean, power, moment, slope, self.sums)
 
 
 def _powers(tensor: Tensor, order: float) -> Tensor:
     values = tensor.detach()
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     return values.abs() if order == 1 else values.square() if order == 2 else values.abs().pow(order)
-
-
-def _unit_norm(group: GroupSlices, order: int) -> Tensor:
-    """The norm of all that makes and reads a unit: (sum over the slices of |w|^order)^(1 / order)."""
-    slices = group.having("makes", "reads")
-    return sum((each.total(each.power_sum(order)) for each in slices), group.zeros()) ** (1 / order)
-
-
-@register_importance("l1")
-def l1(group: GroupSlices) -> Tensor:
-    """The sum of |w| over the filters that make the unit and those that read it (Li et al. 2017, on whole groups)."""
-    return _unit_norm(group, 1)
-
-
-@register_importance("l2")
-def l2(group: GroupSlices) -> Tensor:
-    """The Euclidean norm of the filters that make the unit and those that read it (Fang et al. 2023, sec. 3.2)."""
-    return _unit_norm(group, 2)
-
-
-@register_importance("bn")
-def bn(group: GroupSlices) -> Tensor:
-    """The mean |scale| of the group's BatchNorms (Liu et al. 2017, "Network Slimming")."""
-    scales = group.having("scales")
-    if not scales:
-        sources = [each.path for each in group.slices if each.role in ("makes", "reads")]
-        raise PassError(
-            f"prune-channels: group {group.name!r} has no BatchNorm with a scale, which importance='bn' needs; "
-            f"use importance='l1' or add {layer_path(sources[0])!r} to skip."
-        )
-    return sum((each.total(each.norm(1)) for each in scales), group.zeros()) / len(scales)
-
-
-@register_importance("random")
-def random(group: GroupSlices) -> Tensor:
-    """Uniform random numbers from the seed."""
-    return torch.rand(group.size, generator=group.generator, dtype=torch.float64)
-
-
-@register_importance("fpgm")
-def fpgm(group: GroupSlices) -> Tensor:
-    """The summed Euclidean distance of a unit's filters to those of all others (He et al. 2019, "FPGM", eq. 4).
-
-    A unit near the geometric median of the group can be stood in for by the others.
-    """
-    total = group.zeros()
-    for each in group.having("makes", "reads"):
-        filters = each.tensor.detach().movedim(each.dim, 0).flatten(1).to("cpu", torch.float32)
-        total += each.total(torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
-    return total
-
-
-@register_importance("activation", frozenset({"activity"}), comparable=True)
-def activation(group: GroupSlices) -> Tensor:
-    """The energy of a unit's part in the sums of the layers that read it, on calibration data.
-
-    Of a channel with mean m and variance v that is read by weights w_ok (output o, kernel position k) it is
-    sum_o (v sum_k w_ok^2 + m^2 (sum_k w_ok)^2): the mean adds up over the kernel, the rest as if it were independent.
-    """
-    total = group.zeros()
-    for each in group.having("reads"):
-        if each.mean is not None and each.power is not None:
-            weight = each.tensor.detach().movedim(each.dim, 0)
-            steady = weight.reshape(*weight.shape[:2], -1).sum(2).square().sum(1).to("cpu", torch.float64)
-            total += each.total((each.power - each.mean**2) * each.power_sum(2) + each.mean**2 * steady)
-    return total
-
-
-@register_importance("taylor", frozenset({"slope"}), comparable=True)
-def taylor(group: GroupSlices) -> Tensor:
-    """The mean square of the derivative of the loss by a factor on the unit (Molchanov et al. 2019, eq. 8).
-
-    The factor stands where the unit is read, in all layers at once: removing the unit is setting it to 0.
-    """
-    slopes = [each.total(each.slope) for each in group.having("reads") if each.slope is not None]
-    return torch.stack(slopes).sum(0).square().mean(0) if slopes else group.zeros()

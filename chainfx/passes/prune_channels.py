@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
+import chainfx.passes.criteria  # noqa: F401 (registers its importances)
 from chainfx.errors import PassError
 from chainfx.ir import edit
 from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels
@@ -65,9 +66,10 @@ class PruneChannels(Pass):
     ``skip`` are patterns (``fnmatch``) of layers, like ``"layer1.*"``: only groups with an included layer are pruned,
     and none with a skipped one.
 
-    ``importance`` of a unit, over all parameters of the group (:mod:`chainfx.passes.importance` has the formulas and
-    takes one's own): ``"l1"``, ``"l2"``, ``"bn"``, ``"fpgm"``, ``"random"`` look at the weights; ``"activation"`` and
-    ``"taylor"`` run the network on the first 512 samples of calibration data, which needs no labels.
+    ``importance`` of a unit, over all parameters of the group (formulas: :mod:`chainfx.passes.criteria`; one's own:
+    :mod:`chainfx.passes.importance`): ``"l1"``, ``"l2"``, ``"bn"``, ``"fpgm"``, ``"random"`` look at the weights;
+    ``"activation"``, ``"reconstruction"`` and ``"taylor"`` run the network on the first 512 samples of calibration
+    data, without labels.
 
     ``rounds``: the pass is applied, and tuned, that often; after round r of n the share (r / n) of the reduction is
     done with ``schedule="linear"``, ``1 - (1 - r / n)^3`` with ``"gradual"`` (Zhu & Gupta 2017, eq. 1).

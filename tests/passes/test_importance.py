@@ -129,6 +129,46 @@ def test_activation_lets_the_mean_add_up_over_a_kernel():
         torch.testing.assert_close(score[unit], lost, rtol=1e-4, atol=1e-7)
 
 
+def test_reconstruction_removes_in_the_order_that_loses_least():
+    """Brute force on a linear reader: what is lost is exact, and channels that cancel go together."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 6)
+    x[:, 3] = 2 + 0.01 * torch.randn(256)
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Identity(), nn.Linear(6, 4, bias=False))
+    model[0].weight.data.copy_(torch.eye(6))
+    model[0].weight.data[4] = model[0].weight.data[3]
+    model[2].weight.data[:, 4] = -model[2].weight.data[:, 3] * 1.001
+    graph_module = copy.deepcopy(capture(model, (x,)))
+    ((score,), _) = scored("reconstruction", graph_module, [(x,)])
+    weight = model[2].weight.detach().double()
+    parts = (model[0](x).detach().double()[:, None, :] * weight).permute(2, 0, 1).flatten(1)
+    order, lost, left = [], torch.zeros_like(parts[0]), set(range(6))
+    while left:
+        unit = min(left, key=lambda u: float((lost + parts[u]).square().sum()))
+        order.append(unit)
+        lost = lost + parts[unit]
+        left.remove(unit)
+    assert score.argsort().tolist() == order
+    pair = [order.index(3), order.index(4)]
+    assert abs(pair[0] - pair[1]) == 1
+    torch.testing.assert_close(score[3], score[4], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(score.sum(), parts.sum(0).square().sum() / 256, rtol=1e-4, atol=1e-7)
+
+
+def test_reconstruction_without_moments_takes_the_parts_as_independent(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(32, 3)
+    model = nn.Sequential(nn.Linear(3, 6, bias=False), nn.Tanh(), nn.Linear(6, 4))
+    balanced = [(torch.cat([x, -x]),)]
+    graph_module = copy.deepcopy(capture(model.eval(), balanced[0]))
+    ((activation,), _) = scored("activation", graph_module, balanced)
+    ((together,), _) = scored("reconstruction", graph_module, balanced)
+    monkeypatch.setattr("chainfx.passes.evidence._MOMENTS", 0)
+    ((independent,), _) = scored("reconstruction", graph_module, balanced)
+    torch.testing.assert_close(independent, activation, rtol=1e-5, atol=1e-7)
+    assert (together - activation).abs().max() > 0.01
+
+
 def test_taylor_is_the_square_of_the_derivative_by_a_gate_on_the_unit():
     """Brute force: a gate on what every reader reads of the unit, the same labels, one derivative for 8 samples."""
     graph_module, batches = prepared(batches=1)
@@ -150,7 +190,7 @@ def test_taylor_is_the_square_of_the_derivative_by_a_gate_on_the_unit():
     torch.testing.assert_close(score.float(), total / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["activation", "taylor"])
+@pytest.mark.parametrize("name", ["activation", "reconstruction", "taylor"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_measuring_leaves_the_network_alone_and_repeats_itself(name, frozen):
     graph_module, batches = prepared(small_resnet(in_channels=3))
@@ -190,6 +230,23 @@ def test_depthwise_layers_read_nothing():
     assert reading_dims(graph_module) == {"0.weight": 1, "2.weight": 1, "3.weight": 0}
 
 
+def test_a_weight_of_two_layers_has_one_slope():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x).relu()).relu())
+
+    torch.manual_seed(0)
+    x = (torch.randn(16, 5),)
+    graph_module = copy.deepcopy(capture(Tied().eval(), x))
+    evidence = gather(graph_module, [x], frozenset({"slope"}), torch.Generator().manual_seed(0))
+    assert sorted(evidence.slope) == ["a.weight", "c.weight"]
+
+
 def test_only_the_first_samples_are_run():
     graph_module, _ = prepared()
     some = [(images(SAMPLES // 2, 6, 3, seed=i),) for i in range(4)]
@@ -221,7 +278,7 @@ def test_a_loss_for_every_kind_of_output():
 
 def test_the_best_units_stay():
     """A unit whose readers ignore it goes first by activation and taylor, however large its filters are."""
-    for name in ("activation", "taylor"):
+    for name in ("activation", "reconstruction", "taylor"):
         graph_module, batches = prepared()
         for path in ("a", "b"):
             graph_module.get_parameter(f"{path}.weight").data[2] *= 50
@@ -248,7 +305,7 @@ def test_ones_own_importance_by_name():
     assert str(caught.value) == "the importance 'test-last' is registered already; give yours another name."
     with pytest.raises(InputError) as caught:
         register_importance("test-other", frozenset({"labels"}))
-    assert str(caught.value) == "the importance 'test-other' needs 'labels'; it can have activity and slope."
+    assert str(caught.value) == "the importance 'test-other' needs 'labels'; it can have activity, moment and slope."
 
 
 @pytest.mark.parametrize(
@@ -279,7 +336,7 @@ def test_no_calibration_data(calibration):
     )
 
 
-@pytest.mark.parametrize("name", ["activation", "taylor"])
+@pytest.mark.parametrize("name", ["activation", "reconstruction", "taylor"])
 def test_calibration_data_of_a_wrong_shape(name):
     graph_module, batches = prepared()
     context = PassContext(graph_module, batches[0], calibration=[(images(4, 6, 2),)])

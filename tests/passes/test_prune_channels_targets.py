@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chainfx import zoo
 from chainfx.bitops import count
 from chainfx.errors import PassError
 from chainfx.ir import ops
@@ -21,7 +22,8 @@ from chainfx.passes.importance import importance_names, register_importance
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.selection import Candidate, Ladder, Limits, first_step
 from chainfx.passes.targets import CostModel
-from tests.nets import images, small_resnet
+from chainfx.testing import check_pass
+from tests.nets import images, small_resnet, warm
 
 
 class Attention(nn.Module):
@@ -162,8 +164,8 @@ def test_a_target_out_of_reach_says_how_far_one_gets():
     message = str(caught.value)
     lowest = float(message.partition("allow, ")[2].partition(" ")[0])
     assert message == (
-        "prune-channels: macs=0.05 cannot be reached; with as few units as max_ratio, round_to, include and skip allow, "
-        f"{lowest} of it is left: use that or more."
+        "prune-channels: macs=0.05 cannot be reached; with as few units as max_ratio, round_to, include and skip "
+        f"allow, {lowest} of it is left: use that or more."
     )
     assert apply(PruneChannels(macs=lowest, max_ratio=0.5)).profile["macs"] <= lowest
 
@@ -289,3 +291,50 @@ def test_rounds_reach_the_same_share_of_the_network_as_it_entered(goal, scope):
         (cost,) = goal
         assert getattr(small, cost) <= 0.4 * getattr(whole, cost)
     assert abs(small.macs - other.macs) < 0.1 * whole.macs
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        PruneChannels(macs=0.5, importance="activation", scope="global", max_ratio=0.75),
+        PruneChannels(bitops=0.5, importance="taylor", scope="global", compensate=True),
+        PruneChannels(parameters=0.5, importance="fpgm", round_to=2),
+        PruneChannels(0.3, importance="reconstruction", scope="global", rounds=2),
+    ],
+    ids=lambda step: step.label,
+)
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_every_way_to_prune_keeps_the_contract(name, step):
+    make = small_resnet if name == "resnet" else lambda: warm(zoo.mobilenet_v2(width=0.1, in_channels=1))
+    torch.manual_seed(0)
+    result = check_pass(step, make(), (images(8, 16),), targets=10)
+    assert result.modified and result.profile["removed"] > 0
+
+
+def test_ties_are_broken_by_position_and_the_seed_decides_what_is_random():
+    graph_module, context = prepared()
+    for parameter in graph_module.parameters():
+        parameter.data.fill_(1)
+    kept = [sizes(_kept(PruneChannels(0.5, scope=scope), graph_module, context)) for scope in ("uniform", "global")]
+    assert all(units == list(range(len(units))) for each in kept for units in each.values())
+    first, second, other = (
+        PruneChannels(macs=0.5, importance="random", scope="global")
+        .apply(copy.deepcopy(graph_module), replace(context, seed=seed))
+        .graph_module
+        for seed in (0, 0, 1)
+    )
+    shapes = [[tuple(p.shape) for p in each.parameters()] for each in (first, second, other)]
+    assert shapes[0] == shapes[1] != shapes[2]
+
+
+def _kept(step, graph_module, context):
+    """The units that a pass keeps, read from what it gives to the surgery."""
+    given = {}
+
+    def note(graph_module, analysis, keep):
+        given.update(keep)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chainfx.passes.prune_channels.prune", note)
+        step.apply(copy.deepcopy(graph_module), context)
+    return given

@@ -1,0 +1,147 @@
+"""The importances that chainfx has of its own; see :mod:`chainfx.passes.importance`."""
+
+import torch
+from torch import Tensor
+
+from chainfx.errors import PassError
+from chainfx.passes.importance import GroupSlices, Slice, register_importance
+from chainfx.passes.layers import layer_path
+
+__all__ = ["activation", "bn", "fpgm", "l1", "l2", "random", "reconstruction", "taylor"]
+
+
+def _unit_norm(group: GroupSlices, order: int) -> Tensor:
+    """The norm of all that makes and reads a unit: (sum over the slices of |w|^order)^(1 / order)."""
+    slices = group.having("makes", "reads")
+    return sum((each.total(each.power_sum(order)) for each in slices), group.zeros()) ** (1 / order)
+
+
+@register_importance("l1")
+def l1(group: GroupSlices) -> Tensor:
+    """The sum of |w| over the filters that make the unit and those that read it (Li et al. 2017, on whole groups)."""
+    return _unit_norm(group, 1)
+
+
+@register_importance("l2")
+def l2(group: GroupSlices) -> Tensor:
+    """The Euclidean norm of the filters that make the unit and those that read it (Fang et al. 2023, sec. 3.2)."""
+    return _unit_norm(group, 2)
+
+
+@register_importance("bn")
+def bn(group: GroupSlices) -> Tensor:
+    """The mean |scale| of the group's BatchNorms (Liu et al. 2017, "Network Slimming")."""
+    scales = group.having("scales")
+    if not scales:
+        sources = [each.path for each in group.slices if each.role in ("makes", "reads")]
+        raise PassError(
+            f"prune-channels: group {group.name!r} has no BatchNorm with a scale, which importance='bn' needs; "
+            f"use importance='l1' or add {layer_path(sources[0])!r} to skip."
+        )
+    return sum((each.total(each.norm(1)) for each in scales), group.zeros()) / len(scales)
+
+
+@register_importance("random")
+def random(group: GroupSlices) -> Tensor:
+    """Uniform random numbers from the seed."""
+    return torch.rand(group.size, generator=group.generator, dtype=torch.float64)
+
+
+@register_importance("fpgm")
+def fpgm(group: GroupSlices) -> Tensor:
+    """The summed Euclidean distance of a unit's filters to those of all others (He et al. 2019, "FPGM", eq. 4).
+
+    A unit near the geometric median of the group can be stood in for by the others.
+    """
+    total = group.zeros()
+    for each in group.having("makes", "reads"):
+        filters = each.tensor.detach().movedim(each.dim, 0).flatten(1).to("cpu", torch.float32)
+        total += each.total(torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
+    return total
+
+
+@register_importance("activation", frozenset({"activity"}), comparable=True)
+def activation(group: GroupSlices) -> Tensor:
+    """The energy of a unit's part in the sums of the layers that read it, on calibration data.
+
+    Of a channel with mean m and variance v that is read by weights w_ok (output o, kernel position k) it is
+    sum_o (v sum_k w_ok^2 + m^2 (sum_k w_ok)^2): the mean adds up over the kernel, the rest as if it were independent.
+    """
+    total = group.zeros()
+    for each in group.having("reads"):
+        if each.mean is not None and each.power is not None:
+            weight = each.tensor.detach().movedim(each.dim, 0)
+            steady = weight.reshape(*weight.shape[:2], -1).sum(2).square().sum(1).to("cpu", torch.float64)
+            total += each.total((each.power - each.mean**2) * each.power_sum(2) + each.mean**2 * steady)
+    return total
+
+
+@register_importance("taylor", frozenset({"slope"}), comparable=True)
+def taylor(group: GroupSlices) -> Tensor:
+    """The mean square of the derivative of the loss by a factor on the unit (Molchanov et al. 2019, eq. 8).
+
+    The factor stands where the unit is read, in all layers at once: removing the unit is setting it to 0.
+    """
+    slopes = [each.total(each.slope) for each in group.having("reads") if each.slope is not None]
+    return torch.stack(slopes).sum(0).square().mean(0) if slopes else group.zeros()
+
+
+@register_importance("reconstruction", frozenset({"activity", "moment"}), comparable=True)
+def reconstruction(group: GroupSlices) -> Tensor:
+    """The energy that the layers which read the group lose when a unit goes after all those that are worth less.
+
+    Units go one by one, each time the one whose loss adds least to the energy of what is lost so far, so that it counts
+    that channels which vary together add up or cancel (greedy selection as in Luo et al. 2017, "ThiNet", on the
+    statistics of what is read). Of readers of more than 4096 channels, what varies is taken as independent.
+    """
+    energy = torch.zeros(group.size, group.size, dtype=torch.float64)
+    for each in group.having("reads"):
+        if each.mean is not None and each.power is not None:
+            energy += _energy(each, each.mean, each.power)
+    return _slopes(*_removed_one_by_one(energy))
+
+
+def _energy(read: Slice, mean: Tensor, power: Tensor) -> Tensor:
+    """The products of the parts of every two units in the sums of a layer, shape (size, size)."""
+    weight = read.tensor.detach().movedim(read.dim, 0).to("cpu", torch.float32)
+    weight = weight.reshape(*weight.shape[:2], -1)
+    steady = read.total(mean * weight.sum(2).t().double())  # (outputs, size): what every unit gives on average
+    if read.moment is None:
+        varying = read.total((power - mean**2) * read.power_sum(2)).diag()
+    else:
+        flat = weight.flatten(1)
+        varying = read.total(read.total((flat @ flat.t()) * (read.moment - torch.outer(mean, mean))).t())
+    return steady.t() @ steady + varying
+
+
+def _removed_one_by_one(energy: Tensor) -> tuple[Tensor, Tensor]:
+    """The order in which units go, and how much energy each adds to what is lost; both shape (size,)."""
+    size = len(energy)
+    order, added = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.float64)
+    left, own, shared = torch.ones(size, dtype=torch.bool), energy.diag(), torch.zeros(size, dtype=torch.float64)
+    for step in range(size):
+        loss = (own + 2 * shared).masked_fill(~left, torch.inf)
+        unit = int(loss.argmin())
+        order[step], added[step] = unit, loss[unit]
+        left[unit] = False
+        shared += energy[:, unit]
+    return order, added
+
+
+def _slopes(order: Tensor, added: Tensor) -> Tensor:
+    """The score of every unit: the steepest non-decreasing steps below what is added, in the order of removal.
+
+    Where a unit makes good what one before it lost, the two are worth their mean (pooling of adjacent violators).
+    """
+    pools: list[tuple[float, int]] = []
+    for value in added.tolist():
+        total, count = value, 1
+        while pools and pools[-1][0] * count >= total * pools[-1][1]:
+            before = pools.pop()
+            total, count = total + before[0], count + before[1]
+        pools.append((total, count))
+    steps = torch.cat([torch.full((count,), total / count, dtype=torch.float64) for total, count in pools])
+    rank = torch.arange(len(steps), dtype=torch.float64)
+    scores = torch.zeros_like(steps)
+    scores[order] = steps + rank * steps.abs().amax() * 1e-12  # of one pool, the first to go is worth least
+    return scores
