@@ -137,7 +137,7 @@ def table(networks: list[str], repetitions: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of counting, side by side with other tools.")
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="names in torchvision.models")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--memory-of", metavar="NETWORK", help="only print the MB that counting this network adds")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -147,7 +147,9 @@ def _linear(tensor: Any = None, weight: Any = None, *_: Any, **__: Any) -> Tenso
 
 def _convolved(tensor: Any = None, weight: Any = None, *rest: Any, **others: Any) -> Tensor | None:
     """The output of a convolution in normal form; ``None`` of what torch may refuse, or lay out in its own way."""
-    if len(rest) != 5 or others or not tensor.is_contiguous() or not weight.is_contiguous():
+    if len(rest) != 5 or others or tensor.dtype != weight.dtype:
+        return None
+    if not tensor.is_contiguous() or not weight.is_contiguous():
         return None
     (batch, channels, *sizes), (outputs, inputs, *kernel) = tensor.shape, weight.shape
     _, strides, padding, dilation, groups = rest

@@ -94,7 +94,7 @@ FLOAT, WIDE, COLUMN, WHOLE = torch.empty(3, 4), torch.empty(2, 3, 4), torch.empt
         (lambda x: x * 1j, (FLOAT,)),
         (lambda x, y: torch.cat([x, y]), (FLOAT, FLOAT)),
         (lambda x, y: torch.cat([x, y], dim=-1), (FLOAT, COLUMN)),
-        (lambda x, y: torch.cat((x, y), 1), (FLOAT, WHOLE)),
+        (lambda x, y: torch.cat((x, y), 1), (WHOLE, FLOAT)),
         (lambda x, y: torch.cat((x, y.t()), axis=0), (FLOAT, torch.empty(4, 3))),
         (lambda x, y: torch.cat((x, y), 1), (FLOAT, torch.empty(0))),
         (lambda x, y: torch.mul(x, other=y), (FLOAT, FLOAT)),
@@ -130,21 +130,32 @@ def test_what_does_not_fit_is_an_error(network, shape):
             chainfx.count(counted, torch.empty(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_an_image_of_another_dtype_than_the_weights_is_an_error(dtype):
+    image = torch.zeros(2, 6, 12, 10, dtype=dtype)
+    for counted in (nn.Conv2d(6, 9, 3), capture(nn.Conv2d(6, 9, 3), IMAGE)):
+        with pytest.raises(InputError, match=r"does not accept example_inputs of shape \(2, 6, 12, 10\)"):
+            chainfx.count(counted, image)
+
+
 def test_tensors_that_do_not_fit_together_are_an_error():
     for function in (lambda x, y: torch.cat([x, y]), lambda x, y: x + y):
         with pytest.raises(InputError, match=r"does not accept example_inputs of shape \(3, 4\), \(3, 5\)"):
             propagate_shapes(symbolic_trace(function), (FLOAT, torch.empty(3, 5)))
+    with pytest.raises(InputError, match=r"does not accept example_inputs of shape \(3, 4\), \(3,\)"):
+        propagate_shapes(symbolic_trace(lambda x, y: x * y), (FLOAT, torch.empty(3)))
 
 
 def test_a_shape_changed_in_place_is_seen_by_what_comes_later():
-    def network(x, y):
-        left, right = x + 1, y + 1  # alike, so computed once
+    def network(x):
+        left, right = x + 1, x + 1  # alike, and like x
         left.unsqueeze_(0)
-        return left.sum(0), right.sum(0)
+        return left.sum(0), right.sum(0), x.sum(0)
 
     graph_module = symbolic_trace(network)
-    propagate_shapes(graph_module, (FLOAT, FLOAT))
-    assert [tensor.shape for tensor in graph_module.graph.find_nodes(op="output")[0].meta["val"]] == [(3, 4), (4,)]
+    propagate_shapes(graph_module, (FLOAT,))
+    results = graph_module.graph.find_nodes(op="output")[0].meta["val"]
+    assert [tensor.shape for tensor in results] == [(3, 4), (4,), (4,)]
 
 
 def test_equal_blocks_are_computed_once():
@@ -269,7 +280,8 @@ def test_a_module_counts_as_its_captured_graph_under_other_conventions(conventio
 def test_the_sizes_of_a_graph_to_read_are_those_of_the_inputs(batch):
     model, inputs = on_meta("vit_b_32"), (torch.empty(batch, 3, 224, 224, device="meta"),)
     graph_module = capture_to_read(model, inputs)
-    assert graph_module.is_complete
+    with mock.patch("chainfx.ir.shapes.evaluate_graph", side_effect=AssertionError("computed again")):
+        propagate_shapes(graph_module, inputs)
     (output,) = graph_module.graph.find_nodes(op="output")
     assert shape_of(output.args[0]) == (batch, 1000)
     assert graph_module.get_submodule("encoder.ln") is model.encoder.ln
