@@ -107,6 +107,7 @@ def _of_torch(base: type) -> bool:
     return base.__module__.startswith("torch.nn.modules.") and base is not nn.Module
 
 
+@functools.lru_cache(1024)
 def _function_key(target: Any) -> tuple[str | None, str]:
     if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         overload = target if isinstance(target, torch._ops.OpOverload) else target.default

@@ -26,11 +26,12 @@ from chainfx.bitops.operators import key_of
 from chainfx.bitops.sparsity import stored_beside
 from chainfx.bitops.widths import LAYER_KEYS, literal
 from chainfx.ir import ops
-from chainfx.ir.edit import get_tensor
+from chainfx.ir.edit import get_tensor, modules_by_path
 
 __all__ = ["Storage", "storage_of"]
 
 _SCALE_BITS = 32
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _CODED = (ops.quantize_weight, ops.dequantize_weight, ops.look_up)
 _SIDE: dict[object, Literal["mask", "scale"]] = {
     ops.mask_weight: "mask",
@@ -93,12 +94,12 @@ def _uses(graph_module: GraphModule) -> Iterator[Stored]:
 
 
 def _of_module(module: nn.Module, target: str) -> Iterator[Stored]:
-    layer = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-    for name, parameter in module.named_parameters():
-        follows = layer and name == "weight"
-        yield Stored(parameter, f"{target}.{name}", _width(parameter), follows_widths=follows)
-    for name, buffer in module.named_buffers():
-        yield Stored(buffer, f"{target}.{name}", _width(buffer))
+    layer = isinstance(module, _LAYERS)
+    for path, inner in modules_by_path(module).items():
+        prefix = f"{target}.{path}." if path else f"{target}."
+        for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
+            if tensor is not None:
+                yield Stored(tensor, prefix + name, _width(tensor), follows_widths=layer and name == "weight")
 
 
 def _is_tensor(graph_module: GraphModule, path: str) -> bool:

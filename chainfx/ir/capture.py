@@ -23,6 +23,7 @@ from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture_build import build, build_to_read, simplify
 from chainfx.ir.capture_export import export_trace
 from chainfx.ir.capture_modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
+from chainfx.ir.edit import modules_by_path
 from chainfx.ir.meta_values import evaluate_graph, needs_data
 from chainfx.ir.tracer import Trace, TrainFormTracer
 from chainfx.ir.tracer_sizes import BATCH, DATA, SizesTracer
@@ -248,7 +249,9 @@ def _check(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
         raise InputError(
             f"example_inputs {given}; give a tuple of tensors, one for each positional input of the model."
         )
-    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    modules = modules_by_path(model).items()
+    named = ((path, name, p) for path, module in modules for name, p in module._parameters.items() if p is not None)
+    lazy = next((f"{path}.{name}".lstrip(".") for path, name, p in named if is_lazy(p)), None)
     if lazy is not None:
         raise InputError(f"parameter {lazy!r} has no shape yet; run the model once before capturing it.")
 

@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from chainfx.ir.edit import LAYERS
 from chainfx.ir.leaves import assign_
 from chainfx.ir.shapes import GraphToRead
-from chainfx.ir.tracer import Trace, TrainFormTracer, layer_name
+from chainfx.ir.tracer import Trace, TrainFormTracer, layer_name, name_of_target
 
 __all__ = ["build", "build_to_read", "simplify"]
 
@@ -103,7 +103,7 @@ def _close_gaps(graph: Graph) -> None:
     names = Graph()._graph_namespace
     for node in graph.nodes:
         name = layer_name(node.args[1]) if node.target in LAYERS else None
-        node.name = names.create_name(name or graph._target_to_str(node.target), None)
+        object.__setattr__(node, "name", names.create_name(name or name_of_target(node.target), None))
 
 
 def _renamed(graph: Graph) -> Graph:
@@ -119,9 +119,9 @@ def _renamed(graph: Graph) -> Graph:
         kwargs = map_arg(node.kwargs, copies.__getitem__)
         copies[node] = copy.create_node(node.op, node.target, (), {}, name)
         if args:  # as in the tracer
-            copies[node].args = args
+            object.__setattr__(copies[node], "args", args)
         if kwargs:
-            copies[node].kwargs = kwargs
+            object.__setattr__(copies[node], "kwargs", kwargs)
         if "nn_module_stack" in node.meta:
             copies[node].meta["nn_module_stack"] = node.meta["nn_module_stack"]
     return copy

@@ -14,13 +14,14 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.modules.dropout import _DropoutNd
 
-from chainfx.ir.edit import LAYERS, fresh_path
+from chainfx.ir.edit import LAYERS, fresh_path, modules_by_path
 from chainfx.ir.leaves import ByMode, Scalar
 from chainfx.ir.tracer import Trace
 
 __all__ = ["follow_training_wiring", "in_mode", "merge_modes", "mode_dependent"]
 
 _Pairs = dict[Node, Node]
+_CONTAINERS = frozenset({dict, list})
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
     What the model's code stores in attributes, lists and dictionaries of its own while it is traced is forgotten.
     """
-    modules = list(model.modules())
+    modules = modules_by_path(model).values()
     before = [(vars(module), vars(module).copy(), _contents(module)) for module in modules]
     if any(module.training is not training for module in modules):
         model.train(training)
@@ -37,17 +38,18 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         yield
     finally:
         for attributes, saved, contents in before:
-            for name in attributes.keys() - saved.keys():
+            for name in attributes.keys() - saved.keys() if attributes.keys() != saved.keys() else ():
                 del attributes[name]
             attributes.update(saved)
             for container, content in contents:
-                container.clear()
-                container.update(content) if isinstance(container, dict) else container.extend(content)
+                if container or content:
+                    container.clear()
+                    container.update(content) if type(container) is dict else container.extend(content)
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
     """Every list and dictionary among the attributes of a module, with a copy of it."""
-    return [(value, value.copy()) for value in vars(module).values() if type(value) is dict or type(value) is list]
+    return [(value, value.copy()) for value in vars(module).values() if type(value) in _CONTAINERS]
 
 
 def mode_dependent(evaluation: Trace, training: Trace) -> tuple[str, ...]:

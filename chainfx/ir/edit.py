@@ -28,6 +28,7 @@ __all__ = [
     "is_product",
     "layers_of",
     "module_of",
+    "modules_by_path",
     "origin",
     "parent_of",
     "place_module",
@@ -105,14 +106,33 @@ def groups_of(node: Node) -> int:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode and every module back into its own mode afterwards."""
-    in_training = [module for module in model.modules() if module.training]
-    for module in in_training:  # not model.eval(), which modules made by torch.export refuse
-        module.training = False
+    in_training = [module for module in modules_by_path(model).values() if module.training]
+    for module in in_training:  # not model.eval(), which modules made by torch.export refuse; setattr takes long
+        module.__dict__["training"] = False
     try:
         yield
     finally:
         for module in in_training:
-            module.training = True
+            module.__dict__["training"] = True
+
+
+def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module of a model by its path, the root by ``""``; one that is shared is there under each of its paths.
+
+    What ``named_modules`` gives, at a fraction of its time.
+    """
+    found = {"": model}
+
+    def collect(module: nn.Module, prefix: str) -> None:
+        for name, child in module._modules.items():
+            if child is not None:
+                path = prefix + name
+                found[path] = child
+                if child._modules:
+                    collect(child, f"{path}.")
+
+    collect(model, "")
+    return found
 
 
 def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -120,7 +140,7 @@ def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:
     prefix, _, name = path.rpartition(".")
     module = graph_module
     for part in prefix.split(".") if prefix else ():
-        module = getattr(module, part)
+        module = module._modules.get(part) or getattr(module, part)
     return module, name
 
 

@@ -6,6 +6,7 @@ What is asked for twice, as in the equal blocks of a network, is computed once.
 import copy
 import operator
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from chainfx.ir import ops
-from chainfx.ir.edit import CONVOLUTIONS
+from chainfx.ir.edit import CONVOLUTIONS, modules_by_path
 
 __all__ = ["MetaEvaluator", "evaluate_graph", "needs_data", "without_data"]
 
@@ -32,7 +33,6 @@ _SAME_MODULES = frozenset(
         *(each.forward for each in (nn.Sigmoid, nn.Tanh)),
     }
 )
-_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
 _new = torch.empty  # as it is outside of a trace
 # what changes the shape of a tensor in place has to be done to that very tensor
 _RESHAPING = frozenset({"resize_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"})
@@ -42,7 +42,7 @@ class MetaEvaluator:
     """Runs single nodes of a graph over ``root`` on meta tensors; the tensors of ``root`` are not touched."""
 
     def __init__(self, root: nn.Module) -> None:
-        self._root = dict(root.named_modules(remove_duplicate=False))
+        self._root = modules_by_path(root)
         self._tensors: dict[int, Any] = {}
         self._modules: dict[str, nn.Module] = {}
         self._kinds: dict[Any, str] = {}
@@ -64,17 +64,19 @@ class MetaEvaluator:
             module = self._root[str(node.target)]
             if type(module).forward in _SAME_MODULES:
                 return _alias(value_of(node.all_input_nodes[0]))
-            if type(module) in _LAYERS and (layer := _layer(module, value_of(node.all_input_nodes[0]))) is not None:
-                return layer
-        args, kwargs = map_arg((node.args, node.kwargs), value_of)
-        if (rule := _RULES.get(node.target)) and (ruled := rule(*args, **kwargs)) is not None:
-            return _alias(ruled)
+            rule = _MODULE_RULES.get(type(module))
+            if rule and (ruled := rule(module, value_of(node.all_input_nodes[0]))) is not None:
+                return ruled
+        if rule := _RULES.get(node.target):
+            args, kwargs = map_arg((node.args, node.kwargs), value_of)
+            if (ruled := rule(*args, **kwargs)) is not None:
+                return _alias(ruled)
         if node.target in _RESHAPING:
-            return self._run(node, args, kwargs)
+            return self._run(node, value_of)
         given = map_arg((node.args, node.kwargs), lambda source: self._kind(value_of(source)))
         key = (node.op, node.target, repr(given))  # of 1, 1.0 and True only the texts differ
         if key not in self._known:
-            self._known[key] = self._run(node, args, kwargs)
+            self._known[key] = self._run(node, value_of)
         return _alias(self._known[key])
 
     def _kind(self, value: Any) -> Any:
@@ -84,14 +86,19 @@ class MetaEvaluator:
             return self._kinds.setdefault(facts, f"\0{len(self._kinds)}")
         return [self._kind(item) for item in value] if isinstance(value, tuple | list) else value
 
-    def _run(self, node: Node, args: Any, kwargs: Any) -> Any:
-        args, kwargs = _on_meta(args), _on_meta(kwargs)
-        with torch.no_grad(), torch.device("meta"):
-            if node.op == "call_module":
+    def _run(self, node: Node, value_of: Callable[[Node], Any]) -> Any:
+        args, kwargs = map(_on_meta, map_arg((node.args, node.kwargs), value_of))
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "call_module":
+            with torch.no_grad(), torch.device("meta"):
                 return self._module(str(node.target))(*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            function: Callable[..., Any] = node.target  # type: ignore[assignment]
+        function: Callable[..., Any] = node.target  # type: ignore[assignment]
+        if isinstance(function, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
+            result = function(*args, **kwargs)  # on the device of its arguments, so without the time of a context
+            if getattr(result, "is_meta", True):
+                return result
+        with torch.no_grad(), torch.device("meta"):
             return function(*args, **kwargs)
 
     def _module(self, path: str) -> nn.Module:
@@ -99,7 +106,8 @@ class MetaEvaluator:
             module = self._root[path]
             tensors = (*module.parameters(), *module.buffers())
             memo: dict[int, Any] = {id(tensor): self.tensor(tensor) for tensor in tensors}
-            self._modules[path] = copy.deepcopy(module, memo)
+            plain = not tensors and not module._modules and type(module).__module__.startswith("torch.nn.modules.")
+            self._modules[path] = module if plain else copy.deepcopy(module, memo)
         return self._modules[path]
 
 
@@ -119,25 +127,61 @@ def _same(tensor: Any = None, *_: Any, **__: Any) -> Any:
 
 
 def _element_wise(first: Any = None, second: Any = None, **options: Any) -> Any:
-    """Something like the first of two floating point operands, where the second one is repeated to fit it."""
-    if options or not isinstance(first, Tensor) or not first.is_floating_point() or not first.is_contiguous():
+    """The sum of two floating point operands, laid out as that of them which no axis is added to or repeated of."""
+    if options or not isinstance(first, Tensor) or not first.is_floating_point():
         return None
     if isinstance(second, int | float):
+        return first if _is_dense(first) else None
+    if not isinstance(second, Tensor) or second.dtype != first.dtype:
+        return None
+    if _repeats_to(second, first) and (first.is_contiguous() or (_is_dense(first) and _fits_layout(second, first))):
         return first
-    fits = isinstance(second, Tensor) and second.dtype == first.dtype and second.dim() <= first.dim()
-    sizes = zip(reversed(second.shape), reversed(first.shape), strict=False) if fits else ()
-    return first if fits and all(size in (1, wanted) for size, wanted in sizes) else None
+    whole = _repeats_to(first, second) and _is_dense(second)
+    return second if whole and first.is_contiguous() and (second.is_contiguous() or _is_vector(first)) else None
+
+
+def _repeats_to(tensor: Tensor, whole: Tensor) -> bool:
+    """Whether repeating a tensor along its axes of length 1, and along new ones, gives the shape of another."""
+    sizes = zip(reversed(tensor.shape), reversed(whole.shape), strict=False)
+    return tensor.dim() <= whole.dim() and all(size in (1, wanted) for size, wanted in sizes)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in memory without gaps, channels last if not as the axes come."""
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def _fits_layout(tensor: Tensor, whole: Tensor) -> bool:
+    return _is_vector(tensor) or (tensor.shape == whole.shape and tensor.stride() == whole.stride())
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Whether at most one axis is longer than 1, so that nothing can be said about their order."""
+    return tensor.numel() == max(tensor.shape, default=1)
 
 
 def _item(values: Any, index: Any) -> Any:
     return None if isinstance(values, Tensor) else values[index]
 
 
-def _layer(module: Any, tensor: Any) -> Tensor | None:
-    if type(module) is nn.Linear:
-        return _linear(tensor, module.weight)
+def _convolved_by(module: Any, tensor: Any) -> Tensor | None:
     sizes = (module.stride, module.padding, module.dilation, module.groups)
     return None if isinstance(module.padding, str) else _convolved(tensor, module.weight, None, *sizes)
+
+
+def _pooled_by(module: Any, tensor: Any) -> Tensor | None:
+    return _pooled(tensor, module.output_size)
+
+
+def _pooled(tensor: Any = None, output_size: Any = None) -> Tensor | None:
+    """Adaptive pooling of images."""
+    if not isinstance(tensor, Tensor) or tensor.dim() != 4 or not _is_dense(tensor) or 0 in tensor.shape:
+        return None
+    if tensor.shape[1] == 1 or tensor.shape[2:].numel() == 1:  # channels are first as well as last
+        return None
+    given = (output_size,) * 2 if isinstance(output_size, int) else output_size
+    sizes = [size if wanted is None else wanted for size, wanted in zip(tensor.shape[2:], given, strict=True)]
+    return _image((*tensor.shape[:2], *sizes), tensor)
 
 
 def _linear(tensor: Any = None, weight: Any = None, *_: Any, **__: Any) -> Tensor | None:
@@ -149,7 +193,7 @@ def _convolved(tensor: Any = None, weight: Any = None, *rest: Any, **others: Any
     """The output of a convolution in normal form; ``None`` of what torch may refuse, or lay out in its own way."""
     if len(rest) != 5 or others or tensor.dtype != weight.dtype:
         return None
-    if not tensor.is_contiguous() or not weight.is_contiguous():
+    if not _is_dense(tensor) or not weight.is_contiguous():
         return None
     (batch, channels, *sizes), (outputs, inputs, *kernel) = tensor.shape, weight.shape
     _, strides, padding, dilation, groups = rest
@@ -159,7 +203,7 @@ def _convolved(tensor: Any = None, weight: Any = None, *rest: Any, **others: Any
         (size + 2 * pad - step * (width - 1) - 1) // stride + 1
         for size, pad, step, width, stride in zip(sizes, padding, dilation, kernel, strides, strict=True)
     ]
-    return _empty((batch, outputs, *shape), tensor) if min(shape) > 0 else None
+    return _image((batch, outputs, *shape), tensor) if min(shape) > 0 else None
 
 
 def _joined(tensors: Any = (), dim: int = 0, **options: Any) -> Tensor | None:
@@ -180,6 +224,12 @@ def _joined(tensors: Any = (), dim: int = 0, **options: Any) -> Tensor | None:
     return _empty(joined, first)
 
 
+def _image(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A tensor with channels first or last in memory, as those of another one lie."""
+    layout = torch.contiguous_format if like.is_contiguous() else torch.channels_last
+    return _new(shape, dtype=like.dtype, device="meta", memory_format=layout)
+
+
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return _new(shape, dtype=like.dtype, device="meta")
 
@@ -195,7 +245,13 @@ _RULES: dict[Any, Callable[..., Any]] = {
     torch.cat: _joined,
     torch.roll: _same,
     operator.getitem: _item,
+    F.adaptive_avg_pool2d: _pooled,
     getattr: getattr,
+}
+_MODULE_RULES: dict[type, Callable[[Any, Any], Tensor | None]] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolved_by),
+    nn.Linear: lambda module, tensor: _linear(tensor, module.weight),
+    nn.AdaptiveAvgPool2d: _pooled_by,
 }
 
 

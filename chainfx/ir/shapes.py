@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from chainfx.errors import InputError
+from chainfx.ir.edit import modules_by_path
 from chainfx.ir.meta_values import evaluate_graph
 
 __all__ = ["GraphToRead", "propagate_shapes", "shape_of"]
@@ -28,7 +29,7 @@ class GraphToRead(GraphModule):
     def get_submodule(self, target: str) -> nn.Module:
         """As torch, from a table made at the first call."""
         if not self._paths:
-            self._paths = dict(self.named_modules(remove_duplicate=False))
+            self._paths = modules_by_path(self)
         return self._paths[target]
 
     @property

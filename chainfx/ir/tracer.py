@@ -19,10 +19,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.attention import attend
-from chainfx.ir.edit import CONVOLUTIONS, LAYERS, fresh_path, origin
+from chainfx.ir.edit import CONVOLUTIONS, LAYERS, fresh_path, modules_by_path, origin
 from chainfx.ir.leaves import ByMode, assign_
 
-__all__ = ["Trace", "TrainFormProxy", "TrainFormTracer", "layer_name", "normal_arguments"]
+__all__ = ["Trace", "TrainFormProxy", "TrainFormTracer", "layer_name", "name_of_target", "normal_arguments"]
 
 _ARGUMENTS = {
     "linear": ("input", "weight", "bias"),
@@ -34,7 +34,9 @@ _LITERALS = frozenset({bool, int, float, str, type(None), type(...), torch.dtype
 _SPECIAL_CALLABLES = (torch._C.ScriptMethod, torch._ops.HigherOrderOperator)
 _LEAVES = (_NormBase, _DropoutNd, ByMode)
 _LAYER_MODULES = (_ConvNd, nn.Linear)
-_is_method = functools.lru_cache(is_tensor_method_or_property)  # asking torch takes as long as recording a node
+# asking torch takes as long as recording a node
+_is_method = functools.lru_cache(is_tensor_method_or_property)
+name_of_target = functools.lru_cache(Graph()._target_to_str)
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros", "rand", "randn", "randint", "randperm")
 
 
@@ -103,7 +105,7 @@ class TrainFormProxy(Proxy):
             return super().__torch_function__(orig_method, types, args, kwargs)
         if _is_method(orig_method):
             return tracer.create_proxy("call_method", orig_method.__name__, args or (), kwargs or {})
-        name = tracer.graph._target_to_str(orig_method.__name__)
+        name = name_of_target(orig_method.__name__)
         return tracer.create_proxy("call_function", orig_method, args or (), kwargs or {}, name=name)
 
 
@@ -133,7 +135,7 @@ class TrainFormTracer(Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """As torch.fx; unpickling a graph comes here too, so that its layers get their names back."""
         self.names = {}
-        for path, module in root.named_modules():
+        for path, module in modules_by_path(root).items():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
@@ -247,11 +249,14 @@ class TrainFormTracer(Tracer):
             name = layer_name(args[1]) or name
         if kind in ("get_attr", "call_module") and target.islower() and not target.startswith("__"):
             name = target.replace(".", "_")  # as torch would, without its regular expressions
+        elif name is None and kind == "call_method":
+            name = name_of_target(target)
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
-        if args:  # given above, they would be searched for symbolic sizes, at length
-            node.args = args
+        # given above, arguments would be searched for symbolic sizes; set as usual, the node would be listed anew
+        if args:
+            object.__setattr__(node, "args", args)
         if kwargs:
-            node.kwargs = kwargs
+            object.__setattr__(node, "kwargs", kwargs)
         if self._stack:
             node.meta["nn_module_stack"] = self._stack
         self.result.scopes[node] = self.scope.module_path

@@ -168,14 +168,16 @@ class SizesTracer(TrainFormTracer):
             return (constant,) if self.to_read else (constant, constant)
         self.evaluating = True
         try:
-            return tuple(self._evaluate_for(node, which) for which in range(1 if self.to_read else 2))
+            first = self._evaluator.value(node, lambda source: self.values[source][0])
+            return (
+                (first,)
+                if self.to_read
+                else (first, self._evaluator.value(node, lambda source: self.values[source][1]))
+            )
         except (RuntimeError, NotImplementedError) as error:
             raise TraceError(DATA) if needs_data(error) else error from error
         finally:
             self.evaluating = False
-
-    def _evaluate_for(self, node: Node, which: int) -> Any:
-        return self._evaluator.value(node, lambda source: self.values[source][which])
 
 
 def _may_be_entered(function: FunctionType, args: Any, kwargs: Any) -> bool:

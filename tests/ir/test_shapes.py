@@ -113,6 +113,31 @@ def test_calls_have_the_shapes_that_torch_gives_them(function, inputs):
     check_against_torch(symbolic_trace(function), inputs)
 
 
+LAYOUTS = {
+    "channels first": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "rows last": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "with gaps": lambda x: torch.cat((x, x), dim=1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("first", LAYOUTS)
+def test_calls_have_the_layouts_that_torch_gives_them(first, second):
+    def network(x, y, weight, one):
+        sums = x + y, x - y[:1], x[:, :1] * y, x * y[0, :, :1, :1], y[0, :, :1, :1] / x, 2 * x, x + 1.0
+        whole = F.conv2d(x, weight, None, (2, 2), (1, 1), (1, 1), 1)
+        return *sums, whole, F.conv2d(y, one, None, (1, 1), (0, 0), (1, 1), 6), F.adaptive_avg_pool2d(x, 3)
+
+    images = LAYOUTS[first](torch.randn(2, 6, 5, 4)), LAYOUTS[second](torch.randn(2, 6, 5, 4))
+    inputs = *images, torch.randn(6, 6, 2, 2), torch.randn(6, 1, 2, 2)
+    graph_module = symbolic_trace(network)
+    propagate_shapes(graph_module, inputs)
+    (output,) = graph_module.graph.find_nodes(op="output")
+    for node, value in zip(output.args[0], network(*inputs), strict=True):
+        assert (node.meta["val"].shape, node.meta["val"].stride()) == (value.shape, value.stride()), node
+
+
 @pytest.mark.parametrize(
     ("network", "shape"),
     [
