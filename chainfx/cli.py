@@ -39,8 +39,12 @@ app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty
 
 _MODEL = "A torchvision or chainfx.zoo name, package.module:factory, or the folder of a saved CompressedModel"
 Shape = Annotated[
-    str | None,
-    typer.Option("--input", help="The input's shape with the batch, e.g. 1,3,224,224; a saved model knows its own."),
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="An input's shape with the batch, e.g. 1,3,224,224, or 1,16:int; once for each input. "
+        "A saved model knows its own.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Order = Annotated[str, typer.Option(help="auto: sort; given: keep the order and list what it breaks.")]
@@ -98,7 +102,7 @@ def count(
 ) -> None:
     """Count MACs, bit operations and storage: as a tree of modules, as JSON or CSV, or against another network."""
     from chainfx.bitops.table import render
-    from chainfx.counting import cross_checked, difference_of, parse_rates, report_of
+    from chainfx.counting import cross_checked, difference_of, inputs_of, parse_inputs, parse_rates, report_of
 
     arranged, formatted = (
         {"--depth": depth is not None, "--sort": sort != "order"},
@@ -109,13 +113,13 @@ def count(
     _alone("--against", against, arranged)
     _alone("--json", as_json, {"--csv": as_csv, **arranged})
     _alone("--csv", as_csv, arranged)
-    sizes, rates = _sizes(shape), None if exit_rates is None else parse_rates(exit_rates)
+    inputs, rates = parse_inputs(shape or ()), None if exit_rates is None else parse_rates(exit_rates)
     if cross_check:
-        _write(str(cross_checked(model, sizes)), output)
+        _write(str(cross_checked(model, inputs)), output)
         return
-    report = report_of(model, sizes, convention)
+    report = report_of(model, inputs, convention)
     if against is not None:
-        other = report_of(against, sizes or report.inputs[0], convention)
+        other = report_of(against, inputs or inputs_of(report), convention)
         shown: CostReport | CostDiff = difference_of(report, other, rates)
         text = str(shown)
     else:
@@ -129,10 +133,10 @@ def channels(
     model: Annotated[str, typer.Argument(help=f"{_MODEL}.")], shape: Shape = None, as_json: Json = False
 ) -> None:
     """Show which channels of a network go together, and which cannot be removed and why."""
-    from chainfx.counting import channels_of, channels_to_dict
+    from chainfx.counting import channels_of, parse_inputs
 
-    analysis = channels_of(model, _sizes(shape))
-    _write(json.dumps(channels_to_dict(analysis)) if as_json else str(analysis))
+    analysis = channels_of(model, parse_inputs(shape or ()))
+    _write(json.dumps(analysis.to_dict()) if as_json else str(analysis))
 
 
 @app.command("compile")
@@ -183,16 +187,6 @@ def _declared(name: str) -> "Pass":
 
     cls = registry.get(name)
     return cls.__new__(cls)
-
-
-def _sizes(text: str | None) -> tuple[int, ...] | None:
-    """The numbers of ``1,3,224,224``."""
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) < 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise InputError(f"--input {text!r} is not a shape; give at least two positive numbers, e.g. 1,3,224,224.")
-    return tuple(int(part) for part in parts)
 
 
 def _alone(name: str, given: object, others: Mapping[str, object]) -> None:

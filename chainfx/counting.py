@@ -1,8 +1,9 @@
 """What the command line counts: networks by name, saved networks, and reports that an earlier count wrote."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from chainfx.bitops import CostReport
 from chainfx.compiler import count
 from chainfx.deploy.model import CompressedModel, load
 from chainfx.errors import InputError
+from chainfx.ir.meta_values import needs_data
 from chainfx.models import resolve_model
 
 if TYPE_CHECKING:
@@ -18,23 +20,30 @@ if TYPE_CHECKING:
     from chainfx.bitops.diff import CostDiff
     from chainfx.ir.channels import ChannelAnalysis
 
-__all__ = ["channels_of", "channels_to_dict", "cross_checked", "difference_of", "parse_rates", "report_of"]
+__all__ = ["channels_of", "cross_checked", "difference_of", "inputs_of", "parse_inputs", "parse_rates", "report_of"]
 
-Sizes = tuple[int, ...] | None
+Inputs = tuple[Tensor, ...] | None
+_DTYPES = {
+    "float": torch.float32,
+    "float64": torch.float64,
+    "half": torch.float16,
+    "int": torch.int64,
+    "bool": torch.bool,
+}
 _MANIFEST = "manifest.json"
 
 
-def report_of(name: str, sizes: Sizes, convention: str | None) -> CostReport:
+def report_of(name: str, inputs: Inputs, convention: str | None) -> CostReport:
     """The cost of what ``name`` stands for: a network (see :func:`network_of`), or a report in a ``.json`` file.
 
-    ``sizes``: the input's shape, batch first; ``None`` where the name brings its own. ``convention``: ``None`` for
-    ``mac_bw_ba``, or the one that a saved report is under.
+    ``inputs``: batch first; ``None`` where the name brings its own. ``convention``: ``None`` for ``mac_bw_ba``, or the
+    one that a saved report is under. A network of a known name is never allocated: it is built on the meta device.
     """
     if name.endswith(".json") and Path(name).name != _MANIFEST:
-        report = _saved_report(name, sizes)
+        report = _saved_report(name, inputs)
         return report if convention is None else report.reprice(convention)
-    network, inputs = network_of(name, sizes)
-    return count(network, inputs, convention=convention or "mac_bw_ba")
+    network, given = network_of(name, inputs, on_meta=True)
+    return count(network, given, convention=convention or "mac_bw_ba")
 
 
 def difference_of(before: CostReport, after: CostReport, rates: dict[str, float] | None) -> "CostDiff":
@@ -45,58 +54,75 @@ def difference_of(before: CostReport, after: CostReport, rates: dict[str, float]
     return before.diff(after)
 
 
-def cross_checked(name: str, sizes: Sizes) -> "CrossCheck":
+def cross_checked(name: str, inputs: Inputs) -> "CrossCheck":
     """The MACs of a network by chainfx and by other tools, with the reason for every difference."""
     from chainfx.bitops.crosscheck import cross_check
 
-    network, inputs = network_of(name, sizes)
-    return cross_check(network.graph_module if isinstance(network, CompressedModel) else network, inputs)
+    network, given = network_of(name, inputs)
+    return cross_check(network.graph_module if isinstance(network, CompressedModel) else network, given)
 
 
-def channels_of(name: str, sizes: Sizes) -> "ChannelAnalysis":
+def channels_of(name: str, inputs: Inputs) -> "ChannelAnalysis":
     """The channel groups of a network."""
     from chainfx.ir.capture import capture
     from chainfx.ir.channels import analyse_channels
 
-    network, inputs = network_of(name, sizes)
-    graph_module = network.graph_module if isinstance(network, CompressedModel) else capture(network, inputs)
-    return analyse_channels(graph_module, inputs)
+    network, given = network_of(name, inputs)
+    graph_module = network.graph_module if isinstance(network, CompressedModel) else capture(network, given)
+    return analyse_channels(graph_module, given)
 
 
-def channels_to_dict(analysis: "ChannelAnalysis") -> dict[str, Any]:
-    """The groups and the channels that must stay, as plain JSON values."""
-    groups = [
-        {
-            "name": group.name,
-            "size": group.size,
-            "sources": [{"node": source.node, "path": source.path, "dim": source.dim} for source in group.sources],
-            "members": [{"path": m.path, "dim": m.dim, "channels": len(m.positions)} for m in group.members],
-        }
-        for group in analysis.groups
-    ]
-    frozen = [{"node": f.node, "path": f.path, "channels": f.channels, "reason": f.reason} for f in analysis.frozen]
-    return {"groups": groups, "frozen": frozen}
+def network_of(name: str, inputs: Inputs, *, on_meta: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The network ``name`` stands for, in eval mode, and its inputs: these, or those it brings.
 
-
-def network_of(name: str, sizes: Sizes) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The network ``name`` stands for, in eval mode, and inputs of these sizes.
-
-    A folder that ``CompressedModel.save`` wrote (or its ``manifest.json``) is loaded, and brings inputs of its own; all
-    else is a name for :func:`~chainfx.models.resolve_model`. Raises :class:`InputError` when there is no such network,
-    and when nothing says the input's shape.
+    A folder that ``CompressedModel.save`` wrote (or its ``manifest.json``) is loaded, and brings inputs of its own, the
+    first of which may be given in other shapes; all else is a name for :func:`~chainfx.models.resolve_model`.
+    ``on_meta``: build that without data, if it can be. Raises :class:`InputError` when there is no such network, and
+    when nothing says the input's shape.
     """
     folder = Path(name).parent if Path(name).name == _MANIFEST else Path(name)
     if (folder / _MANIFEST).is_file():
         saved = load(folder)
-        first, *rest = saved.example_inputs
-        return saved, (first if sizes is None else torch.zeros(sizes, dtype=first.dtype), *rest)
+        own, given = saved.example_inputs, inputs or ()
+        return saved, (*(x.to(y.dtype) for x, y in zip(given, own, strict=False)), *own[len(given) :])
     if "/" in name:
         what = "holds no saved network" if Path(name).exists() else "does not exist"
         raise InputError(f"{name!r} {what}; give the folder that CompressedModel.save wrote, or the name of a network.")
-    network = resolve_model(name).eval()
-    if sizes is None:
+    network = _built(name, on_meta)
+    if inputs is None:
         raise InputError(f"--input is missing: {name!r} does not say the shape of its input; give e.g. 1,3,224,224.")
-    return network, (torch.zeros(sizes),)
+    return network.eval(), inputs
+
+
+def _built(name: str, on_meta: bool) -> nn.Module:
+    if on_meta:
+        try:
+            with torch.device("meta"):
+                return resolve_model(name)
+        except RuntimeError as error:  # it reads its own initial values
+            if not needs_data(error):
+                raise
+    return resolve_model(name)
+
+
+def parse_inputs(texts: Sequence[str]) -> Inputs:
+    """Zeros of the shapes and dtypes in ``["1,3,224,224", "1,16:int"]``; ``None`` of none."""
+    return tuple(map(_zeros, texts)) or None
+
+
+def inputs_of(report: CostReport) -> Inputs:
+    """Zeros of the shapes that a report is for."""
+    return tuple(map(torch.zeros, report.inputs)) or None
+
+
+def _zeros(text: str) -> Tensor:
+    sizes, _, dtype = text.partition(":")
+    parts = sizes.split(",")
+    if len(parts) < 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise InputError(f"--input {text!r} is not a shape; give at least two positive numbers, e.g. 1,3,224,224.")
+    if dtype and dtype not in _DTYPES:
+        raise InputError(f"--input {text!r}: there is no dtype {dtype!r}; use {', '.join(_DTYPES)}.")
+    return torch.zeros([int(part) for part in parts], dtype=_DTYPES[dtype or "float"])
 
 
 def parse_rates(text: str) -> dict[str, float]:
@@ -113,14 +139,14 @@ def parse_rates(text: str) -> dict[str, float]:
     return rates
 
 
-def _saved_report(name: str, sizes: Sizes) -> CostReport:
+def _saved_report(name: str, inputs: Inputs) -> CostReport:
     try:
         report = CostReport.from_dict(json.loads(Path(name).read_text()))
     except OSError as error:
         raise InputError(f"report {name!r} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{name!r} is not a report; give a file that chainfx count --json wrote.") from error
-    if sizes is not None and report.inputs and sizes[1:] != report.inputs[0][1:]:
-        shapes = ["x".join(map(str, shape)) for shape in (report.inputs[0], sizes)]
+    if inputs and report.inputs and inputs[0].shape[1:] != report.inputs[0][1:]:
+        shapes = ["x".join(map(str, shape)) for shape in (report.inputs[0], inputs[0].shape)]
         raise InputError(f"report {name!r} is for an input of {shapes[0]}, not {shapes[1]}; count both with one shape.")
     return report

@@ -114,6 +114,31 @@ def test_count_against_another_network_or_a_report(run, saved, tmp_path, monkeyp
     assert out.splitlines()[0].startswith("node,module,operator,change,macs_before,macs_after")
 
 
+def test_count_takes_several_inputs_of_other_dtypes_and_allocates_no_weights(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two_inputs.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, width):\n"
+        "        super().__init__()\n"
+        "        self.words, self.out = nn.Embedding(50, width), nn.Linear(width + 3, width)\n"
+        "    def forward(self, x, words):\n"
+        "        return self.out(torch.cat((x, self.words(words).mean(1)), 1))\n"
+        "def net():\n"
+        "    return Net(4)\n"
+        "def huge():\n"
+        "    return Net(10**7)\n"  # 2 GB and 400 TB of weights
+        "def reads():\n"
+        "    return Net(int(torch.linspace(0, 4, 3)[-1].item()))\n"
+    )
+    inputs = ("--input", "1,3", "--input", "1,5:int")
+    for name, width in (("net", 4), ("huge", 10**7), ("reads", 4)):
+        code, out, err = run("count", f"two_inputs:{name}", *inputs, "--json")
+        assert (code, err) == (0, "") and json.loads(out)["totals"]["macs"] == (width + 3) * width
+    code, _, err = run("count", "two_inputs:net", "--input", "1,3", "--input", "1,5:complex")
+    assert code == 1 and "--input '1,5:complex': there is no dtype 'complex'; use float, float64, half, int" in err
+
+
 def test_count_cross_checks(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "fvcore", None)
     monkeypatch.setitem(sys.modules, "ptflops", None)
@@ -129,7 +154,7 @@ def test_channels_prints_the_analysis_or_json(run, saved):
     group = next(group for group in found["groups"] if group["name"] == "stages_0_0_conv1")
     assert group["size"] == 16
     assert group["sources"] == [{"node": "stages_0_0_conv1", "path": "stages.0.0.conv1.weight", "dim": 0}]
-    assert {"path": "stages.0.0.conv2.weight", "dim": 1, "channels": 16} in group["members"]
+    assert {"path": "stages.0.0.conv2.weight", "dim": 1, "positions": 16} in group["members"]
     assert {item["node"] for item in found["frozen"]} >= {"fc"}
     assert run("channels", saved)[0] == 0
 

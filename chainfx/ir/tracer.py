@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -112,13 +113,20 @@ class TrainFormProxy(Proxy):
 class TrainFormTracer(Tracer):
     """Traces a module into the train form; ``leaves`` are the paths of modules to keep whole.
 
+    Calls of functions of the ``recorded_modules`` (Python's, not torch's) become nodes where they are given a proxy.
+
     Convolution and linear layers are traced through their own ``forward``, so that subclasses, hooks and
     parametrizations mean what they mean in eager mode; what arrives at ``F.conv*`` and ``F.linear`` is put into normal
     form.
     """
 
-    def __init__(self, inputs: tuple[str, ...] | None = None, leaves: Collection[str] = ()) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        inputs: tuple[str, ...] | None = None,
+        leaves: Collection[str] = (),
+        recorded_modules: tuple[ModuleType, ...] = (math,),
+    ) -> None:
+        super().__init__(recorded_modules)  # type: ignore[arg-type]  # annotated as one module
         self.inputs = inputs
         self.leaves = leaves
         self.failed_at: str | None = None

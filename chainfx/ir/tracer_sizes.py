@@ -8,6 +8,7 @@ A graph that is only read, to be counted, needs no free batch: then once is enou
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from types import FunctionType
@@ -92,7 +93,8 @@ class SizesTracer(TrainFormTracer):
     def __init__(
         self, inputs: tuple[str, ...], examples: Sequence[Tensor], leaves: Collection[str] = (), to_read: bool = False
     ) -> None:
-        super().__init__(inputs, leaves)
+        # where every size is a number, mathematics is done on numbers
+        super().__init__(inputs, leaves, () if to_read else (math,))
         self.values: dict[Node, _Values] = {}
         self.to_read = to_read
         batches = [(without_data(example),) for example in examples] if to_read else _two_batches(examples)

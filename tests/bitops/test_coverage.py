@@ -92,7 +92,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The tensor attributes")
 @pytest.mark.parametrize(("model", "shape"), SMALL, ids=lambda value: type(value).__name__)
 def test_the_exported_graph_counts_as_the_traced_one(model, shape):
     example = (torch.randn(shape),)
