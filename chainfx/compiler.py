@@ -11,8 +11,9 @@ from torch.fx import GraphModule
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy.model import CompressedModel
-from chainfx.errors import ChainfxError, InputError
+from chainfx.errors import CaptureError, ChainfxError, InputError
 from chainfx.ir.capture import capture, capture_to_read
+from chainfx.ir.capture_export import export_to_read
 from chainfx.passes.base import Pass, Trainer
 from chainfx.progress import TerminalListener
 from chainfx.scheduler.plan import Plan, plan
@@ -109,9 +110,10 @@ def count(
 ) -> CostReport:
     """The cost of one sample: MACs, bit operations under a named convention, storage.
 
-    ``model`` is any module (captured first), a graph in train or deploy form, or a :class:`CompressedModel`, whose
-    measured exit rates are used unless others are given. Computed on shapes alone; ``encodings`` other than ``dense``
-    and ``nominal`` read weights or masks, see :mod:`chainfx.bitops.storage`.
+    ``model`` is any module (captured first; exported if it has no train form, as with ``torch.cond``), a graph in train
+    or deploy form, or a :class:`CompressedModel`, whose measured exit rates are used unless others are given. Computed
+    on shapes alone; ``encodings`` other than ``dense`` and ``nominal`` read weights or masks, see
+    :mod:`chainfx.bitops.storage`.
 
     Example:
         >>> import torch, chainfx
@@ -124,8 +126,19 @@ def count(
         return count_graph(model.graph_module, inputs, convention, rates, encodings)
     if not isinstance(model, GraphModule) and (quick := capture_to_read(model, inputs)) is not None:
         return count_graph(quick, inputs, convention, exit_rates, encodings)
-    graph_module = model if isinstance(model, GraphModule) else capture(model, inputs)
+    graph_module = model if isinstance(model, GraphModule) else _captured(model, inputs)
     return count_graph(graph_module, inputs, convention, exit_rates, encodings)
+
+
+def _captured(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
+    """The graph of a model to be counted: as torch exports it where it has no train form, as with ``torch.cond``."""
+    try:
+        return capture(model, inputs)
+    except CaptureError:
+        exported = export_to_read(model, inputs)
+        if exported is None:
+            raise
+        return exported
 
 
 def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...]) -> CompressedModel:

@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.fx import Graph, Node, Proxy
+from torch.fx import Graph, GraphModule, Node, Proxy
 from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
-from chainfx.ir.edit import LAYERS
+from chainfx.ir.edit import LAYERS, evaluating
 from chainfx.ir.tracer import Trace, TrainFormTracer
 
-__all__ = ["export_trace"]
+__all__ = ["export_to_read", "export_trace"]
 
 _aten = torch.ops.aten
 
@@ -43,6 +43,18 @@ def export_trace(model: nn.Module, inputs: tuple[str, ...], examples: Sequence[T
     """
     program = export(model, _at_least_two(examples), dynamic_shapes=_batch_dims(examples), strict=strict)
     return _Translator(model, inputs, program).result
+
+
+def export_to_read(model: nn.Module, examples: Sequence[Tensor]) -> GraphModule | None:
+    """What eval mode does as ``torch.export`` writes it, branches of ``torch.cond`` included; ``None`` if it cannot.
+
+    Sizes are those of the examples, and the graph stays in ATen: it is to be read, and has no train form.
+    """
+    try:
+        with evaluating(model), torch.no_grad():
+            return export(model, tuple(examples)).module(check_guards=False)
+    except Exception:  # whatever the model's code and torch raise: the error of capture says more
+        return None
 
 
 def _at_least_two(examples: Sequence[Tensor]) -> tuple[Tensor, ...]:

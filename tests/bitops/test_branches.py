@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import chainfx
 from chainfx.bitops import CostReport, ExitCost, count
-from chainfx.errors import CostError
+from chainfx.errors import CaptureError, CostError
 from chainfx.ir import ops
 from tests.bitops.graphs import graph_of
 
@@ -60,6 +61,28 @@ def test_rows_carry_their_branch(conditional):
         ("cond.false.cond.false.layers.right", 256, "cond.false.cond.false"),
         ("layers.end", 16, ""),
     ]
+
+
+def test_a_model_with_branches_counts_as_what_torch_exports(conditional):
+    model = Conditional()
+    assert chainfx.count(model, SAMPLE) == count(conditional, SAMPLE)
+    model = model.to("meta").train()
+    assert chainfx.count(model, SAMPLE[0].to("meta")) == count(conditional, SAMPLE) and model.training
+
+
+def test_the_guards_of_an_exported_graph_are_no_rows(conditional):
+    with torch.no_grad():
+        guarded = torch.export.export(Conditional().eval(), SAMPLE).module()
+    assert guarded.graph.find_nodes(op="call_module") and count(guarded, SAMPLE).rows == count(conditional, SAMPLE).rows
+
+
+def test_a_branch_on_data_that_torch_cannot_export_is_an_error():
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(CaptureError, match=r"needs a value that only the data give; replace the branch by"):
+        chainfx.count(Branch(), SAMPLE)
 
 
 def test_the_worst_case_takes_the_dearest_branches(conditional):
