@@ -4,6 +4,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := .venv/.peers
 
 .PHONY: demo test test-all bench bench-count bench-pruning docs readme lint ci clean
 
@@ -19,10 +20,10 @@ test-all: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o python_files='bench_*.py'
 
-bench-count: $(INSTALLED)
+bench-count: $(PEERS)
 	$(BIN)/python benchmarks/bench_count.py
 
-bench-pruning: $(INSTALLED)
+bench-pruning: $(PEERS)
 	$(BIN)/python benchmarks/bench_pruning_speed.py
 
 docs: $(INSTALLED)
@@ -42,6 +43,10 @@ ci: lint test
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[peers]'
 	touch $@
 
 clean:
