@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.ir import ops
-from chainfx.ir.channel_labels import Labels, Ledger, SizeNote, blank, select_first, spread, varying
-from chainfx.ir.edit import get_tensor, is_dialect, origin
+from chainfx.ir.channel_labels import Labels, Ledger, SizeNote, all_of, any_of, blank, compact, fitted, spread, varying
+from chainfx.ir.edit import get_tensor, is_dialect, modules_by_path, origin
 
 __all__ = ["Flow", "Fold", "Place", "Rule", "operator_name", "places_of"]
 
@@ -38,12 +39,17 @@ def operator_name(node: Node) -> str:
     """
     if node.op == "call_method":
         return str(node.target).rstrip("_")
-    home = getattr(node.target, "__module__", None) or "torch"
-    trusted = home.split(".")[0] in _HOMES or home.startswith("torchvision.ops")
-    if node.op != "call_function" or not trusted:
+    if node.op != "call_function":
         return ""
-    name = getattr(node.target, "__name__", "").split(".")[0].rstrip("_")
+    name = _function_name(node.target)
     return str(node.args[1]) if name == "getattr" else name
+
+
+@lru_cache(maxsize=4096)
+def _function_name(function: Any) -> str:
+    home = getattr(function, "__module__", None) or "torch"
+    trusted = home.split(".")[0] in _HOMES or home.startswith("torchvision.ops")
+    return getattr(function, "__name__", "").split(".")[0].rstrip("_") if trusted else ""
 
 
 class Place(NamedTuple):
@@ -57,7 +63,7 @@ class Place(NamedTuple):
 def places_of(graph_module: nn.Module) -> dict[str, Place]:
     """All parameters and buffers by path; one that has several paths is there several times."""
     places: dict[str, Place] = {}
-    for path, module in graph_module.named_modules(remove_duplicate=False):
+    for path, module in modules_by_path(graph_module).items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 places[f"{path}.{name}" if path else name] = Place(module, name, tensor)
@@ -83,6 +89,7 @@ class Flow:
         self.readers: dict[Node, Labels] = {}
         self._labels: dict[Node, Any] = {}
         self._counted: set[Node] = set()
+        self.modules = modules_by_path(graph_module)
         self.places = places_of(graph_module)
         self._paths: dict[int, str] = {}
 
@@ -100,7 +107,7 @@ class Flow:
                 self._label(node, rule_of(self, node))
 
     def _label(self, node: Node, rule: Rule) -> None:
-        if operator_name(node) not in _TAKES_SIZES:
+        if self.taints and operator_name(node) not in _TAKES_SIZES:
             self._keep_numbers(node)
         result = rule(self, node)
         self._labels[node] = result
@@ -116,7 +123,7 @@ class Flow:
         if node.op == "call_method":
             value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         elif node.op == "call_module":
-            value = self.graph_module.get_submodule(str(node.target))(*args, **kwargs)
+            value = self.modules[str(node.target)](*args, **kwargs)
         elif node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.graph_module)
         elif node.op == "placeholder":
@@ -300,22 +307,42 @@ class Flow:
         rank = max(left.dim(), right.dim())
         left, right = (each[(None,) * (rank - each.dim())] if each.dim() < rank else each for each in (left, right))
         shape = torch.Size([b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
-        if not bool(select_any(right)):
+        if not any_of(right):
             return self._beside(left, right, shape, node)
-        if not bool(select_any(left)):
+        if not any_of(left):
             return self._beside(right, left, shape, node)
         over_left = [d for d in varying(right) if left.size(d) == 1]
         over_right = [d for d in varying(left) if right.size(d) == 1]
         if not over_left and not over_right:
             left, right = left.expand(shape), right.expand(shape)
             self.ledger.couple(left, right, f"it meets channels that must stay (node {node.name!r})")
-            smaller = min(left, right, key=lambda each: len(varying(each)))
-            other = right if smaller is left else left
-            return spread(torch.where(smaller != 0, smaller, other)) if bool((smaller == 0).any()) else smaller
+            smaller, other = sorted((left, right), key=lambda each: len(varying(each)))
+            if all_of(smaller):
+                return smaller
+            moving = (*varying(left), *varying(right))
+            smaller, other = compact(smaller, moving), compact(other, moving)
+            return spread(torch.where(smaller != 0, smaller, other)).expand(shape)
         if over_left and (not over_right or self.ledger.is_plain(left)):
             left, right = right, left
         self.freeze(right, node, "it is broadcast over other channels")
         return self._beside(left, blank(right.shape), shape, node)
+
+    def meet(self, labels: Labels, value: Node, node: Node) -> Labels:
+        """The labels of an element-wise operation with the tensor ``value``, as :meth:`combine`.
+
+        A plain parameter without labels takes those that it meets, instead of atoms of its own.
+        """
+        taken = fitted(labels, value.meta["val"].shape) if self.is_fresh(value) else None
+        if taken is None:
+            return self.combine(labels, self.label(value), node)
+        self._labels[value] = self.ledger.plain[self.path(value)] = taken
+        return labels
+
+    def is_fresh(self, value: Node) -> bool:
+        """Whether a node is a plain parameter, of several elements, that has no labels yet."""
+        if value.op != "get_attr" or value in self._labels or self.path(value) in self.ledger.plain:
+            return False
+        return value.meta["val"].is_floating_point() and bool(value.meta["val"].numel() > 1)
 
     def _beside(self, labels: Labels, fixed: Labels, shape: torch.Size, node: Node) -> Labels:
         """An element-wise operation with a tensor that must stay as it is, wherever that one is not broadcast."""
@@ -336,12 +363,6 @@ def _masks_of(value: Any) -> Iterator[Node]:
         if value.target is ops.mask_weight:
             yield value
         value = value.args[0]
-
-
-def select_any(labels: Labels) -> Tensor:
-    """Whether any label is not 0, as a boolean tensor of shape ()."""
-    still = tuple(d for d in range(labels.dim()) if d not in varying(labels))
-    return select_first(labels, still).any()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx import GraphModule, Node
+from torch import nn
+from torch.fx import Node
 from torch.fx.node import map_arg
 
 from chainfx.ir.channel_flow import Flow
-from chainfx.ir.channel_labels import Labels, Ledger, compact, spread, varying
+from chainfx.ir.channel_labels import Labels, Ledger, compact, identity, spread, varying
 from chainfx.ir.channel_values import (
     Axis,
     ChannelAnalysis,
@@ -34,7 +35,8 @@ class Grouping:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.ledger: Ledger = flow.ledger
-        self._lines: dict[tuple[int, ...], IntArray] = {}
+        self._lines: dict[int, IntArray] = {}
+        self._by_labels: dict[tuple[int, ...], IntArray] = {}
         self._axes: dict[tuple[int, ...], Axis] = {}
         component = self.ledger.components()
         kind = self._kinds(component)
@@ -42,6 +44,7 @@ class Grouping:
         kind[lone] = 0
         self.count, unit, self.bounds = self._numbered(kind)
         self.units = unit[component]
+        self._group_of = np.repeat(np.arange(-1, self.count), np.diff([0, *self.bounds]))
 
     def _kinds(self, component: IntArray) -> IntArray:
         """The kind of every component: those in the same parameter dimensions and slices; 0 if no layer makes it.
@@ -53,11 +56,12 @@ class Grouping:
         for source in self.ledger.sources:
             made[component[source.atoms.numpy()]] = True
         made[0] = False
-        sets = {_key(labels): labels for labels in (*self.ledger.slots.values(), *self.ledger.parts)}
+        given = {id(labels): labels for labels in (*self.ledger.slots.values(), *self.ledger.parts)}
+        sets = {identity(labels): labels for labels in given.values()}
         for number, labels in enumerate(sets.values(), start=1):
-            members = component[compact(labels)[0].reshape(-1).numpy()]
-            kind[members] = (kind[members] ^ np.uint64(number)) * _ODD
-            kind[members] ^= kind[members] >> np.uint64(29)
+            members = component[compact(labels).reshape(-1).numpy()]
+            found = (kind[members] ^ np.uint64(number)) * _ODD
+            kind[members] = found ^ (found >> np.uint64(29))
         _, small = np.unique(kind, return_inverse=True)
         return np.where(made, small + 1, 0)
 
@@ -82,7 +86,8 @@ class Grouping:
             if axis.dim is not None:
                 slots[path, axis.dim] = axis.units
         slots = {key: units for key, units in slots.items() if units.any()}
-        self._elements = _numel(self.flow.graph_module)
+        tensors = (place.tensor for place in self.flow.places.values())
+        self._elements = {id(each): each.numel() for each in tensors if isinstance(each, nn.Parameter)}
         groups = self._groups(slots)
         return ChannelAnalysis(
             groups=groups,
@@ -101,16 +106,15 @@ class Grouping:
 
     def _line(self, labels: Labels) -> IntArray:
         """The units along a parameter dimension; equal labels have the very same array."""
-        key = _key(labels)
-        if key not in self._lines:
-            self._lines[key] = self.units[labels.numpy()]
-        return self._lines[key]
+        if id(labels) not in self._lines:
+            self._lines[id(labels)] = self._by_labels.setdefault(identity(labels), self.units[labels.numpy()])
+        return self._lines[id(labels)]
 
     def _attended(self) -> list[int]:
         """The places of the groups with channels that go into a product of two activations."""
-        atoms = [compact(labels)[0].reshape(-1) for labels in self.flow.attended]
+        atoms = [compact(labels).reshape(-1) for labels in self.flow.attended]
         units = np.unique(self.units[torch.cat(atoms).numpy()]) if atoms else np.zeros(0, dtype=np.int64)
-        return sorted({int(np.searchsorted(self.bounds, unit, side="right")) - 1 for unit in units[units > 0]})
+        return sorted(set(self._group_of[units[units > 0]].tolist()))
 
     def _product(self, node: Node) -> tuple[Axis, ...]:
         given: list[Node] = []
@@ -119,13 +123,13 @@ class Grouping:
         return tuple(self._axis(self.flow.label(each)) for each in (*tensors, node))
 
     def _axis(self, labels: Labels) -> Axis:
-        key = _key(labels)
+        key = identity(labels)
         if key not in self._axes:
             self._axes[key] = self._new_axis(labels)
         return self._axes[key]
 
     def _new_axis(self, labels: Labels) -> Axis:
-        units = spread(torch.from_numpy(self.units)[compact(labels)[0]])
+        units = spread(torch.from_numpy(np.asarray(self.units[compact(labels).numpy()])))
         moving = varying(units)
         if not moving:
             return Axis(tuple(labels.shape))
@@ -164,16 +168,16 @@ class Grouping:
 
     def _parts(self, units: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
         """The groups that a line of units touches, each with its positions and its own units there."""
-        positions = np.flatnonzero(units)
+        positions = units.nonzero()[0]
         units = units[positions]
-        group = np.searchsorted(self.bounds, units, side="right") - 1
-        first = int(group[0])
-        if (group == first).all():
-            yield first, positions, units - self.bounds[first]
+        group = self._group_of[units]
+        if (group == group[0]).all():
+            yield int(group[0]), positions, units - self.bounds[group[0]]
             return
-        for each in np.unique(group).tolist():
-            inside = group == each
-            yield each, positions[inside], units[inside] - self.bounds[each]
+        order = group.argsort(kind="stable")
+        for places in np.split(order, np.diff(group[order]).nonzero()[0] + 1):
+            each = int(group[places[0]])
+            yield each, positions[places], units[places] - self.bounds[each]
 
     def _sum_of(self, paths: set[str]) -> int:
         """How many elements the parameters among these tensors have."""
@@ -187,13 +191,3 @@ class Grouping:
             fixed = atoms[self.units[atoms] == 0]
             if len(fixed):
                 yield FrozenChannels(source.node, source.path, len(fixed), self.ledger.reason(int(fixed[0])) or _LONE)
-
-
-def _key(labels: Labels) -> tuple[int, ...]:
-    """What two views of the same labels have in common."""
-    return (labels.data_ptr(), *labels.shape, *labels.stride())
-
-
-def _numel(graph_module: GraphModule) -> dict[int, int]:
-    """The number of elements of every parameter, by its identity."""
-    return {id(parameter): parameter.numel() for parameter in graph_module.parameters()}

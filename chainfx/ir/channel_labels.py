@@ -8,13 +8,28 @@ torch's own view functions move them for free.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Labels", "Ledger", "SizeNote", "Source", "blank", "compact", "spread", "varying"]
+__all__ = [
+    "Labels",
+    "Ledger",
+    "SizeNote",
+    "Source",
+    "all_of",
+    "any_of",
+    "blank",
+    "compact",
+    "fitted",
+    "identity",
+    "select_first",
+    "spread",
+    "varying",
+]
 
 Labels = Tensor
 IntArray = NDArray[np.int64]
@@ -29,23 +44,28 @@ def blank(shape: torch.Size | tuple[int, ...]) -> Labels:
 
 def varying(labels: Labels) -> tuple[int, ...]:
     """The dimensions along which the labels differ."""
-    return tuple(
-        d for d, (size, step) in enumerate(zip(labels.shape, labels.stride(), strict=True)) if size > 1 and step
-    )
+    shape = labels.shape
+    return tuple([d for d, step in enumerate(labels.stride()) if step and shape[d] > 1])
 
 
-def compact(*labels: Labels) -> tuple[Labels, ...]:
-    """Label tensors of one shape, cut to size 1 in every dimension along which none of them differs."""
-    moving = {d for each in labels for d in varying(each)}
-    index = tuple(slice(None) if d in moving else slice(0, 1) for d in range(labels[0].dim()))
-    return tuple(each[index] for each in labels)
+def compact(labels: Labels, beside: tuple[int, ...] = ()) -> Labels:
+    """The labels cut to size 1 in every dimension along which they do not differ, except the dimensions ``beside``."""
+    shape, steps = labels.shape, labels.stride()
+    sizes = [size if step or d in beside else 1 for d, (size, step) in enumerate(zip(shape, steps, strict=True))]
+    return labels.as_strided(sizes, steps)
+
+
+def identity(labels: Labels) -> tuple[int, ...]:
+    """What two views of the same labels have in common."""
+    return (labels.data_ptr(), *labels.shape, *labels.stride())
 
 
 def spread(labels: Labels) -> Labels:
     """The same labels with stride 0 wherever they do not differ."""
-    (small,) = compact(labels)
+    small = compact(labels)
+    steps = small.stride()
     for dim in varying(small):
-        corner = small[tuple(slice(0, 2) if d == dim else 0 for d in range(small.dim()))]
+        corner = small.as_strided((2,), (steps[dim],)).tolist()
         if corner[0] == corner[1]:
             first = small.narrow(dim, 0, 1)
             small = first if bool((small == first).all()) else small
@@ -54,9 +74,31 @@ def spread(labels: Labels) -> Labels:
 
 def select_first(labels: Labels, dims: tuple[int, ...]) -> Labels:
     """The labels at index 0 of ``dims`` (kept as size 1)."""
-    for dim in dims:
-        labels = labels.narrow(dim, 0, 1)
-    return labels
+    if not dims:
+        return labels
+    return labels.as_strided([1 if d in dims else size for d, size in enumerate(labels.shape)], labels.stride())
+
+
+def fitted(labels: Labels, shape: torch.Size) -> Labels | None:
+    """The labels at the elements of a tensor that is broadcast to them; ``None`` if one of these meets several."""
+    if len(shape) > labels.dim():
+        return None
+    moving, missing = varying(labels), labels.dim() - len(shape)
+    sizes = (*[1] * missing, *shape)
+    if any(d in moving if size == 1 else size != labels.size(d) for d, size in enumerate(sizes)):
+        return None
+    return select_first(labels, tuple(d for d, size in enumerate(sizes) if size == 1))[(0,) * missing]
+
+
+def any_of(labels: Labels) -> bool:
+    """Whether any label is not 0."""
+    return int(np.count_nonzero(compact(labels).numpy())) > 0
+
+
+def all_of(labels: Labels) -> bool:
+    """Whether no label is 0."""
+    small = compact(labels).numpy()
+    return int(np.count_nonzero(small)) == small.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +143,7 @@ class Ledger:
     rectangles: dict[tuple[int, ...], Labels] = field(default_factory=dict)
     frozen: list[tuple[Labels, str]] = field(default_factory=list)
     _edges: list[tuple[Labels, Labels]] = field(default_factory=list)
+    _pinned: dict[tuple[Any, ...], tuple[Labels, Labels]] = field(default_factory=dict)
     _plain_ranges: list[tuple[int, int]] = field(default_factory=list)
     _found: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
@@ -144,7 +187,7 @@ class Ledger:
 
     def is_plain(self, labels: Labels) -> bool:
         """Whether all atoms of a labelled tensor are elements of plain parameters."""
-        (small,) = compact(labels)
+        small = compact(labels)
         atoms = small[small > 0]
         low, high = (int(atoms.min()), int(atoms.max())) if atoms.numel() else (0, 0)
         if any(first <= low and high < last for first, last in self._plain_ranges):
@@ -156,34 +199,41 @@ class Ledger:
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """State that no channel among these labels can be removed."""
-        (small,) = compact(labels)
-        if bool(small.any()):
-            self.frozen.append((small.reshape(-1), reason))
+        if any_of(labels):
+            self.frozen.append((compact(labels).reshape(-1), reason))
 
     def couple(self, left: Labels, right: Labels, reason: str) -> None:
         """State that equal positions of two label tensors of one shape go together; what meets a 0 is frozen."""
-        left, right = (each.reshape(-1) for each in compact(left, right))
-        differ = left != right
-        if not bool(differ.any()):
+        moving = (*varying(left), *varying(right))
+        left, right = compact(left, moving), compact(right, moving)
+        if identity(left) == identity(right):
             return
+        if left.numel() > self.size:  # so that some pairs come more than once
+            left, right = _without_repeats(left, right)
+        left, right = left.reshape(-1), right.reshape(-1)
+        if all_of(left) and all_of(right):
+            self._edges.append((left, right))
+            return
+        differ = left != right
         left, right = left[differ], right[differ]
         both = (left != 0) & (right != 0)
-        if not bool(both.all()):
-            self.freeze((left + right)[~both], reason)
+        self.freeze((left + right)[~both], reason)
         self._edges.append((left[both], right[both]))
 
     def pin(self, labels: Labels, dims: tuple[int, ...], reason: str) -> Labels:
         """State that nothing goes along ``dims``: couple over them, or freeze if the labels differ nowhere else."""
         moving = varying(labels)
-        along = tuple(d for d in dims if d in moving)
+        along = tuple([d for d in dims if d in moving])
         if not along:
             return labels
         if len(along) == len(moving):
             self.freeze(labels, reason)
             return blank(labels.shape)
-        first = select_first(labels, along).expand(labels.shape)
-        self.couple(labels, first, reason)
-        return first
+        key = (along, *identity(labels))
+        if key not in self._pinned:
+            self._pinned[key] = labels, select_first(labels, along).expand(labels.shape)
+            self.couple(*self._pinned[key], reason)
+        return self._pinned[key][1]
 
     def forbid(self, labels: Labels, dims: tuple[int, ...], reason: str) -> Labels:
         """Freeze everything if the labels differ along one of ``dims``."""
@@ -201,9 +251,8 @@ class Ledger:
     def remember(self, labels: Labels) -> None:
         """Note a tensor; if its labels differ along several dimensions, the kept elements must form a rectangle."""
         if len(varying(labels)) > 1:
-            (small,) = compact(labels)
-            key = (small.data_ptr(), *small.shape, *small.stride())
-            self.rectangles.setdefault(key, small)
+            small = compact(labels)
+            self.rectangles.setdefault(identity(small), small)
 
     def components(self) -> IntArray:
         """The component of every atom, shape (size,), numbered by first atom; component 0 is what must stay."""
@@ -232,23 +281,27 @@ class Ledger:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        left, right = (torch.cat([torch.zeros(0, dtype=torch.int64), *side]).numpy() for side in self._sides())
-        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.size, self.size))
-        found = connected_components(graph, directed=False)[1].astype(np.int64)
-        self._found = found.copy()
+        known = self._found if len(self._found) == self.size else np.arange(self.size)
+        left, right = (known[torch.cat([torch.zeros(0, dtype=torch.int64), *side]).numpy()] for side in self._sides())
+        left, right = left[left != right], right[left != right]
+        count = int(known.max()) + 1
+        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
+        self._found = found = connected_components(graph, directed=False)[1].astype(np.int64)[known]
+        self._edges.clear()
         fixed = np.zeros(int(found.max()) + 1, dtype=bool)
         fixed[found[0]] = True
         for atoms, _ in self.frozen:
             fixed[found[atoms.numpy()]] = True
-        self._edges = [(torch.from_numpy(left), torch.from_numpy(right))]
-        found[fixed[found]] = -1
-        return _renumbered(found)
+        return _renumbered(np.where(fixed[found], found[0], found))
 
     def _sides(self) -> tuple[list[Labels], list[Labels]]:
         return [left for left, _ in self._edges], [right for _, right in self._edges]
 
     def _square(self, labels: Labels, component: IntArray) -> bool:
         """Couple a tensor over all dimensions but one if its components differ along several; whether they did."""
+        labels = compact(labels)
+        if len(varying(labels)) < 2:
+            return False
         units = spread(torch.from_numpy(component)[labels])
         moving = varying(units)
         if len(moving) < 2:
@@ -265,6 +318,20 @@ class Ledger:
         return True
 
 
+def _without_repeats(left: Labels, right: Labels) -> tuple[Labels, Labels]:
+    """Two label tensors of one shape without the lines that both repeat, as tokens do along all positions but one."""
+    for dim in range(left.dim()):
+        size = left.size(dim)
+        if size > 1:
+            same = torch.ones((), dtype=torch.bool)
+            for each in (left, right):
+                same = same & (each.narrow(dim, 1, size - 1) == each.narrow(dim, 0, size - 1))
+            new = (~same).movedim(dim, 0).flatten(1).any(1) if same.dim() > 1 else ~same
+            places = torch.cat([torch.zeros(1, dtype=torch.int64), new.nonzero()[:, 0] + 1])
+            left, right = left.index_select(dim, places), right.index_select(dim, places)
+    return left, right
+
+
 def _distinct(units: Labels, dim: int) -> int:
     """How many units a line along ``dim`` has (the line with the most non-zero start, the first one, is looked at)."""
     others = tuple(d for d in range(units.dim()) if d != dim)
@@ -278,8 +345,9 @@ def _step(labels: Labels, dim: int) -> int:
 
 
 def _renumbered(found: IntArray) -> IntArray:
-    """Component numbers in order of their first atom; -1, which atom 0 has, becomes 0."""
-    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
+    """Component numbers in order of their first atom."""
+    first = np.full(int(found.max()) + 1, len(found))
+    first[found[::-1]] = np.arange(len(found))[::-1]  # of several, the last to be written
+    rank = np.empty_like(first)
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    return rank[inverse]
+    return rank[found]

@@ -1,11 +1,11 @@
 """What layers, normalizations and modules do to channels: they take them in, scale them, and make new ones."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.fx import Node
 
 from chainfx.ir.channel_flow import Flow, Rule, operator_name
@@ -28,7 +28,8 @@ _WHY = "a layer reads it beside its channels"
 def rule_of(flow: Flow, node: Node) -> Rule:
     """The rule for what a node calls."""
     if node.op == "call_module":
-        return _module_rule(flow.graph_module.get_submodule(str(node.target)))
+        module = flow.modules[str(node.target)]
+        return norm_module if is_channel_norm(module) else _module_rule(type(module).__module__, type(module).__name__)
     if node.op == "call_function" and node.target in LAYERS:
         return layer
     return _FUNCTIONS.get(operator_name(node), unknown)
@@ -92,6 +93,8 @@ def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups:
 
 def _over_groups(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
     """Couple equal relative positions of the groups; returns the labels of the first group."""
+    if groups == 1:
+        return labels
     table = labels.view(groups, -1)
     flow.ledger.couple(table, table[:1].expand_as(table), f"its groups must stay equal (node {node.name!r})")
     return table[0]
@@ -131,13 +134,11 @@ _FUNCTIONS: dict[str, Rule] = {
 }
 
 
-def _module_rule(module: nn.Module) -> Rule:
-    """The rule of a module: of torch.nn itself by name, of subclasses only for batch and instance normalization."""
-    if is_channel_norm(module):
-        return norm_module
-    if not type(module).__module__.startswith("torch.nn."):
+@lru_cache(maxsize=4096)
+def _module_rule(home: str, kind: str) -> Rule:
+    """The rule of a module of torch.nn itself, by the names of its file and its class."""
+    if not home.startswith("torch.nn."):
         return _opaque
-    kind = type(module).__name__
     if kind in _ACTIVATIONS.split():
         return same
     if _POOL.fullmatch(kind):
@@ -146,7 +147,7 @@ def _module_rule(module: nn.Module) -> Rule:
 
 
 def _module(flow: Flow, node: Node) -> Any:
-    return flow.graph_module.get_submodule(str(node.target))
+    return flow.modules[str(node.target)]
 
 
 def _opaque(flow: Flow, node: Node) -> Any:

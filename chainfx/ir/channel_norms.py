@@ -52,7 +52,7 @@ def norm_module(flow: Flow, node: Node) -> Labels:
 
 def _own(flow: Flow, node: Node, names: tuple[str, ...] = ("weight", "bias")) -> Mapping[str, str]:
     """The paths of the tensors that the module of a node has, by name."""
-    module = flow.graph_module.get_submodule(str(node.target))
+    module = flow.modules[str(node.target)]
     return {name: flow.module_path(node, name) for name in names if getattr(module, name, None) is not None}
 
 
@@ -73,7 +73,7 @@ def layer_norm(flow: Flow, node: Node) -> Labels:
 
 
 def _layer_norm_module(flow: Flow, node: Node) -> Labels:
-    module: Any = flow.graph_module.get_submodule(str(node.target))
+    module: Any = flow.modules[str(node.target)]
     labels, vector, dim = _normalized(flow, node, len(module.normalized_shape))
     if vector is not None:
         for path in _own(flow, node).values():
@@ -104,7 +104,7 @@ def group_norm(flow: Flow, node: Node) -> Labels:
 
 
 def _group_norm_module(flow: Flow, node: Node) -> Labels:
-    module: Any = flow.graph_module.get_submodule(str(node.target))
+    module: Any = flow.modules[str(node.target)]
     labels, vector, leaders = _grouped(flow, node, module.num_groups)
     for path in _own(flow, node).values():
         flow.ledger.register(path, 0, vector)

@@ -57,9 +57,9 @@ def made(flow: Flow, node: Node) -> Labels:
 def elementwise(flow: Flow, node: Node) -> Labels:
     """A function of equal positions of several tensors."""
     labels: Labels | None = None
-    for each in [*node.args, *node.kwargs.values()]:
-        if flow.is_tensor(each):
-            labels = flow.label(each) if labels is None else flow.combine(labels, flow.label(each), node)
+    given: list[Any] = [each for each in (*node.args, *node.kwargs.values()) if flow.is_tensor(each)]
+    for each in sorted(given, key=flow.is_fresh):
+        labels = flow.label(each) if labels is None else flow.meet(labels, each, node)
     shape = flow.shape(node)
     return blank(shape) if labels is None else labels.expand(shape)
 
@@ -182,7 +182,7 @@ def padded(flow: Flow, node: Node, amounts: Sequence[int], mode: str) -> Labels:
     amounts = [
         a for d in reversed(range(labels.dim())) for a in (pairs.get(d, (0, 0)) if d in varying(labels) else (0, 0))
     ]
-    return spread(F.pad(compact(labels)[0], amounts).expand(shape))
+    return spread(F.pad(compact(labels), amounts).expand(shape))
 
 
 def roll(flow: Flow, node: Node) -> Labels:

@@ -79,30 +79,50 @@ def _check_unchanged(analysis: ChannelAnalysis, nodes: Mapping[str, Node], tenso
             raise GraphError(f"the graph changed since the analysis: node {literal.node!r} is gone; analyse again.")
 
 
-def _slice(analysis: ChannelAnalysis, removed: Removed, tensors: Mapping[str, Place]) -> None:
-    """Put smaller tensors at all paths of those that lose something; a parameter stays one."""
-    smaller: dict[str, Tensor] = {}
+def _slice(analysis: ChannelAnalysis, removed: Removed, tensors: dict[str, Place]) -> None:
+    """Put smaller tensors at all paths of those that lose something; a parameter stays one.
+
+    One after the other: the memory of a large one is free for the next small one.
+    """
+    names: dict[int, list[str]] = {}
+    for path, place in tensors.items():
+        names.setdefault(id(place.tensor), []).append(path)
+    for path, cuts in _cuts(analysis, removed).items():
+        old = tensors[path].tensor
+        new = old.detach()
+        for dim, index in cuts:
+            new = new.index_select(dim, index.to(new.device))
+        if path in analysis.indices:
+            places = np.cumsum(~removed[analysis.indices[path]]) - 1
+            new = torch.from_numpy(places).to(new)[new.long()]
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for name in names[id(old)]:
+            tensors[name] = _put(tensors[name], new)
+
+
+def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, list[tuple[int, Tensor]]]:
+    """What to cut: dimensions with the positions to keep, the first one, where whole rows are copied, first.
+
+    A tensor of positions among channels of which some go is there too.
+    """
     kept: dict[int, Tensor] = {}
-    for (path, dim), units in sorted(analysis.slots.items(), key=lambda slot: slot[0][1]):  # whole rows copy fastest
+    cuts: dict[str, list[tuple[int, Tensor]]] = {path: [] for path, u in analysis.indices.items() if removed[u].any()}
+    for (path, dim), units in sorted(analysis.slots.items(), key=lambda slot: slot[0][1]):
         if id(units) not in kept:
             kept[id(units)] = torch.from_numpy(np.flatnonzero(~removed[units]))
-        index = kept[id(units)]
-        if len(index) < len(units):
-            tensor = smaller.get(path, tensors[path].tensor.detach())
-            smaller[path] = tensor.index_select(dim, index.to(tensor.device))
-    for path, units in analysis.indices.items():
-        if removed[units].any():
-            place = torch.from_numpy(np.cumsum(~removed[units]) - 1)
-            positions = smaller.get(path, tensors[path].tensor)
-            smaller[path] = place.to(positions)[positions.long()]
-    new = {id(tensors[path].tensor): _like(tensors[path].tensor, tensor) for path, tensor in smaller.items()}
-    for owner, name, old in tensors.values():
-        if id(old) in new:
-            setattr(owner, name, new[id(old)])
+        if len(kept[id(units)]) < len(units):
+            cuts.setdefault(path, []).append((dim, kept[id(units)]))
+    return cuts
 
 
-def _like(old: Tensor, new: Tensor) -> Tensor:
-    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+def _put(place: Place, tensor: Tensor) -> Place:
+    """Put a tensor at a place where one of its kind is: not by ``setattr``, which looks through the whole module."""
+    if isinstance(tensor, nn.Parameter):
+        place.owner._parameters[place.name] = tensor
+    else:
+        place.owner._buffers[place.name] = tensor
+    return place._replace(tensor=tensor)
 
 
 class _Numbers:

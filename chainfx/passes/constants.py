@@ -50,9 +50,13 @@ def constants_of(graph_module: GraphModule) -> dict[Node, Constants]:
     ``node.meta["val"]`` and a graph in eval mode.
     """
     found: dict[Node, Constants] = {}
+    modules = edit.modules_by_path(graph_module)
     with torch.no_grad():
         for node in graph_module.graph.nodes:
-            known = _known(graph_module, node, found)
+            if node.op == "call_module":
+                known = _of_module(modules[str(node.target)], node, found)
+            else:
+                known = _known(graph_module, node, found)
             if known is not None and not bool(known.values.isnan().all()):
                 found[node] = known
     return found
@@ -61,11 +65,11 @@ def constants_of(graph_module: GraphModule) -> dict[Node, Constants]:
 def _known(graph_module: GraphModule, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
     if not node.op.startswith("call") or not node.args:
         return None
-    given = found.get(node.args[0]) if isinstance(node.args[0], Node) else None
-    if node.op == "call_module":
-        return _of_module(graph_module.get_submodule(str(node.target)), given, node)
     if node.target in edit.LAYERS:
         return _of_layer(graph_module, node)
+    if not found:
+        return None
+    given = _first(node, found)
     name = operator_name(node)
     if name in ("add", "iadd", "mul", "imul") and len(node.args) == 2 and not node.kwargs:
         return _of_pair(name, node, found)
@@ -82,7 +86,12 @@ def _known(graph_module: GraphModule, node: Node, found: Mapping[Node, Constants
     return given if name == "mean" and _reduces_space(node, given.axis) else None
 
 
-def _of_module(module: nn.Module, given: Constants | None, node: Node) -> Constants | None:
+def _first(node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+    return found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
+
+
+def _of_module(module: nn.Module, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+    given = _first(node, found)
     if isinstance(module, _BatchNorm):
         return _of_norm(module, given)
     if given is None:
@@ -106,13 +115,13 @@ def _of_norm(norm: _BatchNorm, given: Constants | None) -> Constants | None:
 
 def _of_layer(graph_module: GraphModule, node: Node) -> Constants | None:
     """The outputs of filters of zeros."""
-    weight, bias = (_value(graph_module, each) for each in node.args[1:3])
-    if weight is None or node.target in edit.TRANSPOSED or (bias is None and node.args[2] is not None):
+    weight = None if node.target in edit.TRANSPOSED else _value(graph_module, node.args[1])
+    if weight is None or bool((rows := weight.flatten(1))[:, 0].all()):  # few filters begin with a zero
         return None
-    rows = weight.flatten(1)
+    bias = _value(graph_module, node.args[2])
+    if bias is None and node.args[2] is not None:
+        return None
     dead = rows[:, 0] == 0
-    if not bool(dead.any()):  # few filters begin with a zero: the others need not be read
-        return None
     dead[dead.clone()] = ~rows[dead].any(1)
     values = torch.zeros_like(rows[:, 0]) if bias is None else bias
     rank = len(node.meta["val"].shape)

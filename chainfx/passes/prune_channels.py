@@ -32,7 +32,7 @@ from chainfx.passes.constants import constants_of, fold_removed
 from chainfx.passes.evidence import Evidence, gather, reading_dims
 from chainfx.passes.importance import Criterion, get_importance, importance_names, score_groups
 from chainfx.passes.layers import layer_path
-from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, first_step, removed_units, wanted_units
+from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, Removed, first_step, removed_units, wanted_units
 from chainfx.passes.targets import COSTS, Cost, CostModel
 
 __all__ = ["PruneChannels"]
@@ -304,15 +304,20 @@ class PruneChannels(Pass):
         self, graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep, evidence: Evidence
     ) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
         """Give the readers of removed channels what these gave; see :func:`fold_removed`."""
-        gone = removed_units(analysis, keep)
-        removed = {}
-        for path, dim in reading_dims(graph_module).items():
-            units = _units(graph_module, analysis, path, dim)
-            if units is not None:
-                removed[path] = gone[units]
+        means = evidence.mean if self.compensate else None
         with edit.evaluating(graph_module):
             known = constants_of(graph_module)
-            return fold_removed(graph_module, removed, known, evidence.mean if self.compensate else None)
+            if not known and not means:
+                return (), ()
+            removed = _removed_inputs(graph_module, analysis, keep)
+            return fold_removed(graph_module, removed, known, means)
+
+
+def _removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep) -> dict[str, Removed]:
+    """Which positions of the dimension that reads channels every weight loses, by path."""
+    gone = removed_units(analysis, keep)
+    units = {path: _units(graph_module, analysis, path, dim) for path, dim in reading_dims(graph_module).items()}
+    return {path: gone[each] for path, each in units.items() if each is not None}
 
 
 def _matches(group: ChannelGroup, patterns: Sequence[str]) -> bool:
