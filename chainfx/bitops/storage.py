@@ -95,7 +95,7 @@ def _uses(graph_module: GraphModule) -> Iterator[Stored]:
 
 def _of_module(module: nn.Module, target: str) -> Iterator[Stored]:
     layer = isinstance(module, _LAYERS)
-    for path, inner in modules_by_path(module).items():
+    for path, inner in modules_by_path(module).items() if module._modules else (("", module),):
         prefix = f"{target}.{path}." if path else f"{target}."
         for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
             if tensor is not None:
