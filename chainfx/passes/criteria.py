@@ -35,7 +35,7 @@ def bn(group: GroupSlices) -> Tensor:
     if not scales:
         sources = [each.path for each in group.slices if each.role in ("makes", "reads")]
         raise PassError(
-            f"prune-channels: group {group.name!r} has no BatchNorm with a scale, which importance='bn' needs; "
+            f"group {group.name!r} has no BatchNorm with a scale, which importance='bn' needs; "
             f"use importance='l1' or add {layer_path(sources[0])!r} to skip."
         )
     return sum((each.total(each.norm(1)) for each in scales), group.zeros()) / len(scales)

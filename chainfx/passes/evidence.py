@@ -1,7 +1,8 @@
 """What a network shows on calibration data: how strong each channel is, and how the answer depends on it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +54,11 @@ def reading_dims(graph_module: GraphModule) -> dict[str, int]:
 
 
 def gather(
-    graph_module: GraphModule, batches: Iterable[Batch] | None, needs: frozenset[str], generator: torch.Generator
+    graph_module: GraphModule,
+    batches: Iterable[Batch] | None,
+    needs: frozenset[str],
+    generator: torch.Generator,
+    name: str = "prune-channels",
 ) -> Evidence:
     """Run the first 512 samples of ``batches`` through a network, in eval mode, and measure what is needed.
 
@@ -61,8 +66,8 @@ def gather(
     against labels drawn from the network's own answer: no label of the data is needed, and the mean square of a slope
     is the Fisher information, the second derivative of the divergence between old and new answer (Theis et al. 2018,
     "Faster gaze prediction", eq. 6). An output without classes (fewer than two along dimension 1) counts its square.
-    The network is left as it was, whether its parameters require gradients or not. Raises :class:`PassError` if there
-    is nothing to run on, or the network does not accept it.
+    The network is left as it was, whether its parameters require gradients or not. Raises :class:`PassError`, in
+    the name of pass ``name``, if there is nothing to run on, or the network does not accept it.
     """
     if not needs:
         return Evidence()
@@ -70,18 +75,19 @@ def gather(
     watch = _Watch(graph_module, dims, moments="moment" in needs)
     slopes: dict[str, list[Tensor]] = {path: [] for path in dims}
     with edit.evaluating(graph_module):
-        for batch in _samples(batches):
+        for batch in _samples(batches, name):
             if not needs <= {"slope"}:
                 with torch.no_grad():
-                    _accepted(lambda batch=batch: watch.run(*batch), batch)
+                    _accepted(partial(watch.run, *batch), batch, name)
             for piece in _pieces(batch) if "slope" in needs else ():
-                for path, slope in _accepted(lambda piece=piece: _slopes(graph_module, dims, piece, generator), piece):
+                run = partial(_slopes, graph_module, dims, piece, generator)
+                for path, slope in _accepted(run, piece, name):
                     slopes[path].append(slope)
     mean, power, moment = watch.measured()
     return Evidence(mean, power, moment, {path: torch.stack(rows) for path, rows in slopes.items() if rows})
 
 
-def _samples(batches: Iterable[Batch] | None) -> Iterator[Batch]:
+def _samples(batches: Iterable[Batch] | None, name: str) -> Iterator[Batch]:
     """The first 512 samples, batch by batch; raises :class:`PassError` if there are none."""
     left = SAMPLES
     for batch in batches or ():
@@ -90,7 +96,7 @@ def _samples(batches: Iterable[Batch] | None) -> Iterator[Batch]:
             left -= len(batch[0])
     if left == SAMPLES:
         raise PassError(
-            "prune-channels: this importance needs calibration data and there is none; "
+            f"{name}: this importance needs calibration data and there is none; "
             "give calibration=[batches of inputs], a trainer, or importance='l1'."
         )
 
@@ -100,13 +106,13 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
         yield tuple(tensor[start : start + _PIECE] for tensor in batch)
 
 
-def _accepted(run: Any, batch: Batch) -> Any:
+def _accepted(run: Callable[[], Any], batch: Batch, name: str) -> Any:
     try:
         return run()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch)
         raise PassError(
-            f"prune-channels: the network does not accept a calibration batch of shape {shapes}: "
+            f"{name}: the network does not accept a calibration batch of shape {shapes}: "
             f"{str(error).splitlines()[0]}; give batches as the example inputs."
         ) from error
 

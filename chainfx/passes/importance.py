@@ -176,16 +176,17 @@ def score_groups(
     groups: Sequence[ChannelGroup],
     evidence: Evidence,
     generator: torch.Generator,
+    name: str = "prune-channels",
 ) -> list[Tensor]:
     """The score of every unit of each group, shape (size,), float64 on the CPU.
 
-    Raises :class:`PassError` for a weight that makes channels and is not finite, and for scores that are not one finite
-    number a unit.
+    Raises :class:`PassError`, in the name of pass ``name``, for a weight that makes channels and is not finite, and for
+    scores that are not one finite number a unit.
     """
     scores = []
-    scored = [(each, criterion.score(each)) for each in slices_of(graph_module, groups, evidence, generator)]
-    for slices, score in scored:
-        where = f"prune-channels: the importance {criterion.name!r}"
+    known = slices_of(graph_module, groups, evidence, generator, name)
+    for slices, score in [(each, _score(criterion, each, name)) for each in known]:
+        where = f"{name}: the importance {criterion.name!r}"
         if tuple(score.shape) != (slices.size,):
             raise PassError(
                 f"{where} gives shape {tuple(score.shape)} for group {slices.name!r} of {slices.size} units; "
@@ -195,6 +196,13 @@ def score_groups(
             raise PassError(f"{where} is not finite for group {slices.name!r}; give finite numbers.")
         scores.append(score.detach().to("cpu", torch.float64))
     return scores
+
+
+def _score(criterion: Criterion, group: GroupSlices, name: str) -> Tensor:
+    try:
+        return criterion.score(group)
+    except PassError as error:
+        raise PassError(f"{name}: {error}") from error
 
 
 def slices_of(

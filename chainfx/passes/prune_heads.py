@@ -27,7 +27,7 @@ from chainfx.passes.base import (
     is_number,
 )
 from chainfx.passes.evidence import gather
-from chainfx.passes.importance import Criterion, get_importance, slices_of
+from chainfx.passes.importance import Criterion, get_importance, score_groups
 from chainfx.passes.layers import layer_path
 
 __all__ = ["PruneHeads"]
@@ -143,14 +143,12 @@ class PruneHeads(Pass):
     ) -> dict[str, Tensor]:
         """The units of every group that stay, in order."""
         generator = context.rng(self.info.name)
-        evidence = gather(graph_module, context.calibration, self._criterion.needs, generator)
-        keep = {}
-        for group, slices in zip(
-            groups, slices_of(graph_module, groups, evidence, generator, self.info.name), strict=True
-        ):
-            order = self._criterion.score(slices).argsort(descending=True, stable=True)
-            keep[group.name] = order[: _kept_of(group, ratio)].sort().values
-        return keep
+        name, criterion = self.info.name, self._criterion
+        evidence = gather(graph_module, context.calibration, criterion.needs, generator, name)
+        scores = score_groups(criterion, graph_module, groups, evidence, generator, name)
+        orders = [score.argsort(descending=True, stable=True) for score in scores]
+        kept = zip(groups, orders, strict=True)
+        return {group.name: order[: _kept_of(group, ratio)].sort().values for group, order in kept}
 
 
 def _kept_of(group: ChannelGroup, ratio: float) -> int:

@@ -341,6 +341,11 @@ def test_a_network_without_attention():
     )
 
 
+def test_errors_of_a_criterion_are_in_the_name_of_this_pass():
+    with pytest.raises(PassError, match=r"^prune-heads: this importance needs calibration data and there is none; "):
+        applied(PruneHeads(0.5, importance="taylor"), *prepared(Fused(), TOKENS))
+
+
 def test_a_pattern_without_match():
     with pytest.raises(PassError) as caught:
         applied(PruneHeads(0.5, skip=("proj.*",)), *prepared(Fused(), TOKENS))
