@@ -342,8 +342,10 @@ def test_a_network_without_attention():
 
 
 def test_errors_of_a_criterion_are_in_the_name_of_this_pass():
+    model, x = prepared(Fused(), TOKENS)
+    graph_module = graph_of(model, x)
     with pytest.raises(PassError, match=r"^prune-heads: this importance needs calibration data and there is none; "):
-        applied(PruneHeads(0.5, importance="taylor"), *prepared(Fused(), TOKENS))
+        PruneHeads(0.5, importance="taylor").apply(graph_module, PassContext(graph_module, (x,)))
 
 
 def test_a_pattern_without_match():
