@@ -134,7 +134,7 @@ def _element_wise(first: Any = None, second: Any = None, **options: Any) -> Any:
         return first if _is_dense(first) else None
     if not isinstance(second, Tensor) or second.dtype != first.dtype:
         return None
-    if _repeats_to(second, first) and (first.is_contiguous() or (_is_dense(first) and _fits_layout(second, first))):
+    if _repeats_to(second, first) and _is_dense(first):
         return first
     whole = _repeats_to(first, second) and _is_dense(second)
     return second if whole and first.is_contiguous() and (second.is_contiguous() or _is_vector(first)) else None
@@ -149,10 +149,6 @@ def _repeats_to(tensor: Tensor, whole: Tensor) -> bool:
 def _is_dense(tensor: Tensor) -> bool:
     """Whether the elements lie in memory without gaps, channels last if not as the axes come."""
     return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-
-
-def _fits_layout(tensor: Tensor, whole: Tensor) -> bool:
-    return _is_vector(tensor) or (tensor.shape == whole.shape and tensor.stride() == whole.stride())
 
 
 def _is_vector(tensor: Tensor) -> bool:
