@@ -17,7 +17,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,8 @@ def main() -> None:
     parser.add_argument("--test-samples", type=int, default=10_000)
     parser.add_argument("--recalibrate", action="store_true", help="also with BatchNorm statistics measured anew")
     parser.add_argument("--epochs", type=int, default=0)
-    parser.add_argument("--train-samples", type=int, default=None)
+    parser.add_argument("--train-samples", type=int, default=None, help="images to calibrate and tune with")
+    parser.add_argument("--tune-samples", type=int, default=None, help="tune with the first of these only")
     parser.add_argument("--cache", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -306,7 +307,10 @@ def _tested(
     if args.recalibrate:
         found["recalibrated"] = accuracy(recalibrated(model, calibration), test)
     if args.epochs:
-        trainer = Trainer(data, epochs=args.epochs, augment=Augment())
+        train = replace(
+            data.train, images=data.train.images[: args.tune_samples], labels=data.train.labels[: args.tune_samples]
+        )
+        trainer = Trainer(replace(data, train=train), epochs=args.epochs, augment=Augment())
         trainer.tune(model, TuneRequest(), seed=0, on_epoch=lambda epoch: None)
         found[f"tuned for {args.epochs} epochs"] = accuracy(model, test)
     return found
