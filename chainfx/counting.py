@@ -84,6 +84,10 @@ def network_of(name: str, inputs: Inputs, *, on_meta: bool = False) -> tuple[nn.
     if (folder / _MANIFEST).is_file():
         saved = load(folder)
         own, given = saved.example_inputs, inputs or ()
+        if len(given) > len(own):
+            raise InputError(
+                f"--input is given {len(given)} times, but {name!r} takes {len(own)}; leave the others out."
+            )
         return saved, (*(x.to(y.dtype) for x, y in zip(given, own, strict=False)), *own[len(given) :])
     if "/" in name:
         what = "holds no saved network" if Path(name).exists() else "does not exist"

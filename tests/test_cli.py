@@ -114,7 +114,7 @@ def test_count_against_another_network_or_a_report(run, saved, tmp_path, monkeyp
     assert out.splitlines()[0].startswith("node,module,operator,change,macs_before,macs_after")
 
 
-def test_count_takes_several_inputs_of_other_dtypes_and_allocates_no_weights(run, tmp_path, monkeypatch):
+def test_count_takes_several_inputs_of_other_dtypes_and_allocates_no_weights(run, saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two_inputs.py").write_text(
         "import torch\nfrom torch import nn\n"
@@ -135,6 +135,10 @@ def test_count_takes_several_inputs_of_other_dtypes_and_allocates_no_weights(run
     for name, width in (("net", 4), ("huge", 10**7), ("reads", 4)):
         code, out, err = run("count", f"two_inputs:{name}", *inputs, "--json")
         assert (code, err) == (0, "") and json.loads(out)["totals"]["macs"] == (width + 3) * width
+    code, _, err = run("count", saved, *inputs)
+    assert code == 1 and f"--input is given 2 times, but {str(saved)!r} takes 1; leave the others out." in err
+    code, _, err = run("count", "two_inputs:net", "--input", "1,3")
+    assert code == 1 and "Net.forward takes x, words and needs x, words, but example_inputs has 1" in err
     code, _, err = run("count", "two_inputs:net", "--input", "1,3", "--input", "1,5:complex")
     assert code == 1 and "--input '1,5:complex': there is no dtype 'complex'; use float, float64, half, int" in err
 
