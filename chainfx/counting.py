@@ -37,7 +37,8 @@ def report_of(name: str, inputs: Inputs, convention: str | None) -> CostReport:
     """The cost of what ``name`` stands for: a network (see :func:`network_of`), or a report in a ``.json`` file.
 
     ``inputs``: batch first; ``None`` where the name brings its own. ``convention``: ``None`` for ``mac_bw_ba``, or the
-    one that a saved report is under. A network of a known name is never allocated: it is built on the meta device.
+    one that a saved report is under. A network that chainfx or torchvision has under that name is built on the meta
+    device, without memory for its weights, unless it reads them while it is built.
     """
     if name.endswith(".json") and Path(name).name != _MANIFEST:
         report = _saved_report(name, inputs)
@@ -77,8 +78,8 @@ def network_of(name: str, inputs: Inputs, *, on_meta: bool = False) -> tuple[nn.
 
     A folder that ``CompressedModel.save`` wrote (or its ``manifest.json``) is loaded, and brings inputs of its own, the
     first of which may be given in other shapes; all else is a name for :func:`~chainfx.models.resolve_model`.
-    ``on_meta``: build that without data, if it can be. Raises :class:`InputError` when there is no such network, and
-    when nothing says the input's shape.
+    ``on_meta``: build a listed one without data, if it can be. Raises :class:`InputError` when there is no such
+    network, and when nothing says the input's shape.
     """
     folder = Path(name).parent if Path(name).name == _MANIFEST else Path(name)
     if (folder / _MANIFEST).is_file():
@@ -99,7 +100,7 @@ def network_of(name: str, inputs: Inputs, *, on_meta: bool = False) -> tuple[nn.
 
 
 def _built(name: str, on_meta: bool) -> nn.Module:
-    if on_meta:
+    if on_meta and ":" not in name:  # somebody's factory may load weights
         try:
             with torch.device("meta"):
                 return resolve_model(name)

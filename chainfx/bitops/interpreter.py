@@ -133,8 +133,8 @@ def _works(graph_module: GraphModule, batch: int, branch_of: Mapping[Node, str])
         if work is None and key not in MOVEMENT | CONSTRUCTORS and _touches_tensors(node):
             work = _looked_into(graph_module, node, operator, varies, batch)
         if work is not None:
-            checks = not (work.macs or work.elementwise or tensors_in(node.meta.get("val")))  # and gives nothing
-            works += [] if checks else [work]
+            if work.macs or work.elementwise or tensors_in(node.meta.get("val")):  # not what only checks, as guards do
+                works.append(work)
         elif formula is not None or (key not in MOVEMENT | CONSTRUCTORS and _touches_tensors(node)):
             what = "opaque module" if node.op == "call_module" else "operator without a formula"
             path = _module_path(node, branch_of.get(node, ""))

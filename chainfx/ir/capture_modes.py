@@ -38,7 +38,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         yield
     finally:
         for attributes, saved, contents in before:
-            for name in attributes.keys() - saved.keys() if attributes.keys() != saved.keys() else ():
+            for name in attributes.keys() - saved.keys():
                 del attributes[name]
             attributes.update(saved)
             for container, content in contents:

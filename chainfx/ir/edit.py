@@ -107,13 +107,13 @@ def groups_of(node: Node) -> int:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode and every module back into its own mode afterwards."""
     in_training = [module for module in modules_by_path(model).values() if module.training]
-    for module in in_training:  # not model.eval(), which modules made by torch.export refuse; setattr takes long
-        module.__dict__["training"] = False
+    for module in in_training:  # not model.eval(), which modules made by torch.export refuse
+        module.training = False
     try:
         yield
     finally:
         for module in in_training:
-            module.__dict__["training"] = True
+            module.training = True
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:

@@ -140,6 +140,12 @@ def _element_wise(first: Any = None, second: Any = None, **options: Any) -> Any:
     return second if whole and first.is_contiguous() and (second.is_contiguous() or _is_vector(first)) else None
 
 
+def _element_wise_in_place(first: Any = None, second: Any = None, **options: Any) -> Any:
+    """As :func:`_element_wise`, where the result is the first operand, which cannot grow."""
+    result = _element_wise(first, second, **options)
+    return result if result is first else None
+
+
 def _repeats_to(tensor: Tensor, whole: Tensor) -> bool:
     """Whether repeating a tensor along its axes of length 1, and along new ones, gives the shape of another."""
     sizes = zip(reversed(tensor.shape), reversed(whole.shape), strict=False)
@@ -235,7 +241,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.batch_norm, F.layer_norm, F.dropout, F.gelu, F.relu, F.hardswish, F.silu), _same),
     **dict.fromkeys((ops.quantize_weight, ops.quantize_activation, ops.mask_weight, ops.exit_point), _same),
     **dict.fromkeys((operator.add, operator.sub, operator.mul, operator.truediv), _element_wise),
-    **dict.fromkeys((operator.iadd, operator.imul, torch.add, torch.sub, torch.mul, torch.div), _element_wise),
+    **dict.fromkeys((torch.add, torch.sub, torch.mul, torch.div), _element_wise),
+    **dict.fromkeys((operator.iadd, operator.imul), _element_wise_in_place),
     **dict.fromkeys(CONVOLUTIONS, _convolved),
     F.linear: _linear,
     torch.cat: _joined,

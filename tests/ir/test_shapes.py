@@ -1,6 +1,7 @@
 """Shapes without data: rules against what torch itself says, equal work done once, and counting a module as it is."""
 
 import copy
+import operator
 from dataclasses import replace
 from unittest import mock
 
@@ -169,6 +170,10 @@ def test_tensors_that_do_not_fit_together_are_an_error():
             propagate_shapes(symbolic_trace(function), (FLOAT, torch.empty(3, 5)))
     with pytest.raises(InputError, match=r"does not accept example_inputs of shape \(3, 4\), \(3,\)"):
         propagate_shapes(symbolic_trace(lambda x, y: x * y), (FLOAT, torch.empty(3)))
+    in_place = symbolic_trace(lambda x, y: x + y)
+    in_place.graph.find_nodes(op="call_function", target=operator.add)[0].target = operator.iadd
+    with pytest.raises(InputError, match=r"does not accept example_inputs of shape \(3, 1\), \(3, 4\)"):
+        propagate_shapes(in_place, (COLUMN, FLOAT))
 
 
 def test_a_shape_changed_in_place_is_seen_by_what_comes_later():
