@@ -23,7 +23,7 @@ from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture_build import build, build_to_read, simplify
 from chainfx.ir.capture_export import export_trace
 from chainfx.ir.capture_modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
-from chainfx.ir.edit import modules_by_path
+from chainfx.ir.edit import evaluating, modules_by_path
 from chainfx.ir.meta_values import evaluate_graph, needs_data
 from chainfx.ir.tracer import Trace, TrainFormTracer
 from chainfx.ir.tracer_sizes import BATCH, DATA, SizesTracer
@@ -159,10 +159,10 @@ class _Capture:
     def _follow(self, way: str) -> tuple[GraphModule, CaptureReport]:
         with _one_attention_kernel():
             evaluation, training = self._trace(way, False), self._trace(way, True)
-            while inner := self._leaves_by_mode(way, evaluation, training):
+            while inner := (differing := self._mode_dependent(way, evaluation, training)) - {""}:
                 self.by_mode |= inner
                 evaluation, training = self._trace(way, False), self._trace(way, True)
-        self.eval_structure = bool(mode_dependent(evaluation, training))
+        self.eval_structure = bool(differing)
         graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
         if way != "sizes":
             self._check_shapes(graph_module)
@@ -171,20 +171,20 @@ class _Capture:
     def _check_shapes(self, graph_module: GraphModule) -> None:
         """See on shapes alone that the graph accepts the example inputs; what needs data cannot be seen so."""
         try:
-            with in_mode(graph_module, False):
+            with evaluating(graph_module):
                 evaluate_graph(graph_module, self.examples)
         except Exception as error:
             if not needs_data(error):
                 raise _Failure("", error) from error
 
-    def _leaves_by_mode(self, way: str, evaluation: Trace, training: Trace) -> set[str]:
-        """The modules that have to become leaves since they do other operations in train mode."""
+    def _mode_dependent(self, way: str, evaluation: Trace, training: Trace) -> set[str]:
+        """The modules that do other operations in train mode, so that they have to become leaves; ``""`` cannot."""
         if "export" in way:
             follow_training_wiring(self.model, evaluation, training)
         differing = set(mode_dependent(evaluation, training))
         if "export" in way and differing:
             raise _Failure("", CaptureError("the exported graphs of train and eval mode differ."))
-        return differing - {""}
+        return differing
 
     def _trace(self, way: str, training: bool) -> Trace:
         """The trace of one mode; whatever the model's code raises on the way becomes a ``_Failure`` that keeps it."""
@@ -216,14 +216,14 @@ class _Capture:
         )
 
     def _opaque(self, graph_module: GraphModule) -> Iterator[OpaqueLeaf]:
-        total = max(1, _count_parameters(self.model))
-        paths = dict.fromkeys(str(node.target) for node in graph_module.graph.find_nodes(op="call_module"))
-        for path in paths:
-            module = graph_module.get_submodule(path)
-            count = _count_parameters(module)
-            hides = isinstance(module, _HIDING) or (path in self.by_mode and count > 0)
-            if path in self.unfollowed or hides:
-                yield OpaqueLeaf(path, type(module).__name__, count, count / total)
+        modules = modules_by_path(graph_module)
+        for path in dict.fromkeys(str(node.target) for node in graph_module.graph.find_nodes(op="call_module")):
+            unfollowed = path in self.unfollowed
+            if unfollowed or path in self.by_mode or isinstance(modules[path], _HIDING):
+                count = _count_parameters(modules[path])
+                if count or unfollowed:
+                    total = _count_parameters(self.model)
+                    yield OpaqueLeaf(path, type(modules[path]).__name__, count, count / max(1, total))
 
 
 def _count_parameters(module: nn.Module) -> int:

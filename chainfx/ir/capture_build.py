@@ -7,7 +7,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.edit import LAYERS
+from chainfx.ir.edit import LAYERS, modules_by_path
 from chainfx.ir.leaves import assign_
 from chainfx.ir.shapes import GraphToRead
 from chainfx.ir.tracer import Trace, TrainFormTracer, layer_name, name_of_target
@@ -22,6 +22,9 @@ def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> G
     _fill(shell, model, trace, modules)
     graph_module = GraphModule(shell, graph, class_name=type(model).__name__)
     graph_module.graph.lint()
+    for module in modules_by_path(graph_module).values():
+        if type(module) is nn.Module:  # what torch puts between the graph module and its leaves, in train mode
+            module.training = model.training
     return graph_module
 
 

@@ -59,7 +59,7 @@ def mode_dependent(evaluation: Trace, training: Trace) -> tuple[str, ...]:
     """
     shared = [path for path in evaluation.steps if path in training.steps]
     entered_once = set(evaluation.steps) ^ set(training.steps)
-    differing = [path for path in shared if _keys(evaluation, path) != _keys(training, path)]
+    differing = [path for path in shared if not _same_steps(evaluation.steps[path], training.steps[path])]
     differing += [path for path in entered_once if _entered(evaluation, path) and _entered(training, path)]
     if differing:
         return tuple(sorted(differing))
@@ -95,7 +95,7 @@ def merge_modes(model: nn.Module, evaluation: Trace, training: Trace) -> dict[st
         return evaluated
 
     for node, twin in _paired(evaluation, training).items():
-        if _node_key(node) == _node_key(twin):
+        if not (_same_constants(node.args, twin.args) and _same_constants(node.kwargs, twin.kwargs)):
             node.args = merged(node.args, twin.args)
             node.kwargs = merged(node.kwargs, twin.kwargs)
     return modules
@@ -129,32 +129,58 @@ def _paired(evaluation: Trace, training: Trace) -> _Pairs:
     pairs: _Pairs = {}
     for path, steps in evaluation.steps.items():
         twins = training.steps.get(path, [])
-        for first, second, size in _matching(_keys(evaluation, path), _keys(training, path)):
+        for first, second, size in _matching(steps, twins):
             for node, twin in zip(steps[first : first + size], twins[second : second + size], strict=True):
                 if isinstance(node, Node) and isinstance(twin, Node):
                     pairs[node] = twin
     return pairs
 
 
-def _matching(ours: list[str], theirs: list[str]) -> Sequence[tuple[int, int, int]]:
+def _matching(ours: Sequence[Node | str], theirs: Sequence[Node | str]) -> Sequence[tuple[int, int, int]]:
     """The stretches that two sequences share, as (start in the first, start in the second, length)."""
-    if ours == theirs:
+    if _same_steps(ours, theirs):
         return ((0, 0, len(ours)),)
-    return SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
+    keys = ([_step_key(step) for step in steps] for steps in (ours, theirs))
+    return SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
 
 
-def _keys(trace: Trace, path: str) -> list[str]:
-    return [f"enter {step}" if isinstance(step, str) else _node_key(step) for step in trace.steps.get(path, [])]
+def _same_steps(ours: Sequence[Node | str], theirs: Sequence[Node | str]) -> bool:
+    return len(ours) == len(theirs) and all(map(_same_step, ours, theirs))
+
+
+def _same_step(one: Node | str, other: Node | str) -> bool:
+    """Whether two steps have the same key."""
+    if not isinstance(one, Node) or not isinstance(other, Node):
+        return one == other
+    alike = one.op == other.op and one.target == other.target
+    same = alike and _same_constants(one.args, other.args) and _same_constants(one.kwargs, other.kwargs)
+    return same or _step_key(one) == _step_key(other)
+
+
+def _same_constants(ours: Any, theirs: Any) -> bool:
+    """Whether arguments are alike but for the nodes among them."""
+    kind = type(ours)
+    if ours is theirs or (kind is Node and type(theirs) is Node):
+        return True
+    if kind is not type(theirs):
+        return False
+    if isinstance(ours, tuple | list):
+        return len(ours) == len(theirs) and all(map(_same_constants, ours, theirs))
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(_same_constants(ours[key], theirs[key]) for key in ours)
+    return repr(ours) == repr(theirs)  # NaN, and 1.0 beside 1
 
 
 def _entered(trace: Trace, path: str) -> bool:
     return any(path in steps for steps in trace.steps.values())
 
 
-def _node_key(node: Node) -> str:
-    """What a node does, without the nodes it takes, and, but for layers, without its plain constants."""
-    exact = node.target in LAYERS
-    return f"{node.op} {node.target} {_shape_of(node.args, exact)} {_shape_of(node.kwargs, exact)}"
+def _step_key(step: Node | str) -> str:
+    """What a step does, without the nodes it takes, and, but for layers, without its plain constants."""
+    if isinstance(step, str):
+        return f"enter {step}"
+    exact = step.target in LAYERS
+    return f"{step.op} {step.target} {_shape_of(step.args, exact)} {_shape_of(step.kwargs, exact)}"
 
 
 def _shape_of(value: Any, exact: bool) -> Any:

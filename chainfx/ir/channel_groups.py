@@ -53,8 +53,8 @@ class Grouping:
         """
         kind = np.zeros(int(component.max()) + 1, dtype=np.uint64)
         made = np.zeros(len(kind), dtype=bool)
-        for source in self.ledger.sources:
-            made[component[source.atoms.numpy()]] = True
+        if self.ledger.sources:
+            made[component[torch.cat([source.atoms for source in self.ledger.sources]).numpy()]] = True
         made[0] = False
         given = {id(labels): labels for labels in (*self.ledger.slots.values(), *self.ledger.parts)}
         sets = {identity(labels): labels for labels in given.values()}
@@ -80,14 +80,15 @@ class Grouping:
 
     def analysis(self) -> ChannelAnalysis:
         """All of it as one value."""
-        slots = {key: self._line(labels) for key, labels in self.ledger.slots.items()}
+        lines = {key: self._line(labels) for key, labels in self.ledger.slots.items()}
         for path, labels in self.ledger.plain.items():
             axis = self._axis(labels)
             if axis.dim is not None:
-                slots[path, axis.dim] = axis.units
-        slots = {key: units for key, units in slots.items() if units.any()}
-        tensors = (place.tensor for place in self.flow.places.values())
-        self._elements = {id(each): each.numel() for each in tensors if isinstance(each, nn.Parameter)}
+                lines[path, axis.dim] = axis.units
+        moving = {id(units): bool(units.any()) for units in {id(each): each for each in lines.values()}.values()}
+        slots = {key: units for key, units in lines.items() if moving[id(units)]}
+        tensors = {id(place.tensor): place.tensor for place in self.flow.places.values()}
+        self._elements = {key: each.numel() for key, each in tensors.items() if isinstance(each, nn.Parameter)}
         groups = self._groups(slots)
         return ChannelAnalysis(
             groups=groups,
@@ -107,7 +108,10 @@ class Grouping:
     def _line(self, labels: Labels) -> IntArray:
         """The units along a parameter dimension; equal labels have the very same array."""
         if id(labels) not in self._lines:
-            self._lines[id(labels)] = self._by_labels.setdefault(identity(labels), self.units[labels.numpy()])
+            key = identity(labels)
+            if key not in self._by_labels:
+                self._by_labels[key] = self.units[labels.numpy()]
+            self._lines[id(labels)] = self._by_labels[key]
         return self._lines[id(labels)]
 
     def _attended(self) -> list[int]:
@@ -129,6 +133,9 @@ class Grouping:
         return self._axes[key]
 
     def _new_axis(self, labels: Labels) -> Axis:
+        if labels.dim() == 1:
+            line = self._line(labels)
+            return Axis(tuple(labels.shape), 0, line) if (line != line[:1]).any() else Axis(tuple(labels.shape))
         units = spread(torch.from_numpy(np.asarray(self.units[compact(labels).numpy()])))
         moving = varying(units)
         if not moving:
@@ -187,7 +194,7 @@ class Grouping:
     def _frozen(self) -> Iterator[FrozenChannels]:
         """The sources with channels that must stay, with the first reason for the first of them."""
         for source in self.ledger.sources:
-            atoms = source.atoms.numpy()
-            fixed = atoms[self.units[atoms] == 0]
-            if len(fixed):
+            units = self._line(source.atoms)
+            if not units.all():
+                fixed = source.atoms.numpy()[units == 0]
                 yield FrozenChannels(source.node, source.path, len(fixed), self.ledger.reason(int(fixed[0])) or _LONE)

@@ -106,13 +106,15 @@ def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, list[tuple[i
 
     A tensor of positions among channels of which some go is there too.
     """
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, Tensor | None] = {}  # of a line of units; None if it stays whole
     cuts: dict[str, list[tuple[int, Tensor]]] = {path: [] for path, u in analysis.indices.items() if removed[u].any()}
     for (path, dim), units in sorted(analysis.slots.items(), key=lambda slot: slot[0][1]):
         if id(units) not in kept:
-            kept[id(units)] = torch.from_numpy(np.flatnonzero(~removed[units]))
-        if len(kept[id(units)]) < len(units):
-            cuts.setdefault(path, []).append((dim, kept[id(units)]))
+            gone = removed[units]
+            kept[id(units)] = torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
+        index = kept[id(units)]
+        if index is not None:
+            cuts.setdefault(path, []).append((dim, index))
     return cuts
 
 

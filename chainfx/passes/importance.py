@@ -86,7 +86,7 @@ class Slice:
     def is_finite(self) -> bool:
         """Whether the tensor is finite everywhere: then so are its sums."""
         sums = self._sums.get((self.path, 1)) or self._sums.get((self.path, 2)) or (self.tensor.detach(),)
-        return bool(sums[0].sum(dtype=torch.promote_types(sums[0].dtype, torch.float32)).isfinite())
+        return math.isfinite(sums[0].sum(dtype=torch.promote_types(sums[0].dtype, torch.float32)).item())
 
     def total(self, each: Tensor) -> Tensor:
         """Values at every position, shape (..., positions), summed over those of each unit: shape (..., size)."""
