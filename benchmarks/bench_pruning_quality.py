@@ -7,18 +7,22 @@ state dict of a ResNet-56 with parameter-free shortcuts. Both tools prune the sa
 among the same channels (the inner ones of every block; ``+ residual`` in a name: chainfx may also narrow the residual
 stream, which Torch-Pruning cannot do with these shortcuts), and may look at the same 512 training images. A criterion
 is chosen for each tool and point on ``--held-out`` training images, and only what was chosen is run on the test images.
-``--epochs`` then tunes the chosen networks alike. Every result is kept in ``--cache``, so that a run can be resumed.
+With ``--epochs`` the ``--finalists`` best criteria of each tool at every point are then tuned alike, once with every
+seed; the one that is best on the held-out images after that is run on the test images. Every result is kept in
+``--cache``, so that a run can be resumed.
 """
 
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -234,6 +238,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--train-samples", type=int, default=None, help="images to calibrate and tune with")
     parser.add_argument("--tune-samples", type=int, default=None, help="tune with the first of these only")
+    parser.add_argument("--finalists", type=int, default=2, help="criteria of each tool to tune at every point")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the tuning")
     parser.add_argument("--cache", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -261,7 +267,11 @@ def main() -> None:
                 )
             )
         print(f"{method.tool + ': ' + method.name:42}" + "".join(f"{_shown(each):>16}" for each in row), flush=True)
-    _chosen(methods, args, results, data, calibration)
+    test = list(itertools.islice(data.test.batches(250), args.test_samples // 250))
+    if test:
+        _chosen(methods, args, results, test, calibration)
+    if args.epochs:
+        _tuned(methods, args, results, test, data)
 
 
 def _measured(method: Method, point: float, whole: int, held: Any) -> Any:
@@ -279,41 +289,68 @@ def _shown(found: dict[str, Any]) -> str:
     return "unreachable" if "error" in found else f"{found['held-out']:.3f} ({found['macs']:.3f})"
 
 
-def _chosen(methods: list[Method], args: Any, results: Results, data: Data, calibration: list[Tensor]) -> None:
-    """The best method of each tool at every point, on the test images, and after the same tuning."""
-    test = []
-    for inputs, labels in data.test.batches(250):
-        if 250 * len(test) < args.test_samples:
-            test.append((inputs, labels))
+def _best(methods: list[Method], results: Results, point: float) -> list[Method]:
+    """The methods that reach a point, the best on the held-out images first."""
+    found = {id(m): results.found[f"{m.tool}: {m.name} @{point}"] for m in methods}
+    reached = [m for m in methods if "error" not in found[id(m)]]
+    return sorted(reached, key=lambda m: found[id(m)]["held-out"], reverse=True)
+
+
+def _chosen(methods: list[Method], args: Any, results: Results, test: Any, calibration: list[Tensor]) -> None:
+    """The best method of each tool at every point, on the test images."""
     print(f"\nchosen on the held-out images, run once on {250 * len(test)} test images")
     for point in args.points:
         for tool in dict.fromkeys(method.tool for method in methods):
-            keys = {f"{m.tool}: {m.name} @{point}": m for m in methods if m.tool == tool}
-            scored = [key for key in keys if "error" not in results.found[key]]
-            best = max(scored, key=lambda key: results.found[key]["held-out"])
+            best = _best([m for m in methods if m.tool == tool], results, point)[0]
             found = results.get(
-                f"{best} test, {args.epochs} epochs",
-                lambda b=keys[best], p=point: _tested(b, p, test, args, data, calibration),
+                f"{tool}: {best.name} @{point} test",
+                lambda b=best, p=point: _tested(b, p, test, args, calibration),
             )
             shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-            print(f"{point:4.0%} {tool:14} {keys[best].name:32} {shown}", flush=True)
+            print(f"{point:4.0%} {tool:20} {best.name:24} {shown}", flush=True)
 
 
-def _tested(
-    method: Method, point: float, test: Any, args: Any, data: Data, calibration: list[Tensor]
-) -> dict[str, float]:
+def _tested(method: Method, point: float, test: Any, args: Any, calibration: list[Tensor]) -> dict[str, float]:
     model = method.make(point)
     found = {"as pruned": accuracy(model, test)}
     if args.recalibrate:
         found["recalibrated"] = accuracy(recalibrated(model, calibration), test)
-    if args.epochs:
-        train = replace(
-            data.train, images=data.train.images[: args.tune_samples], labels=data.train.labels[: args.tune_samples]
-        )
-        trainer = Trainer(replace(data, train=train), epochs=args.epochs, augment=Augment())
-        trainer.tune(model, TuneRequest(), seed=0, on_epoch=lambda epoch: None)
-        found[f"tuned for {args.epochs} epochs"] = accuracy(model, test)
     return found
+
+
+def _tuned(methods: list[Method], args: Any, results: Results, test: Any, data: Data) -> None:
+    """The finalists of each tool after the same tuning; that which is then best on the held-out images is tested."""
+    few = slice(args.tune_samples)
+    data = replace(data, train=replace(data.train, images=data.train.images[few], labels=data.train.labels[few]))
+    print(
+        f"\nafter {args.epochs} epochs of {len(data.train.labels)} training images, seeds {args.seeds}: "
+        f"the best on the held-out images of {args.finalists} criteria, on {250 * len(test)} test images"
+    )
+    for point in args.points:
+        for tool in ("chainfx", "torch-pruning"):
+            finalists = _best([m for m in methods if m.tool.startswith(tool)], results, point)[: args.finalists]
+            found = results.get(
+                f"{tool} @{point} tuned {args.epochs} x {len(data.train.labels)} {args.finalists} {args.seeds}",
+                lambda f=finalists, p=point: _tuned_and_tested(f, p, args, test, data),
+            )
+            seeds = ", ".join(f"{value:.4f}" for value in found["test"])
+            print(
+                f"{point:4.0%} {tool:14} {found['method']:42} held-out {found['held-out'][found['method']]:.4f}, "
+                f"test {mean(found['test']):.4f} ({seeds})",
+                flush=True,
+            )
+
+
+def _tuned_and_tested(finalists: list[Method], point: float, args: Any, test: Any, data: Data) -> dict[str, Any]:
+    trainer = Trainer(data, epochs=args.epochs, augment=Augment())
+    networks: dict[str, list[nn.Module]] = {}
+    for method in finalists:
+        networks[f"{method.tool}: {method.name}"] = tuned = [method.make(point) for _ in args.seeds]
+        for model, seed in zip(tuned, args.seeds, strict=True):
+            trainer.tune(model, TuneRequest(), seed=seed, on_epoch=lambda epoch: None)
+    held = {name: mean(trainer.evaluate(model) for model in tuned) for name, tuned in networks.items()}
+    best = max(held, key=held.__getitem__)
+    return {"method": best, "held-out": held, "test": [accuracy(model, test) for model in networks[best]]}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Residual blocks: which parts of a graph can be taken out without changing any shape."""
+"""Residual blocks: which parts of a graph can be taken out without changing any shape, and which belong together."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir import edit
+from chainfx.ir.channels import ChannelAnalysis
 from chainfx.ir.shapes import shape_of
 
 __all__ = ["Block", "Stage", "drop_block", "stages_of"]
@@ -22,15 +23,19 @@ _RECTIFIER_MODULES = (nn.ReLU, nn.ReLU6)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block that ends in ``out``; without it ``out`` would be ``entry``. ``entry`` is ``None`` if it must stay."""
+    """One block that ends in ``out``; without it ``out`` would be ``entry``. ``entry`` is ``None`` if it must stay.
+
+    ``layers``: those of the branch of a residual block.
+    """
 
     out: Node
     entry: Node | None
+    layers: frozenset[Node] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Consecutive blocks with outputs of one shape."""
+    """Consecutive blocks with outputs of one shape that add to the same channels."""
 
     blocks: tuple[Block, ...]
 
@@ -40,8 +45,11 @@ class Stage:
         return tuple(block for block in self.blocks if block.entry is not None)
 
 
-def stages_of(graph_module: GraphModule) -> tuple[Stage, ...]:
+def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[Stage, ...]:
     """The stages of residual blocks; if the network has none, the stages of plain layers.
+
+    Residual blocks are of one stage if their outputs have one shape and ``analysis`` couples what their branches add:
+    two residual streams of the same shape are two stages, unless neither can be pruned.
 
     A residual block is an addition ``entry + branch(entry)`` whose branch holds a layer, reads nothing but ``entry``
     and is read by nothing else; one with a stride or a projection changes the shape (or has layers on both sides) and
@@ -54,7 +62,7 @@ def stages_of(graph_module: GraphModule) -> tuple[Stage, ...]:
     if not any(block.entry is not None for block in blocks):
         blocks = [_plain(graph_module, node) for node in layers if node.target in edit.CONVOLUTIONS]
         blocks.sort(key=lambda block: block.out)
-    return _grouped(blocks)
+    return _grouped(blocks, analysis)
 
 
 def drop_block(graph_module: GraphModule, block: Block) -> None:
@@ -96,8 +104,9 @@ def _residual(node: Node, layers: set[Node], ancestors: _Ancestors) -> Block | N
         inside = ancestors.of(branch) - ancestors.of(entry)
         if branch in inside and inside & layers and _is_closed(inside, entry, node):
             same = shape_of(entry) == shape_of(node)
-            return Block(node, entry if same else None)
-    return Block(node, None) if (ancestors.of(one) ^ ancestors.of(other)) & layers else None
+            return Block(node, entry if same else None, inside & layers)
+    differing = (ancestors.of(one) ^ ancestors.of(other)) & layers
+    return Block(node, None, differing) if differing else None
 
 
 def _is_activation(*nodes: Node) -> bool:
@@ -125,13 +134,24 @@ def _plain(graph_module: GraphModule, layer: Node) -> Block:
     return Block(out, entry if same else None)  # type: ignore[arg-type]
 
 
-def _grouped(blocks: list[Block]) -> tuple[Stage, ...]:
+def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage, ...]:
+    makes = {source.node: (group.name, group.sources) for group in analysis.groups for source in group.sources}
     stages: list[list[Block]] = []
+    last: Any = None
     for block in blocks:
-        if not stages or shape_of(stages[-1][-1].out) != shape_of(block.out):
+        stage = shape_of(block.out), _stream(block, makes)
+        if stage != last:
             stages.append([])
         stages[-1].append(block)
+        last = stage
     return tuple(Stage(tuple(stage)) for stage in stages)
+
+
+def _stream(block: Block, makes: Mapping[str, tuple[str, Sequence[Any]]]) -> frozenset[str]:
+    """The channel groups that layers of a block make together with layers outside of it; none of frozen channels."""
+    inside = {layer.name for layer in block.layers}
+    groups = (makes[name] for name in inside & makes.keys())
+    return frozenset(name for name, sources in groups if any(source.node not in inside for source in sources))
 
 
 def _rectifies(graph_module: GraphModule, node: Node) -> bool:

@@ -140,8 +140,8 @@ def _matching(ours: Sequence[Node | str], theirs: Sequence[Node | str]) -> Seque
     """The stretches that two sequences share, as (start in the first, start in the second, length)."""
     if _same_steps(ours, theirs):
         return ((0, 0, len(ours)),)
-    keys = ([_step_key(step) for step in steps] for steps in (ours, theirs))
-    return SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
+    one, other = ([_step_key(step) for step in steps] for steps in (ours, theirs))
+    return SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
 
 
 def _same_steps(ours: Sequence[Node | str], theirs: Sequence[Node | str]) -> bool:

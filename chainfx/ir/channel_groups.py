@@ -133,15 +133,16 @@ class Grouping:
         return self._axes[key]
 
     def _new_axis(self, labels: Labels) -> Axis:
+        shape = tuple(labels.shape)
         if labels.dim() == 1:
             line = self._line(labels)
-            return Axis(tuple(labels.shape), 0, line) if (line != line[:1]).any() else Axis(tuple(labels.shape))
+            return Axis(shape, 0, line) if (line != line[:1]).any() else Axis(shape)
         units = spread(torch.from_numpy(np.asarray(self.units[compact(labels).numpy()])))
         moving = varying(units)
         if not moving:
-            return Axis(tuple(labels.shape))
-        line = units[tuple(slice(None) if d == moving[0] else 0 for d in range(units.dim()))]
-        return Axis(tuple(labels.shape), moving[0], line.numpy())
+            return Axis(shape)
+        first = tuple(slice(None) if d == moving[0] else 0 for d in range(units.dim()))
+        return Axis(shape, moving[0], units[first].numpy())
 
     def _count(self, labels: Labels, dim: int) -> tuple[Axis, int]:
         return (self._axis(labels) if labels.numel() else Axis(tuple(labels.shape))), dim

@@ -15,6 +15,7 @@ from chainfx.errors import PassError
 from chainfx.ir import edit
 from chainfx.ir.blocks import Stage, drop_block, stages_of
 from chainfx.ir.capture import capture
+from chainfx.ir.channels import analyse_channels
 from chainfx.ir.exits import exits_of, output_node
 from chainfx.ir.packing import bytes_of
 from chainfx.ir.shapes import propagate_shapes, shape_of
@@ -48,7 +49,8 @@ class Distill(Pass):
         add = branch(relu) + relu; relu_1 = relu(add); ... relu_1   ->   ... relu
 
     Only blocks whose input and output shapes match go, the last of a stage first; stride and projection blocks stay,
-    and each stage keeps at least one block. A network without residual blocks loses plain convolutions with equal
+    and each stage keeps at least one block. The blocks of a stage add to the same channels, as the channel analysis
+    (:mod:`chainfx.ir.channels`) has them. A network without residual blocks loses plain convolutions with equal
     shapes instead (VGG-19 to VGG-13: ``(2, 2, 2, 2, 2)``). What stays keeps its weights (``init="inherit"``) or starts
     anew (``"random"``, He et al. 2015).
 
@@ -100,7 +102,8 @@ class Distill(Pass):
             result = PruneChannels(ratio=1 - self.width).apply(graph_module, context)
             graph_module, skipped = result.graph_module, result.skipped
         else:
-            _shorten(graph_module, self._kept(stages_of(graph_module)))
+            analysis = analyse_channels(graph_module, context.example_inputs)
+            _shorten(graph_module, self._kept(stages_of(graph_module, analysis)))
         if self.init == "random" and self.student is None:
             _reinitialise(graph_module, context.rng("distill"))
         tune = TuneRequest(
