@@ -43,8 +43,8 @@ once at 0.5, and then all of this is checked at both ratios:
 * the keys of the state dict are those from before, its shapes and the MACs of every node are those that the analysis
   predicts;
 * it is captured again, with groups of the sizes that were kept; one step of gradient descent is finite and reaches the
-  parameters it reached before; at ratio 0.5, `torch.export` (not strict) and
-  `torch.compile(fullgraph=True, backend="aot_eager")` compute the same.
+  parameters it reached before; `torch.export` (not strict) and `torch.compile(fullgraph=True, backend="aot_eager")`
+  compute the same.
 
 *in groups*: the share of all parameters that have a dimension in a group, at least 90 %. *kept*: the share of all
 parameters that is left. *analysis*, *surgery*: CPU seconds, the worse of the two runs.
@@ -107,7 +107,7 @@ def _run(name: str, results: Path) -> str:
 
 def _store(name: str, results: Path) -> None:
     """Measure one model in this process, and write its file when it is whole."""
-    rows = [measure(name, ratio, lowers=ratio == RATIOS[-1]) for ratio in RATIOS]
+    rows = [measure(name, ratio) for ratio in RATIOS]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     part = results / f"{name}.part"
     part.write_text(json.dumps({"model": name, "rows": rows, "peak_bytes": memory}, indent=1))

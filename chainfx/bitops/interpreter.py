@@ -19,6 +19,7 @@ from chainfx.bitops.sparsity import DENSE, Zeros, zeros_of
 from chainfx.bitops.storage import Storage, storage_of
 from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, tensors_in, widest
 from chainfx.errors import CostError
+from chainfx.ir.depthwise import DEPTHWISE
 from chainfx.ir.edit import evaluating, get_tensor, origin
 from chainfx.ir.exits import exits_of, segments
 from chainfx.ir.formats import FLOAT32, Format
@@ -181,14 +182,16 @@ def _multiplied(
     module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
     value = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta.get("val"))
     output = node.meta.get("val")
-    macs = formula.macs(Call(*value, output=output, module=module))
+    call = Call(*value, output=output, module=module)
+    macs = formula.macs(call)
     if macs is None:
         return None
     written = Call(node.args, node.kwargs, output=output, module=module)
     outputs = sum(tensor.numel() for tensor in tensors_in(output)[:1])
     layer = key in LAYER_KEYS
     weights = [written.get(position, name) for position, name in formula.weight]
-    groups = (written.get(6, "groups") or 1) if layer else 1
+    depthwise = node.target in DEPTHWISE.values()
+    groups = call.shape(1, "weight")[0] if depthwise else (written.get(6, "groups") or 1) if layer else 1
     return _Work(
         node,
         operator,

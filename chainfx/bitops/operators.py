@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir import ops
+from chainfx.ir.depthwise import DEPTHWISE
 
 __all__ = ["CONSTRUCTORS", "ELEMENTWISE", "MAX_POOLS", "MOVEMENT", "TRANSPARENT", "key_of", "operator_key"]
 
@@ -114,6 +115,8 @@ def _function_key(target: Any) -> tuple[str | None, str]:
         _, _, name = overload._schema.name.partition("::")
         return (operator_key(name) if overload.namespace == "aten" else None), name
     name = getattr(target, "__name__", type(target).__name__)
+    if target in DEPTHWISE.values():
+        return "conv", name.removeprefix("depthwise_")
     home = getattr(target, "__module__", None)
     known = home is None or home in _PLAIN_MODULES or home.startswith("torch.")
     if known or home == ops.__name__ or (home, name) in _PACKAGE_FUNCTIONS:

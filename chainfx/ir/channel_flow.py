@@ -4,18 +4,18 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.ir import ops
 from chainfx.ir.channel_labels import Labels, Ledger, SizeNote, all_of, any_of, blank, compact, fitted, spread, varying
-from chainfx.ir.edit import get_tensor, is_dialect, modules_by_path, origin
+from chainfx.ir.edit import get_tensor, is_dialect, modules_by_path, origin, places_of
 
-__all__ = ["Flow", "Fold", "Place", "Rule", "operator_name", "places_of"]
+__all__ = ["Flow", "Fold", "Rule", "operator_name"]
 
 Fold = Literal["width", "heads"]
 Rule = Callable[["Flow", Node], Any]
@@ -52,24 +52,6 @@ def _function_name(function: Any) -> str:
     return getattr(function, "__name__", "").split(".")[0].rstrip("_") if trusted else ""
 
 
-class Place(NamedTuple):
-    """A parameter or buffer, and the module and attribute that hold it."""
-
-    owner: nn.Module
-    name: str
-    tensor: Tensor
-
-
-def places_of(graph_module: nn.Module) -> dict[str, Place]:
-    """All parameters and buffers by path; one that has several paths is there several times."""
-    places: dict[str, Place] = {}
-    for path, module in modules_by_path(graph_module).items():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                places[f"{path}.{name}" if path else name] = Place(module, name, tensor)
-    return places
-
-
 class Flow:
     """The labels of every tensor, the values of every other node, and the ledger they are written to.
 
@@ -99,11 +81,11 @@ class Flow:
             if node.op == "output":
                 for each in node.all_input_nodes:
                     self.freeze_all(each, "it is an output of the network")
-            elif not any(True for _ in _tensors(node.meta.get("val"))):
+            elif not _has_tensors(node.meta.get("val")):
                 self._evaluate(node)
             elif node.op == "placeholder":
                 self._labels[node] = blank(node.meta["val"].shape)
-            elif not self._is_parameter(node):
+            elif node.op == "call_module" or self.parameter(node) is None:
                 self._label(node, rule_of(self, node))
 
     def _label(self, node: Node, rule: Rule) -> None:
@@ -113,9 +95,6 @@ class Flow:
         self._labels[node] = result
         for labels in result if isinstance(result, tuple) else (result,):
             self.ledger.remember(labels)
-
-    def _is_parameter(self, node: Node) -> bool:
-        return self.parameter(node) is not None
 
     def _evaluate(self, node: Node) -> None:
         args = self.real(node.args)
@@ -211,6 +190,8 @@ class Flow:
 
     def parameter(self, value: Any) -> Node | None:
         """The parameter behind an argument, through quantizers, masks and look-ups that can be cut as it is."""
+        if isinstance(value, Node) and value.op == "get_attr":
+            return value
         source = value
         while isinstance(source, Node) and is_dialect(source):
             if source.target is ops.dequantize_weight:
@@ -246,8 +227,8 @@ class Flow:
 
     def label(self, node: Any) -> Labels:
         """The labels of a tensor node; a parameter gets one atom for each element when it is first asked for."""
-        if node not in self._labels and self._is_parameter(node):
-            source = self.parameter(node)
+        source = None if node in self._labels else self.parameter(node)
+        if source is not None:
             tensor = self.tensor(self.path(source))
             shape = node.meta["val"].shape
             plain = node.meta["val"].is_floating_point() and tensor.shape == shape
@@ -288,8 +269,9 @@ class Flow:
 
     def freeze_all(self, node: Node, reason: str) -> None:
         """Freeze every channel that a node carries or counts."""
-        if self._is_parameter(node) and node not in self._labels:
-            self.ledger.opaque.setdefault(self.path(self.parameter(node)), reason)
+        parameter = self.parameter(node)
+        if parameter is not None and node not in self._labels:
+            self.ledger.opaque.setdefault(self.path(parameter), reason)
             return
         carried = () if node in self.values else self.parts(node) or (self.label(node),)
         for labels in (*carried, *self.taints.get(node, ())):
@@ -363,6 +345,10 @@ def _masks_of(value: Any) -> Iterator[Node]:
         if value.target is ops.mask_weight:
             yield value
         value = value.args[0]
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or any(True for _ in _tensors(value))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

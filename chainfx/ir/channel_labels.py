@@ -244,6 +244,8 @@ class Ledger:
 
     def vector(self, labels: Labels, dim: int, reason: str) -> Labels:
         """The labels along ``dim``, shape (size,), after pinning all other dimensions."""
+        if varying(labels) == (dim,):
+            return labels if labels.dim() == 1 else labels.as_strided((labels.size(dim),), (labels.stride(dim),))
         others = tuple(d for d in range(labels.dim()) if d != dim)
         pinned = self.pin(labels, others, reason)
         return select_first(pinned, others).reshape(-1)

@@ -48,7 +48,7 @@ def layer(flow: Flow, node: Node) -> Labels:
     if node.target is F.linear and varying(labels) and axis not in varying(labels) and not flow.ledger.is_plain(labels):
         return _beside(flow, node, labels)
     taken = flow.ledger.vector(labels, axis, f"{_WHY} (node {node.name!r})")
-    groups = groups_of(node)
+    groups = groups_of(node, shape)
     depthwise = groups > 1 and len(taken) == groups
     rule = _transposed if node.target in TRANSPOSED else _plain
     made = (_depthwise if depthwise else rule)(flow, node, shape, taken, groups)
@@ -81,7 +81,8 @@ def _transposed(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups
 
 def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
     """One input channel a group: the outputs of a group go with its input, and ``groups`` is the number of inputs."""
-    flow.literal(node, "size", (6,), ((taken, 0),))
+    if len(node.args) > 6:
+        flow.literal(node, "size", (6,), ((taken, 0),))
     if node.target in TRANSPOSED:
         flow.register(node, node.args[1], 0, taken)
         return taken.repeat_interleave(shape[1])

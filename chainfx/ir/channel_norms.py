@@ -25,7 +25,14 @@ def channels_of(flow: Flow, node: Node) -> tuple[Labels, Labels]:
     """The labels of (N, C, ...) pinned beside the channels, and those of the channels alone, shape (C,)."""
     labels = flow.label(node.args[0])
     vector = flow.ledger.vector(labels, 1, f"{_BESIDE} (node {node.name!r})")
-    return vector.view(-1, *[1] * (labels.dim() - 2)).expand(labels.shape), vector
+    return beside(vector, labels, 1), vector
+
+
+def beside(vector: Labels, labels: Labels, dim: int) -> Labels:
+    """Labels of the shape of ``labels`` that are ``vector`` along ``dim``: those themselves if they were that."""
+    if varying(labels) == (dim,):
+        return labels
+    return vector.view(-1, *[1] * (labels.dim() - dim - 1)).expand(labels.shape)
 
 
 def batch_norm(flow: Flow, node: Node) -> Labels:
@@ -91,7 +98,7 @@ def _normalized(flow: Flow, node: Node, last: int) -> tuple[Labels, Labels | Non
         return labels, None, 0
     dim = max(moving, key=lambda d: (labels.size(d), d))
     vector = flow.ledger.vector(labels, dim, f"{_BESIDE} (node {node.name!r})")
-    return vector.view(-1, *[1] * (labels.dim() - dim - 1)).expand(labels.shape), vector, dim - first
+    return beside(vector, labels, dim), vector, dim - first
 
 
 def group_norm(flow: Flow, node: Node) -> Labels:

@@ -2,24 +2,28 @@
 
 A *layer* is a call of ``F.linear``, ``F.conv1d/2d/3d`` or ``F.conv_transpose1d/2d/3d`` whose arguments are all
 positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride, padding, dilation, groups)``,
+``depthwise_conv*(input, weight, bias, stride, padding, dilation)`` (:mod:`chainfx.ir.depthwise`),
 ``conv_transpose*(input, weight, bias, stride, padding, output_padding, groups, dilation)``. Its weight and bias are
 ``get_attr`` nodes, possibly with dialect ops (quantizers, masks) between them and the call.
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from chainfx.ir.depthwise import DEPTHWISE
+
 __all__ = [
     "CONVOLUTIONS",
     "LAYERS",
     "TRANSPOSED",
+    "Place",
     "ends_of",
     "evaluating",
     "fresh_path",
@@ -33,11 +37,12 @@ __all__ = [
     "parent_of",
     "place_module",
     "place_tensor",
+    "places_of",
     "set_tensor",
     "tidy",
 ]
 
-CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, *DEPTHWISE.values())
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
 _M = TypeVar("_M", bound=nn.Module)
@@ -96,11 +101,11 @@ def _reaches_layer(start: Node, layers: set[Node], *, forward: bool) -> bool:
     return False
 
 
-def groups_of(node: Node) -> int:
-    """The number of groups of a conv call; 1 for linear."""
-    if node.target in CONVOLUTIONS:
-        return int(node.args[6])  # type: ignore[arg-type]
-    return int(node.args[6]) if node.target in TRANSPOSED else 1  # type: ignore[arg-type]
+def groups_of(node: Node, shape: Sequence[int]) -> int:
+    """The number of groups of a conv call whose weight has this shape; 1 for linear."""
+    if node.target is F.linear:
+        return 1
+    return int(node.args[6]) if len(node.args) > 6 else shape[0]  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -133,6 +138,26 @@ def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
 
     collect(model, "")
     return found
+
+
+class Place(NamedTuple):
+    """A parameter or buffer, and the module and attribute that hold it."""
+
+    owner: nn.Module
+    name: str
+    tensor: Tensor
+
+
+def places_of(model: nn.Module) -> dict[str, Place]:
+    """All parameters and buffers by path; one that has several paths is there several times."""
+    places: dict[str, Place] = {}
+    for path, module in modules_by_path(model).items():
+        prefix = f"{path}." if path else ""
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    places[prefix + name] = Place(module, name, tensor)
+    return places
 
 
 def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from chainfx.ir import ops
-from chainfx.ir.edit import CONVOLUTIONS, modules_by_path
+from chainfx.ir.depthwise import DEPTHWISE
+from chainfx.ir.edit import modules_by_path
 
 __all__ = ["MetaEvaluator", "evaluate_graph", "needs_data", "without_data"]
 
@@ -243,7 +244,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((operator.add, operator.sub, operator.mul, operator.truediv), _element_wise),
     **dict.fromkeys((torch.add, torch.sub, torch.mul, torch.div), _element_wise),
     **dict.fromkeys((operator.iadd, operator.imul), _element_wise_in_place),
-    **dict.fromkeys(CONVOLUTIONS, _convolved),
+    **dict.fromkeys(DEPTHWISE.keys(), _convolved),
+    **dict.fromkeys(DEPTHWISE.values(), lambda tensor, weight, *rest: _convolved(tensor, weight, *rest, len(weight))),
     F.linear: _linear,
     torch.cat: _joined,
     torch.roll: _same,

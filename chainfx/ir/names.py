@@ -36,6 +36,7 @@ _FUNCTION_MODULES = (
     "_operator",
     "chainfx.ir.ops",
     "chainfx.ir.leaves",
+    "chainfx.ir.depthwise",
 )
 _FUNCTION_PACKAGES = ("torchvision.ops.", "torchvision.models.")
 _MODULE_PACKAGES = ("torch.nn.", "torchvision.ops.", "chainfx.ir.")

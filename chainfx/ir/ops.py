@@ -1,7 +1,7 @@
 """Dialect ops: what a compressed network computes, as plain functions with literal arguments.
 
-They are wrapped for FX, so a graph that calls them survives ``deepcopy``, pickling and retracing, and
-``torch.compile`` sees through them. Gradients are straight-through in the form
+They are wrapped for FX, and chainfx's tracer knows them, so a graph that calls them survives ``deepcopy``, pickling and
+being captured again, and ``torch.compile`` sees through them. Gradients are straight-through in the form
 ``q.detach() + (x - x.detach())``: the forward value is exactly ``q`` (``x - x`` is 0), the gradient that of ``x``,
 and, unlike an ``autograd.Function``, the form keeps its gradient under ``torch.export``.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "CRITERIA",
+    "DIALECT",
     "SCHEMES",
     "confidence",
     "decode_weight",
@@ -164,3 +165,6 @@ def confidence(logits: Tensor, criterion: str) -> Tensor:
         return top[:, 0] - top[:, 1]
     entropy = -(probabilities * torch.log(probabilities.clamp_min(1e-12))).sum(dim=1)
     return 1 - entropy / math.log(logits.shape[1])
+
+
+DIALECT = (quantize_weight, quantize_activation, dequantize_weight, mask_weight, look_up, exit_point)

@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
-from chainfx.ir.channel_flow import Place, places_of
 from chainfx.ir.channels import Axis, ChannelAnalysis, SizeLiteral
+from chainfx.ir.edit import Place, places_of
 
 __all__ = ["prune"]
 

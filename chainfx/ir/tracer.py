@@ -20,16 +20,20 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.attention import attend
-from chainfx.ir.edit import CONVOLUTIONS, LAYERS, fresh_path, modules_by_path, origin
+from chainfx.ir.depthwise import DEPTHWISE
+from chainfx.ir.edit import LAYERS, Place, fresh_path, origin, places_of
 from chainfx.ir.leaves import ByMode, assign_
+from chainfx.ir.ops import DIALECT
 
 __all__ = ["Trace", "TrainFormProxy", "TrainFormTracer", "layer_name", "name_of_target", "normal_arguments"]
 
 _ARGUMENTS = {
     "linear": ("input", "weight", "bias"),
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "depthwise": ("input", "weight", "bias", "stride", "padding", "dilation"),
     "transposed": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
 }
+_KINDS = {"linear": (F.linear,), "conv": DEPTHWISE.keys(), "depthwise": DEPTHWISE.values()}
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
 _LITERALS = frozenset({bool, int, float, str, type(None), type(...), torch.dtype, torch.device})
 _SPECIAL_CALLABLES = (torch._C.ScriptMethod, torch._ops.HigherOrderOperator)
@@ -58,7 +62,7 @@ class Trace:
 
 def normal_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a conv or linear call by name, in the order of :mod:`chainfx.ir.edit`, numbers as tuples."""
-    kind = "linear" if target is F.linear else "conv" if target in CONVOLUTIONS else "transposed"
+    kind = next((kind for kind, targets in _KINDS.items() if target in targets), "transposed")
     names = _ARGUMENTS[kind]
     given = {**_DEFAULTS, **dict(zip(names, args, strict=False)), **kwargs}
     if kind != "linear":
@@ -126,12 +130,14 @@ class TrainFormTracer(Tracer):
         leaves: Collection[str] = (),
         recorded_modules: tuple[ModuleType, ...] = (math,),
     ) -> None:
-        super().__init__(recorded_modules)  # type: ignore[arg-type]  # annotated as one module
+        functions = (*DEPTHWISE.values(), *DIALECT, assign_)  # in the code of a graph that is captured again
+        super().__init__(recorded_modules, functions)  # type: ignore[arg-type]  # annotated as one module
         self.inputs = inputs
         self.leaves = leaves
         self.failed_at: str | None = None
         self.evaluating = False
         self.names: dict[int, str] = {}
+        self._places: dict[str, Place] = {}
         self.result = Trace(Graph())
         self._stack: dict[str, tuple[str, type]] = {}
 
@@ -142,11 +148,8 @@ class TrainFormTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """As torch.fx; unpickling a graph comes here too, so that its layers get their names back."""
-        self.names = {}
-        for path, module in modules_by_path(root).items():
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+        self._places = places_of(root)
+        self.names = {id(place.tensor): path for path, place in reversed(self._places.items())}
         with self._recorded_factories():
             return super().trace(root, concrete_args)
 
@@ -253,7 +256,11 @@ class TrainFormTracer(Tracer):
     ) -> Node:
         """Record a node, conv and linear calls in normal form and named after their weight."""
         if kind == "call_function" and target in LAYERS:
-            args, kwargs = tuple(self._padded(target, normal_arguments(target, args, kwargs)).values()), {}
+            arguments = self._padded(target, normal_arguments(target, args, kwargs))
+            if self._is_depthwise(target, arguments):
+                target = DEPTHWISE[target]
+                del arguments["groups"]
+            args, kwargs = tuple(arguments.values()), {}
             name = layer_name(args[1]) or name
         if kind in ("get_attr", "call_module") and target.islower() and not target.startswith("__"):
             name = target.replace(".", "_")  # as torch would, without its regular expressions
@@ -271,6 +278,14 @@ class TrainFormTracer(Tracer):
         if kind != "get_attr":
             self.result.steps.setdefault(self.scope.module_path, []).append(node)
         return node
+
+    def _is_depthwise(self, target: Any, arguments: dict[str, Any]) -> bool:
+        """Whether a convolution has one filter for each channel, more than one of both."""
+        groups = arguments.get("groups", 1)
+        if target not in DEPTHWISE or groups == 1:
+            return False
+        weight = self._tensor_at(arguments["weight"])
+        return weight is not None and tuple(weight.shape[:2]) == (groups, 1)
 
     def _padded(self, target: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         """Padding given as a word turned into numbers, with an ``F.pad`` before the call where the sides differ."""
@@ -295,8 +310,9 @@ class TrainFormTracer(Tracer):
         source = origin(weight)
         if source is None:
             return None
-        tensors: dict[str, Tensor] = {**dict(self.root.named_parameters()), **dict(self.root.named_buffers())}
-        return tensors.get(str(source.target))
+        self._places = self._places or places_of(self.root)
+        place = self._places.get(str(source.target))
+        return None if place is None else place.tensor
 
     @contextlib.contextmanager
     def _recorded_factories(self) -> Iterator[None]:

@@ -232,7 +232,7 @@ def _given(
     node: Node, gone: NDArray[np.bool_], known: Mapping[Node, Constants], means: Mapping[str, Tensor] | None
 ) -> Tensor | None:
     """What every input channel of a layer gave that is now missing, shape (channels,); ``None`` if that is nothing."""
-    groups = edit.groups_of(node)
+    groups = edit.groups_of(node, node.args[1].meta["val"].shape)  # type: ignore[union-attr]
     lost = torch.from_numpy(np.tile(gone, groups))
     source: Any = node.args[0]
     values = known[source].values.detach().clone() if source in known else torch.full((len(lost),), math.nan)
@@ -291,7 +291,7 @@ def _effect(graph_module: GraphModule, node: Node, given: Tensor) -> Tensor:
     weight = _value(graph_module, node.args[1])
     if weight is None:
         return torch.zeros(())
-    groups = edit.groups_of(node)
+    groups = edit.groups_of(node, weight.shape)
     summed = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
     each = summed.view(groups, -1, summed.shape[1]) @ given.to(weight).view(groups, -1, 1)
     return each.flatten()

@@ -47,8 +47,9 @@ def reading_dims(graph_module: GraphModule) -> dict[str, int]:
         path = _path(node)
         dim = int(node.target not in edit.TRANSPOSED)
         shape = edit.get_tensor(graph_module, path).shape
-        inputs = shape[dim] * (edit.groups_of(node) if dim else 1)
-        if edit.groups_of(node) < max(inputs, 2):
+        groups = edit.groups_of(node, shape)
+        inputs = shape[dim] * (groups if dim else 1)
+        if groups < max(inputs, 2):
             dims[path] = dim
     return dims
 
@@ -138,8 +139,9 @@ class _Watch(Interpreter):
         return super().run_node(n)
 
     def _add(self, node: Node, read: Tensor) -> None:
-        path, groups = _path(node), edit.groups_of(node)
-        axis = read.dim() + 1 - edit.get_tensor(self.module, path).dim()
+        path = _path(node)
+        shape = edit.get_tensor(self.module, path).shape
+        groups, axis = edit.groups_of(node, shape), read.dim() + 1 - len(shape)
         values = read.detach().movedim(axis, 0).flatten(1).to("cpu", torch.float32)
         if self.dims[path]:
             values = values.view(groups, -1, values.shape[1]).movedim(1, 0).flatten(1)

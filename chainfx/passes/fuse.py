@@ -74,7 +74,7 @@ def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
             return f"the weight {value.target!r} is shared with another layer"
     if sum(other.target == node.target for other in graph_module.graph.find_nodes(op="call_module")) > 1:
         return "the BatchNorm is called more than once"
-    if layer.target in edit.TRANSPOSED and edit.groups_of(layer) > 1:
+    if layer.target in edit.TRANSPOSED and layer.args[6] != 1:
         return "a transposed convolution with groups keeps its output channels in two axes"
     if layer.target is torch.nn.functional.linear and len(node.meta["val"].shape) > 2:
         return "it normalises another axis than the layer's output features"

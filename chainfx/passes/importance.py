@@ -21,9 +21,8 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from chainfx.errors import InputError, PassError
-from chainfx.ir.channel_flow import places_of
 from chainfx.ir.channels import ChannelGroup, Member
-from chainfx.ir.edit import modules_by_path
+from chainfx.ir.edit import modules_by_path, places_of
 from chainfx.passes.evidence import Evidence, reading_dims
 
 __all__ = [

@@ -179,8 +179,8 @@ def _obstacle(graph_module: GraphModule, name: str, calls: Sequence[Node], worki
             return "its input is quantized"
         if call.target in edit.TRANSPOSED:
             return "it is a transposed convolution"
-        if edit.groups_of(call) > 1:
-            return f"it is a convolution of {edit.groups_of(call)} groups"
+        if (groups := edit.groups_of(call, edit.get_tensor(graph_module, name).shape)) > 1:
+            return f"it is a convolution of {groups} groups"
         if call.name not in working:
             return "it is computed once, not for every sample"
     for other in _readers(graph_module, edit.get_tensor(graph_module, name)):

@@ -1,0 +1,46 @@
+"""Depthwise convolution with one filter for each channel, as the train form spells it.
+
+The number of groups is that of the filters: it stands in the shape of the weight and nowhere else, so that nothing that
+is written in a graph has to change when channels go.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["DEPTHWISE", "depthwise_conv1d", "depthwise_conv2d", "depthwise_conv3d"]
+
+Sizes = Sequence[int]
+
+
+@torch.fx.wrap
+def depthwise_conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> Tensor:
+    """``F.conv1d`` of (N, C, L) with as many groups as the weight (C, 1, k) has filters."""
+    return F.conv1d(input, weight, bias, stride, padding, dilation, weight.shape[0])
+
+
+@torch.fx.wrap
+def depthwise_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> Tensor:
+    """``F.conv2d`` of (N, C, H, W) with as many groups as the weight (C, 1, k, k) has filters."""
+    return F.conv2d(input, weight, bias, stride, padding, dilation, weight.shape[0])
+
+
+@torch.fx.wrap
+def depthwise_conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> Tensor:
+    """``F.conv3d`` of (N, C, D, H, W) with as many groups as the weight (C, 1, k, k, k) has filters."""
+    return F.conv3d(input, weight, bias, stride, padding, dilation, weight.shape[0])
+
+
+DEPTHWISE: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    F.conv1d: depthwise_conv1d,
+    F.conv2d: depthwise_conv2d,
+    F.conv3d: depthwise_conv3d,
+}
