@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.ir import ops
 from chainfx.ir.channel_labels import Labels, Ledger, SizeNote, all_of, any_of, blank, compact, fitted, spread, varying
-from chainfx.ir.edit import get_tensor, is_dialect, modules_by_path, origin, places_of
+from chainfx.ir.edit import get_tensor, is_dialect, origin, places_of
 
 __all__ = ["Flow", "Fold", "Rule", "operator_name"]
 
@@ -57,10 +57,10 @@ class Flow:
 
     ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read.
     ``products``: the nodes that multiply two activations, ``attended``: the labels of what they multiply.
-    ``fold``: what is kept of channels that a product sees as (heads, width).
+    ``modules``: those of the graph by path. ``fold``: what is kept of channels that a product sees as (heads, width).
     """
 
-    def __init__(self, graph_module: GraphModule, fold: Fold = "width") -> None:
+    def __init__(self, graph_module: GraphModule, modules: Mapping[str, nn.Module], fold: Fold) -> None:
         self.graph_module = graph_module
         self.fold = fold
         self.products: dict[Node, None] = {}
@@ -71,8 +71,8 @@ class Flow:
         self.readers: dict[Node, Labels] = {}
         self._labels: dict[Node, Any] = {}
         self._counted: set[Node] = set()
-        self.modules = modules_by_path(graph_module)
-        self.places = places_of(graph_module)
+        self.modules = modules
+        self.places = places_of(modules)
         self._paths: dict[int, str] = {}
 
     def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:

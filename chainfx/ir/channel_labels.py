@@ -252,7 +252,7 @@ class Ledger:
 
     def remember(self, labels: Labels) -> None:
         """Note a tensor; if its labels differ along several dimensions, the kept elements must form a rectangle."""
-        if len(varying(labels)) > 1:
+        if sum(map(bool, labels.stride())) > 1 and len(varying(labels)) > 1:
             small = compact(labels)
             self.rectangles.setdefault(identity(small), small)
 

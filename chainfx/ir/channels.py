@@ -61,9 +61,9 @@ def analyse_channels(
     """
     if fold not in ("width", "heads"):
         raise InputError(f"fold is {fold!r}, but channels of attention are kept by 'width' or by 'heads'.")
-    with evaluating(graph_module):
+    with evaluating(graph_module) as modules:
         _shapes(graph_module, example_inputs)
-        flow = Flow(graph_module, fold)
+        flow = Flow(graph_module, modules, fold)
         flow.run(rule_of)
     return Grouping(flow).analysis()
 

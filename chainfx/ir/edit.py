@@ -8,7 +8,7 @@ positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,13 +109,14 @@ def groups_of(node: Node, shape: Sequence[int]) -> int:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode and every module back into its own mode afterwards."""
-    in_training = [module for module in modules_by_path(model).values() if module.training]
+def evaluating(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
+    """Put a network into eval mode and every module back into its own mode afterwards; gives the modules by path."""
+    modules = modules_by_path(model)
+    in_training = [module for module in modules.values() if module.training]
     for module in in_training:  # not model.eval(), which modules made by torch.export refuse
         module.training = False
     try:
-        yield
+        yield modules
     finally:
         for module in in_training:
             module.training = True
@@ -148,10 +149,10 @@ class Place(NamedTuple):
     tensor: Tensor
 
 
-def places_of(model: nn.Module) -> dict[str, Place]:
-    """All parameters and buffers by path; one that has several paths is there several times."""
+def places_of(modules: Mapping[str, nn.Module]) -> dict[str, Place]:
+    """All parameters and buffers by path, of modules by path; one that has several paths is there several times."""
     places: dict[str, Place] = {}
-    for path, module in modules_by_path(model).items():
+    for path, module in modules.items():
         prefix = f"{path}." if path else ""
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():

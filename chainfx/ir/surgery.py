@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.channels import Axis, ChannelAnalysis, SizeLiteral
-from chainfx.ir.edit import Place, places_of
+from chainfx.ir.edit import Place, modules_by_path, places_of
 
 __all__ = ["prune"]
 
@@ -35,11 +35,12 @@ def prune(
     """
     removed = _removed(analysis, keep)
     nodes = {node.name: node for node in graph_module.graph.nodes}
-    tensors = places_of(graph_module)
+    modules = modules_by_path(graph_module)
+    tensors = places_of(modules)
     _check_unchanged(analysis, nodes, tensors)
     _slice(analysis, removed, tensors)
     numbers = _Numbers(analysis, removed, nodes)
-    changed = [_correct(graph_module, nodes[each.node], each, numbers) for each in analysis.literals]
+    changed = [_correct(modules, nodes[each.node], each, numbers) for each in analysis.literals]
     for node in nodes.values():
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
@@ -79,7 +80,7 @@ def _check_unchanged(analysis: ChannelAnalysis, nodes: Mapping[str, Node], tenso
             raise GraphError(f"the graph changed since the analysis: node {literal.node!r} is gone; analyse again.")
 
 
-def _slice(analysis: ChannelAnalysis, removed: Removed, tensors: dict[str, Place]) -> None:
+def _slice(analysis: ChannelAnalysis, removed: Removed, tensors: Mapping[str, Place]) -> None:
     """Put smaller tensors at all paths of those that lose something; a parameter stays one.
 
     One after the other: the memory of a large one is free for the next small one.
@@ -98,7 +99,7 @@ def _slice(analysis: ChannelAnalysis, removed: Removed, tensors: dict[str, Place
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         for name in names[id(old)]:
-            tensors[name] = _put(tensors[name], new)
+            _put(tensors[name], new)
 
 
 def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, list[tuple[int, Tensor]]]:
@@ -118,13 +119,12 @@ def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, list[tuple[i
     return cuts
 
 
-def _put(place: Place, tensor: Tensor) -> Place:
+def _put(place: Place, tensor: Tensor) -> None:
     """Put a tensor at a place where one of its kind is: not by ``setattr``, which looks through the whole module."""
     if isinstance(tensor, nn.Parameter):
         place.owner._parameters[place.name] = tensor
     else:
         place.owner._buffers[place.name] = tensor
-    return place._replace(tensor=tensor)
 
 
 class _Numbers:
@@ -132,6 +132,7 @@ class _Numbers:
 
     def __init__(self, analysis: ChannelAnalysis, removed: Removed, nodes: Mapping[str, Node]) -> None:
         self.removed = removed
+        self._kept: dict[int, tuple[int, ...]] = {}
         self._before = analysis.values
         self._values = dict(analysis.values)
         for name, node in nodes.items():
@@ -151,7 +152,9 @@ class _Numbers:
 
     def count(self, axis: Axis, dim: int) -> int:
         """How many positions along ``dim`` are kept."""
-        return axis.kept(self.removed)[dim]
+        if id(axis) not in self._kept:  # what the analysis holds lives as long as this
+            self._kept[id(axis)] = axis.kept(self.removed)
+        return self._kept[id(axis)][dim]
 
     def of(self, node: Node) -> Any:
         """The value of a node that is no tensor."""
@@ -162,7 +165,7 @@ class _Numbers:
         return self._before.get(node.name)
 
 
-def _correct(graph_module: GraphModule, node: Node, literal: SizeLiteral, numbers: _Numbers) -> bool:
+def _correct(modules: Mapping[str, nn.Module], node: Node, literal: SizeLiteral, numbers: _Numbers) -> bool:
     """Write the right integers, and say whether the graph changed; a computed one that is right is left alone."""
     before = [axis.shape[dim] for axis, dim in literal.counts]
     counts = [numbers.count(axis, dim) for axis, dim in literal.counts]
@@ -171,7 +174,7 @@ def _correct(graph_module: GraphModule, node: Node, literal: SizeLiteral, number
     if counts == before:
         return False
     if literal.kind == "attribute":
-        _set_attribute(graph_module.get_submodule(str(node.target)), literal.where, counts[0])
+        _set_attribute(modules[str(node.target)], literal.where, counts[0])
     elif literal.kind == "split":
         node.op, node.target = "call_function", torch.split
         node.args, node.kwargs = (node.args[0], counts, literal.where[0]), {}

@@ -21,7 +21,7 @@ from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.attention import attend
 from chainfx.ir.depthwise import DEPTHWISE
-from chainfx.ir.edit import LAYERS, Place, fresh_path, origin, places_of
+from chainfx.ir.edit import LAYERS, Place, fresh_path, modules_by_path, origin, places_of
 from chainfx.ir.leaves import ByMode, assign_
 from chainfx.ir.ops import DIALECT
 
@@ -148,7 +148,7 @@ class TrainFormTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """As torch.fx; unpickling a graph comes here too, so that its layers get their names back."""
-        self._places = places_of(root)
+        self._places = places_of(modules_by_path(root))
         self.names = {id(place.tensor): path for path, place in reversed(self._places.items())}
         with self._recorded_factories():
             return super().trace(root, concrete_args)
@@ -310,7 +310,7 @@ class TrainFormTracer(Tracer):
         source = origin(weight)
         if source is None:
             return None
-        self._places = self._places or places_of(self.root)
+        self._places = self._places or places_of(modules_by_path(self.root))
         place = self._places.get(str(source.target))
         return None if place is None else place.tensor
 

@@ -106,7 +106,7 @@ def _of_module(module: nn.Module, node: Node, found: Mapping[Node, Constants]) -
 def _of_norm(norm: _BatchNorm, given: Constants | None) -> Constants | None:
     if norm.weight is None or norm.running_mean is None or norm.running_var is None:
         return None
-    if given is None and not bool((norm.weight == 0).any()):
+    if given is None and bool(norm.weight.all()):  # no scale is 0
         return None
     values = torch.full_like(norm.weight, math.nan) if given is None else given.values
     scaled = (values - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias

@@ -13,7 +13,8 @@ normalizations in between. One's own criterion is registered under a name, so th
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property, partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -93,18 +94,27 @@ class Slice:
         return found.index_add_(-1, self.units, each[..., self.positions].to(torch.float64))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class GroupSlices:
-    """What a criterion may know of a group: its name, its number of units, its slices, and a source of randomness."""
+    """What a criterion may know of a group: its name, its number of units, its slices, and a source of randomness.
+
+    ``roles`` are those of the slices, which ``make`` makes, by number, when they are first asked for.
+    """
 
     name: str
     size: int
-    slices: tuple[Slice, ...]
+    roles: tuple[Role, ...]
+    make: Callable[[int], Slice] = field(repr=False)
     generator: torch.Generator = field(default_factory=torch.Generator)
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """All slices of the group."""
+        return self.having(*get_args(Role))
 
     def having(self, *roles: Role) -> tuple[Slice, ...]:
         """The slices with one of these roles."""
-        return tuple(each for each in self.slices if each.role in roles)
+        return tuple(self.make(number) for number, role in enumerate(self.roles) if role in roles)
 
     def zeros(self) -> Tensor:
         """A score of nothing, shape (size,), float64."""
@@ -219,8 +229,8 @@ def slices_of(
     look = _Look(graph_module, evidence)
     for group in groups:
         made = {(source.path, source.dim) for source in group.sources}
-        slices = tuple(look.slice(group.size, member, made) for member in group.members)
-        known = GroupSlices(group.name, group.size, slices, generator)
+        roles = tuple(look.role(member, made) for member in group.members)
+        known = GroupSlices(group.name, group.size, roles, partial(look.slice, group, roles), generator)
         yield known
         for each in known.having("makes"):
             if not each.is_finite:
@@ -230,6 +240,9 @@ def slices_of(
                 )
 
 
+_NOTHING = Evidence()
+
+
 class _Look:
     """Makes slices out of members."""
 
@@ -237,26 +250,40 @@ class _Look:
         self.graph_module = graph_module
         self.evidence = evidence
         self.dims = reading_dims(graph_module)
-        norms = (name for name, module in modules_by_path(graph_module).items() if isinstance(module, _BatchNorm))
-        self.scales = {f"{name}.weight" for name in norms}
-        self.places = places_of(graph_module)
+        modules = modules_by_path(graph_module)
+        self.scales = {f"{path}.weight" for path, module in modules.items() if isinstance(module, _BatchNorm)}
+        self.places = places_of(modules)
         self.lines: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.sums: dict[tuple[str, float], tuple[Tensor, ...]] = {}
 
-    def slice(self, size: int, member: Member, made: set[tuple[str, int]]) -> Slice:
-        """The slice of a member of a group of ``size`` units whose layers ``made`` (path, dimension)."""
-        path, dim = member.path, member.dim
-        role: Role = "makes" if (path, dim) in made else "scales" if path in self.scales else "other"
-        mean = power = moment = slope = None
-        if self.dims.get(path) == dim:
-            role, evidence = "reads", self.evidence
-            mean, power = evidence.mean.get(path), evidence.power.get(path)
-            moment, slope = evidence.moment.get(path), evidence.slope.get(path)
+    def role(self, member: Member, made: set[tuple[str, int]]) -> Role:
+        """The role of a member of a group whose layers ``made`` (path, dimension)."""
+        if self.dims.get(member.path) == member.dim:
+            return "reads"
+        if (member.path, member.dim) in made:
+            return "makes"
+        return "scales" if member.path in self.scales else "other"
+
+    def slice(self, group: ChannelGroup, roles: Sequence[Role], number: int) -> Slice:
+        """The slice of a member of a group."""
+        member, role = group.members[number], roles[number]
+        path, evidence = member.path, self.evidence if role == "reads" else _NOTHING
         line = id(member.positions), id(member.units)  # members whose dimensions have the same labels share it
         if line not in self.lines:
             self.lines[line] = torch.from_numpy(member.positions), torch.from_numpy(member.units)
-        tensor = self.places[path].tensor
-        return Slice(path, role, tensor, dim, *self.lines[line], size, mean, power, moment, slope, self.sums)
+        return Slice(
+            path,
+            role,
+            self.places[path].tensor,
+            member.dim,
+            *self.lines[line],
+            group.size,
+            evidence.mean.get(path),
+            evidence.power.get(path),
+            evidence.moment.get(path),
+            evidence.slope.get(path),
+            self.sums,
+        )
 
 
 def _sums(values: Tensor) -> tuple[Tensor, ...]:
