@@ -190,8 +190,7 @@ def _multiplied(
     outputs = sum(tensor.numel() for tensor in tensors_in(output)[:1])
     layer = key in LAYER_KEYS
     weights = [written.get(position, name) for position, name in formula.weight]
-    depthwise = node.target in DEPTHWISE.values()
-    groups = call.shape(1, "weight")[0] if depthwise else (written.get(6, "groups") or 1) if layer else 1
+    groups = _groups(node, call) if layer else 1
     return _Work(
         node,
         operator,
@@ -203,6 +202,13 @@ def _multiplied(
         zeros_of(graph_module, weights[0], groups, transposed=key == "convtranspose") if len(weights) == 1 else DENSE,
         _weight_path(node, weights[0]) if layer else "",
     )
+
+
+def _groups(node: Node, call: Call) -> int:
+    """The number of groups of a convolution; 1 for linear."""
+    if node.target in DEPTHWISE.values():
+        return call.shape(1, "weight")[0]
+    return call.get(6, "groups") or 1
 
 
 def _weight_path(node: Node, weight: Any) -> str:

@@ -1,7 +1,7 @@
 """Residual blocks: which parts of a graph can be taken out without changing any shape, and which belong together."""
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,11 +135,10 @@ def _plain(graph_module: GraphModule, layer: Node) -> Block:
 
 
 def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage, ...]:
-    makes = {source.node: (group.name, group.sources) for group in analysis.groups for source in group.sources}
     stages: list[list[Block]] = []
     last: Any = None
     for block in blocks:
-        stage = shape_of(block.out), _stream(block, makes)
+        stage = shape_of(block.out), _stream(block, analysis)
         if stage != last:
             stages.append([])
         stages[-1].append(block)
@@ -147,11 +146,11 @@ def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage,
     return tuple(Stage(tuple(stage)) for stage in stages)
 
 
-def _stream(block: Block, makes: Mapping[str, tuple[str, Sequence[Any]]]) -> frozenset[str]:
+def _stream(block: Block, analysis: ChannelAnalysis) -> frozenset[str]:
     """The channel groups that layers of a block make together with layers outside of it; none of frozen channels."""
     inside = {layer.name for layer in block.layers}
-    groups = (makes[name] for name in inside & makes.keys())
-    return frozenset(name for name, sources in groups if any(source.node not in inside for source in sources))
+    makers = ((group.name, {source.node for source in group.sources}) for group in analysis.groups)
+    return frozenset(name for name, nodes in makers if nodes & inside and nodes - inside)
 
 
 def _rectifies(graph_module: GraphModule, node: Node) -> bool:
