@@ -286,6 +286,12 @@ def test_captured_graph_shares_parameters_and_modules():
     assert graph_module.norm is model.norm
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_torch_puts_between_graph_and_leaves_has_the_mode_of_the_model(training):
+    graph_module = capture(nn.Sequential(nn.Sequential(Plain())).train(training), image())
+    assert {module.training for module in graph_module.modules()} == {training}
+
+
 def test_capture_again_gives_the_same_text():
     graph_module = capture(FunctionalDropout(), image())
     assert capture(graph_module, image()).code == graph_module.code
