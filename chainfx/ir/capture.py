@@ -130,6 +130,8 @@ class _Capture:
             if not isinstance(result, _Failure):
                 return result
             _check_runs(self.model, self.examples)
+            if isinstance(result.cause, InputError):
+                raise result.cause
             hides = bool(result.path) and _count_parameters(self.model.get_submodule(result.path)) > 0
             if (hides or not result.path) and not exported:
                 exported = True

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from chainfx.errors import InputError
 from chainfx.ir import ops
 from chainfx.ir.depthwise import DEPTHWISE
 from chainfx.ir.edit import modules_by_path
@@ -189,6 +190,11 @@ def _pooled(tensor: Any = None, output_size: Any = None) -> Tensor | None:
 
 def _linear(tensor: Any = None, weight: Any = None, *_: Any, **__: Any) -> Tensor | None:
     fits = tensor is not None and weight is not None and weight.dim() == 2 and tensor.shape[-1:] == weight.shape[1:]
+    if fits and tensor.dtype != weight.dtype:  # which torch's meta tensors let pass
+        raise InputError(
+            f"a linear layer with a weight of {weight.dtype} is given {tensor.dtype}, which torch does not multiply; "
+            f"give inputs of the dtype that the network was made for."
+        )
     return _empty((*tensor.shape[:-1], weight.shape[0]), tensor) if fits else None
 
 

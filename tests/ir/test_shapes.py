@@ -164,6 +164,23 @@ def test_an_image_of_another_dtype_than_the_weights_is_an_error(dtype):
             chainfx.count(counted, image)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_numbers_of_another_dtype_than_a_linear_weight_are_an_error(device):
+    words, layer = torch.zeros(2, 6, dtype=torch.int64, device=device), nn.Linear(6, 9, device=device)
+    message = (
+        "a linear layer with a weight of torch.float32 is given torch.int64, which torch does not multiply; "
+        "give inputs of the dtype that the network was made for."
+    )
+    with pytest.raises(InputError) as caught:
+        chainfx.count(capture(layer, (words.float(),)), words)
+    assert str(caught.value) == message
+    with pytest.raises(InputError) as caught:
+        chainfx.count(layer, words)
+    assert str(caught.value) == message or (
+        device == "cpu" and "mat1 and mat2 must have the same dtype" in str(caught.value)
+    )
+
+
 def test_tensors_that_do_not_fit_together_are_an_error():
     for function in (lambda x, y: torch.cat([x, y]), lambda x, y: x + y):
         with pytest.raises(InputError, match=r"does not accept example_inputs of shape \(3, 4\), \(3, 5\)"):
