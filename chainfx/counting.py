@@ -116,8 +116,9 @@ def parse_inputs(texts: Sequence[str]) -> Inputs:
 
 
 def inputs_of(report: CostReport) -> Inputs:
-    """Zeros of the shapes that a report is for."""
-    return tuple(map(torch.zeros, report.inputs)) or None
+    """Zeros of the shapes and dtypes that a report is for."""
+    given = zip(report.inputs, report.dtypes, strict=True)
+    return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in given) or None
 
 
 def _zeros(text: str) -> Tensor:

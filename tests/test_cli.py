@@ -131,6 +131,9 @@ def test_count_takes_several_inputs_of_other_dtypes(run, saved, tmp_path, monkey
     inputs = ("--input", "1,3", "--input", "1,5:int")
     code, out, err = run("count", "two_inputs:net", *inputs, "--json")
     assert (code, err) == (0, "") and json.loads(out)["totals"]["macs"] == (4 + 3) * 4
+    (tmp_path / "report.json").write_text(out)
+    code, out, err = run("count", "report.json", "--against", "two_inputs:net", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["changed"] == []  # words are words again
     code, _, err = run("count", saved, *inputs)
     assert code == 1 and f"--input is given 2 times, but {str(saved)!r} takes 1; leave the others out." in err
     code, _, err = run("count", "two_inputs:net", "--input", "1,3")

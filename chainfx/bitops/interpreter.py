@@ -103,6 +103,7 @@ def count(
         conditions,
         rates.true_rates,
         tuple(tuple(tensor.shape) for tensor in example_inputs),
+        tuple(str(tensor.dtype).removeprefix("torch.") for tensor in example_inputs),
     )
 
 

@@ -31,6 +31,7 @@ def report_to_dict(report: CostReport) -> dict[str, Any]:
         "conditions": list(report.conditions),
         "true_rates": None if report.true_rates is None else list(report.true_rates),
         "inputs": [list(shape) for shape in report.inputs],
+        "dtypes": list(report.dtypes),
     }
 
 
@@ -50,6 +51,7 @@ def report_from_dict(data: Mapping[str, Any]) -> CostReport:
         conditions=tuple(data["conditions"]),
         true_rates=None if data["true_rates"] is None else tuple(data["true_rates"]),
         inputs=tuple(tuple(shape) for shape in data["inputs"]),
+        dtypes=tuple(data["dtypes"]),
     )
 
 

@@ -89,7 +89,7 @@ class CostReport:
     ``parameters``: number of parameters, buffers excluded. ``exits``: names of the exits; ``exit_rates``: the share of
     all samples that leaves at each, ``None`` if nobody measured them. ``conditions``: names of the ``torch.cond``
     nodes; ``true_rates``: the share of all samples that takes the true branch of each, ``None`` likewise. ``inputs``:
-    the shapes it was counted for, batch included.
+    the shapes it was counted for, batch included, and ``dtypes`` what of, such as ``"float32"``.
     """
 
     convention: str
@@ -102,6 +102,7 @@ class CostReport:
     conditions: tuple[str, ...] = ()
     true_rates: tuple[float, ...] | None = None
     inputs: tuple[tuple[int, ...], ...] = ()
+    dtypes: tuple[str, ...] = ()
 
     @property
     def storage_bits(self) -> int:
