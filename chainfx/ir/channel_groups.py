@@ -135,8 +135,7 @@ class Grouping:
     def _new_axis(self, labels: Labels) -> Axis:
         shape = tuple(labels.shape)
         if labels.dim() == 1:
-            line = self._line(labels)
-            return Axis(shape, 0, line) if (line != line[:1]).any() else Axis(shape)
+            return Axis(shape, 0, self._line(labels))
         units = spread(torch.from_numpy(np.asarray(self.units[compact(labels).numpy()])))
         moving = varying(units)
         if not moving:

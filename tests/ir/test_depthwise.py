@@ -1,6 +1,7 @@
 """Depthwise convolutions in train form: their groups are those of the weight, and nothing has to be rewritten."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainfx
+from chainfx.ir import ops
 from chainfx.ir.capture import capture
 from chainfx.ir.capture_export import export_trace
 from chainfx.ir.channels import analyse_channels
@@ -105,6 +107,26 @@ def test_it_is_counted_as_the_convolution_it_is():
     [row] = [row for row in report.rows if row.node == "_1"]
     assert (row.operator, row.macs) == ("conv2d", 8 * 9 * 6 * 5)
     assert report.macs == chainfx.count(model, x).macs
+
+
+class Masked(nn.Module):
+    """A depthwise convolution of which one filter in four is masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 1, 3, 3))
+        self.register_buffer("mask", torch.tensor([True, False, True, True])[:, None, None, None].expand(4, 1, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, ops.mask_weight(self.weight, self.mask, "unstructured"), None, 1, 1, 1, 4)
+
+
+def test_a_masked_filter_takes_its_input_and_its_output_away():
+    x = torch.randn(1, 4, 5, 5)
+    graph_module = capture(Masked(), (x,))
+    assert depthwise_conv2d in targets(graph_module)
+    [row] = [row for row in chainfx.count(graph_module, x).rows if row.facts]
+    assert (row.facts.kept_outputs, row.facts.kept_inputs) == (Fraction(3, 4), Fraction(3, 4))
 
 
 def test_other_passes_see_a_layer(tmp_path):
