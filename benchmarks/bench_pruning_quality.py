@@ -4,9 +4,8 @@
 
 ``CIFAR10`` holds ``train.npz`` and ``test.npz`` (``images`` uint8 (N, 32, 32, 3), ``labels``); the weights are the
 state dict of a ResNet-56 with parameter-free shortcuts. Both tools prune the same network to the same MACs, choose
-among the same channels (the inner ones of every block; ``+ residual`` in a name: chainfx may also narrow the residual
-stream, which Torch-Pruning cannot do with these shortcuts), and may look at the same 512 training images. A criterion
-is chosen for each tool and point on ``--held-out`` training images, and only what was chosen is run on the test images.
+among the same channels (the inner ones of every block), and may look at the same 512 training images. A criterion is
+chosen for each tool and point on ``--held-out`` training images, and only what was chosen is run on the test images.
 With ``--epochs`` the ``--finalists`` best criteria of each tool at every point are then tuned alike, once with every
 seed; the one that is best on the held-out images after that is run on the test images. Every result is kept in
 ``--cache``, so that a run can be resumed.
@@ -46,6 +45,7 @@ POINTS = (0.9, 0.8, 0.7, 0.6, 0.5)
 SAMPLES = 512
 NORMALISATION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 RESIDUAL = ("conv1", "*.conv2")
+FITTED = ("activation", "fpgm", "l2", "obs", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,8 @@ def ours(model: nn.Module, calibration: list[Tensor]) -> Iterator[Method]:
         for scope in ("uniform", "global"):
             options = {"importance": name, "scope": scope, "skip": RESIDUAL}
             yield Method("chainfx", f"{name} {scope}", lambda target, o=options: pruned(target, **o))
-    for name in ("activation", "reconstruction"):
-        best = {"importance": name, "scope": "global"}
-        yield Method("chainfx", f"{name} global + residual", lambda target, o=best: pruned(target, **o))
-        options = {**best, "skip": RESIDUAL, "compensate": True}
+    for name in FITTED:
+        options = {"importance": name, "scope": "global", "skip": RESIDUAL, "compensate": True}
         yield Method("chainfx, compensate", f"{name} global", lambda target, o=options: pruned(target, **o))
 
 

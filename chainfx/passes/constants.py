@@ -17,7 +17,7 @@ from chainfx.ir import edit
 from chainfx.ir.channel_flow import operator_name
 from chainfx.passes.base import Skipped
 
-__all__ = ["Constants", "constants_of", "fold_removed"]
+__all__ = ["Constants", "constants_of", "fold_removed", "obstacle"]
 
 _KEEPS = """identity contiguous clone detach dropout dropout1d dropout2d dropout3d max_pool1d max_pool2d max_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
@@ -206,7 +206,7 @@ def fold_removed(
 
     ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
     What a channel gave is its constant where it has one, which is exact for a linear layer and a convolution without
-    padding, else its mean on calibration data if ``means`` has it (by the path of the weight, shape (positions,)). It
+    padding, else what ``means`` says of it (by the path of the weight, shape (positions,)). It
     goes into the layer's bias, or, without one, off the running mean of a BatchNorm that alone reads the layer.
     Returns the names of the layers that were changed, and what could not be folded exactly, with the reason.
     """
@@ -218,7 +218,7 @@ def fold_removed(
             given = _given(node, gone, known, means) if gone is not None and gone.any() else None
             if given is None:
                 continue
-            reason = _obstacle(graph_module, node, exact=means is None)
+            reason = obstacle(graph_module, node, exact=means is None)
             if reason:
                 number = int((given != 0).sum())
                 skipped.append(Skipped(node.name, f"{number} removed inputs were constants that are lost: {reason}"))
@@ -244,7 +244,7 @@ def _given(
     return values if bool(values.any()) else None
 
 
-def _obstacle(graph_module: GraphModule, node: Node, *, exact: bool) -> str:
+def obstacle(graph_module: GraphModule, node: Node, *, exact: bool) -> str:
     """Why a layer cannot take up a constant; empty if it can."""
     if node.target in edit.TRANSPOSED:
         return "it is a transposed convolution, whose border differs"

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from chainfx.errors import PassError
+from chainfx.passes.evidence import shrunk_covariance
 from chainfx.passes.importance import GroupSlices, Slice, register_importance
 from chainfx.passes.layers import layer_path
 
-__all__ = ["activation", "bn", "fpgm", "l1", "l2", "random", "reconstruction", "taylor"]
+__all__ = ["activation", "bn", "fpgm", "l1", "l2", "obs", "random", "reconstruction", "taylor"]
+
+_BLOCK = 64
 
 
 def _unit_norm(group: GroupSlices, order: int) -> Tensor:
@@ -72,7 +75,8 @@ def activation(group: GroupSlices) -> Tensor:
         if each.mean is not None and each.power is not None:
             weight = each.tensor.detach().movedim(each.dim, 0)
             steady = weight.reshape(*weight.shape[:2], -1).sum(2).square().sum(1).to("cpu", torch.float64)
-            total += each.total((each.power - each.mean**2) * each.power_sum(2) + each.mean**2 * steady)
+            energy = (each.power - each.mean**2) * each.power_sum(2) + each.mean**2 * steady
+            total += each.calls * each.total(energy)
     return total
 
 
@@ -97,8 +101,83 @@ def reconstruction(group: GroupSlices) -> Tensor:
     energy = torch.zeros(group.size, group.size, dtype=torch.float64)
     for each in group.having("reads"):
         if each.mean is not None and each.power is not None:
-            energy += _energy(each, each.mean, each.power)
+            energy += each.calls * _energy(each, each.mean, each.power)
     return _slopes(*_removed_one_by_one(energy))
+
+
+@register_importance("obs", frozenset({"activity", "moment"}), comparable=True)
+def obs(group: GroupSlices) -> Tensor:
+    """The energy that the layers which read the group lose when a unit goes and the other units take its place.
+
+    "Optimal Brain Surgeon" (Hassibi & Stork 1993, eq. 5) on channels: with the covariance C of what a layer reads and
+    the weights w_u that read unit u, |w_u|^2 / [C^-1]_uu, if the weights that read the other units change so that they
+    give as much of it as they can. Units go one by one, each time the one that costs least after those before it.
+    Meant for ``compensate=True``, which changes the weights so, and for tuning. Of readers of more than 4096 channels
+    these are taken as independent.
+    """
+    alone, readers = group.zeros(), []
+    for each in group.having("reads"):
+        if each.mean is None or each.power is None:
+            continue
+        if each.moment is None:
+            alone += each.calls * each.total((each.power - each.mean**2) * each.power_sum(2))
+        else:
+            readers.append(_Reader(each, each.mean, each.moment))
+    order, added = torch.zeros(group.size, dtype=torch.int64), group.zeros()
+    left = torch.ones(group.size, dtype=torch.bool)
+    for step in range(group.size):
+        loss = sum((reader.losses() for reader in readers), alone)
+        unit = int(loss.masked_fill(~left, torch.inf).argmin())
+        order[step], added[step], left[unit] = unit, alone[unit] + sum(reader.remove(unit) for reader in readers), False
+    return _slopes(order, added)
+
+
+class _Reader:
+    """A layer that reads a group, and what it loses with the units, one after the other.
+
+    Removing position i changes the inverse covariance H of what is left by - H_i H_i^T / H_ii, and the weights W, shape
+    (positions, outputs), by - h W_i with h = H_i / H_ii. Only their products G = W W^T are kept, which change by
+    - h b^T - b h^T with b = G_i - G_ii h / 2. Changes are collected, so that the matrices are written once a block.
+    """
+
+    def __init__(self, read: Slice, mean: Tensor, moment: Tensor) -> None:
+        places = read.positions
+        covariance = shrunk_covariance(mean, moment, read.samples)[places][:, places]
+        weight = read.tensor.detach().movedim(read.dim, 0)[places].flatten(1).to("cpu", torch.float32)
+        self.units, self.size = read.units, read.size
+        self.inverse = torch.linalg.inv(covariance)
+        self.products = (weight @ weight.t()).double() * read.calls
+        self.precision, self.energy = self.inverse.diagonal().clone(), self.products.diagonal().clone()
+        self.changes = torch.zeros(3, len(places), _BLOCK, dtype=torch.float64)  # H_i, h and b
+        self.waiting = 0
+
+    def losses(self) -> Tensor:
+        """What is lost with each unit that is left, shape (size,), were its positions to go each alone."""
+        loss = self.energy / self.precision
+        return torch.zeros(self.size, dtype=torch.float64).index_add_(0, self.units, loss)
+
+    def remove(self, unit: int) -> float:
+        """Remove a unit; what is lost by that."""
+        return sum(self._remove(place) for place in (self.units == unit).nonzero()[:, 0].tolist())
+
+    def _remove(self, place: int) -> float:
+        columns, factors, others = self.changes[:, :, : self.waiting]
+        column = self.inverse[:, place] - columns @ factors[place]
+        products = self.products[:, place] - factors @ others[place] - others @ factors[place]
+        factor = column / column[place]
+        other = products - products[place] / 2 * factor
+        self.changes[:, :, self.waiting] = torch.stack([column, factor, other])
+        self.waiting += 1
+        self.precision -= column * factor
+        self.energy -= 2 * factor * other
+        self.precision[place], self.energy[place] = 1, 0
+        if self.waiting == _BLOCK:
+            columns, factors, others = self.changes
+            mixed = factors @ others.t()
+            self.inverse -= columns @ factors.t()
+            self.products -= mixed + mixed.t()
+            self.waiting = 0
+        return float(products[place] / column[place])
 
 
 def _energy(read: Slice, mean: Tensor, power: Tensor) -> Tensor:

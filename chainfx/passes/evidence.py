@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from chainfx.errors import PassError
 from chainfx.ir import edit
 
-__all__ = ["SAMPLES", "Evidence", "gather", "reading_dims"]
+__all__ = ["SAMPLES", "Evidence", "gather", "reading_dims", "shrunk_covariance"]
 
 SAMPLES = 512
 _MOMENTS = 4096  # a matrix of 64 MB
@@ -28,16 +28,37 @@ Batch = tuple[Tensor, ...]
 class Evidence:
     """Measurements by the path of a layer's weight, one number for each position of the dimension that reads channels.
 
-    ``mean`` and ``power``: the mean, and the mean square, of what the layer reads, over samples and space, shape
+    ``mean`` and ``power``: the mean, and the mean square, of what the layer reads, over samples, space and calls, shape
     (positions,). ``moment``: the mean product of every two of them, shape (positions, positions), for layers of at most
-    4096 positions. For a layer that is called several times all three are sums over the calls. ``slope``: the
-    derivative of the loss by a factor on the position, shape (pieces, positions), one row for every 8 samples.
+    4096 positions. ``slope``: the derivative of the loss by a factor on the position, shape (pieces, positions), one
+    row for every 8 samples. ``calls``: how often the layer is called. ``samples``: on how many all was measured.
     """
 
     mean: Mapping[str, Tensor] = field(default_factory=dict)
     power: Mapping[str, Tensor] = field(default_factory=dict)
     moment: Mapping[str, Tensor] = field(default_factory=dict)
     slope: Mapping[str, Tensor] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
+    samples: int = 0
+
+
+def shrunk_covariance(mean: Tensor, moment: Tensor, samples: int) -> Tensor:
+    """The covariance of channels that were measured on few samples, shape (channels, channels); it can be inverted.
+
+    It is moved towards a multiple of the identity by the share that is best in the mean square if the channels are
+    normal (Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, "OAS"). ``mean``: shape
+    (channels,). ``moment``: the mean products. ``samples``: images, not pixels: these vary together.
+
+    >>> shrunk_covariance(torch.zeros(2), torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 100)
+    tensor([[2.0000, 0.9200],
+            [0.9200, 2.0000]])
+    """
+    covariance, size = moment - mean.outer(mean), len(mean)
+    square, trace = float(covariance.square().sum()), float(covariance.trace())
+    spread = (samples + 1 - 2 / size) * (square - trace**2 / size)
+    share = min(1.0, ((1 - 2 / size) * square + trace**2) / spread) if spread > 0 else 1.0
+    identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
+    return (1 - share) * covariance + max(share * trace / size, torch.finfo(covariance.dtype).tiny) * identity
 
 
 def reading_dims(graph_module: GraphModule) -> dict[str, int]:
@@ -84,8 +105,7 @@ def gather(
                 run = partial(_slopes, graph_module, dims, piece, generator)
                 for path, slope in _accepted(run, piece, name):
                     slopes[path].append(slope)
-    mean, power, moment = watch.measured()
-    return Evidence(mean, power, moment, {path: torch.stack(rows) for path, rows in slopes.items() if rows})
+    return watch.measured({path: torch.stack(rows) for path, rows in slopes.items() if rows})
 
 
 def _samples(batches: Iterable[Batch] | None, name: str) -> Iterator[Batch]:
@@ -126,6 +146,7 @@ class _Watch(Interpreter):
         self.dims = dims
         self.moments = moments
         self.sums: dict[str, list[Tensor]] = {}
+        self.weights: dict[str, int] = {}  # samples times calls
         self.samples = self.batch = 0
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,14 +172,16 @@ class _Watch(Interpreter):
         each = [number.double() * self.batch for number in each]
         old = self.sums.get(path)
         self.sums[path] = each if old is None else [a + b for a, b in zip(old, each, strict=True)]
+        self.weights[path] = self.weights.get(path, 0) + self.batch
 
-    def measured(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Mean, mean square and mean products of what each layer reads."""
+    def measured(self, slopes: Mapping[str, Tensor]) -> Evidence:
+        """What each layer reads, and these slopes."""
         found: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] = ({}, {}, {})
         for path, sums in self.sums.items():
             for kind, total in zip(found, sums, strict=False):
-                kind[path] = total / self.samples
-        return found
+                kind[path] = total / self.weights[path]
+        calls = {path: weight // self.samples for path, weight in self.weights.items()}
+        return Evidence(*found, slopes, calls, self.samples)
 
 
 def _slopes(

@@ -47,9 +47,9 @@ class Slice:
 
     ``role``: ``makes`` (the outputs of a convolution, linear layer or embedding), ``reads`` (the inputs of one that
     sums over them), ``scales`` (the scale of a BatchNorm) or ``other`` (biases, statistics, masks, plain parameters).
-    ``size``: the number of units of the group. ``mean``, ``power``, ``moment``, ``slope``: what
-    :class:`~chainfx.passes.evidence.Evidence` has of the slice, ``None`` unless the criterion needs it (see
-    :func:`register_importance`) and the role is ``reads``.
+    ``size``: the number of units of the group. ``mean``, ``power``, ``moment``, ``slope``, ``calls``: what
+    :class:`~chainfx.passes.evidence.Evidence` has of the slice, the first four ``None`` unless the criterion needs them
+    (see :func:`register_importance`) and the role is ``reads``. ``samples``: on how many that was measured.
     """
 
     path: str
@@ -63,6 +63,8 @@ class Slice:
     power: Tensor | None = None
     moment: Tensor | None = None
     slope: Tensor | None = None
+    calls: int = 1
+    samples: int = 0
     _sums: dict[tuple[str, float], tuple[Tensor, ...]] = field(
         default_factory=dict
     )  # shared: a weight is in two groups
@@ -282,6 +284,8 @@ class _Look:
             evidence.power.get(path),
             evidence.moment.get(path),
             evidence.slope.get(path),
+            evidence.calls.get(path, 1),
+            evidence.samples,
             self.sums,
         )
 

@@ -28,6 +28,7 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
+from chainfx.passes.compensation import take_over
 from chainfx.passes.constants import constants_of, fold_removed
 from chainfx.passes.evidence import Evidence, gather, reading_dims
 from chainfx.passes.importance import Criterion, get_importance, importance_names, score_groups
@@ -68,8 +69,8 @@ class PruneChannels(Pass):
 
     ``importance`` of a unit, over all parameters of the group (formulas: :mod:`chainfx.passes.criteria`; one's own:
     :mod:`chainfx.passes.importance`): ``"l1"``, ``"l2"``, ``"bn"``, ``"fpgm"``, ``"random"`` look at the weights;
-    ``"activation"``, ``"reconstruction"`` and ``"taylor"`` run the network on the first 512 samples of calibration
-    data, without labels.
+    ``"activation"``, ``"reconstruction"``, ``"obs"`` and ``"taylor"`` run the network on the first 512 samples of
+    calibration data, without labels.
 
     ``rounds``: the pass is applied, and tuned, that often; after round r of n the share (r / n) of the reduction is
     done with ``schedule="linear"``, ``1 - (1 - r / n)^3`` with ``"gradual"`` (Zhu & Gupta 2017, eq. 1).
@@ -77,9 +78,10 @@ class PruneChannels(Pass):
     Exact as a masked network: the pruned one computes what the original does when every layer ignores its removed input
     channels. A removed channel that was constant (its BatchNorm scale is 0, so that it gave its bias) is added to the
     bias of the layers that read it, or taken off the running mean of the BatchNorm after them, where that is exact:
-    then the pruned network equals the original. With ``compensate`` that is done with the calibration mean of every
-    removed channel, which is not exact but closer. Scales of quantizers that see a whole tensor are those of the
-    smaller tensor; layer normalizations take their statistics over what is left.
+    then the pruned network equals the original. With ``compensate`` the weights that read the channels which stay, and
+    these biases, change so that they give most of what the others gave on the calibration data
+    (:func:`~chainfx.passes.compensation.take_over`), which is not exact but closer. Scales of quantizers that see a
+    whole tensor are those of the smaller tensor; layer normalizations take their statistics over what is left.
 
     Asks for tuning of all parameters with the task loss. MACs and parameters of a layer between two pruned groups fall
     to about (1 - ratio) squared. Departure from Fang et al.: the norms are of all filters that make or read a unit as
@@ -160,7 +162,7 @@ class PruneChannels(Pass):
     @property
     def _measures(self) -> frozenset[str]:
         """What has to be measured on calibration data."""
-        return self._criterion.needs | (frozenset({"activity"}) if self.compensate else frozenset())
+        return self._criterion.needs | (frozenset({"activity", "moment"}) if self.compensate else frozenset())
 
     @property
     def _criterion(self) -> Criterion:
@@ -304,12 +306,12 @@ class PruneChannels(Pass):
         self, graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep, evidence: Evidence
     ) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
         """Give the readers of removed channels what these gave; see :func:`fold_removed`."""
-        means = evidence.mean if self.compensate else None
         with edit.evaluating(graph_module):
             known = constants_of(graph_module)
-            if not known and not means:
+            if not known and not self.compensate:
                 return (), ()
             removed = _removed_inputs(graph_module, analysis, keep)
+            means = take_over(graph_module, removed, evidence) if self.compensate else None
             return fold_removed(graph_module, removed, known, means)
 
 

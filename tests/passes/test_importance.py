@@ -12,7 +12,8 @@ from chainfx.ir.capture import capture
 from chainfx.ir.channels import analyse_channels
 from chainfx.passes import Quantize
 from chainfx.passes.base import PassContext
-from chainfx.passes.evidence import SAMPLES, Evidence, gather, reading_dims
+from chainfx.passes.criteria import _slopes
+from chainfx.passes.evidence import SAMPLES, Evidence, gather, reading_dims, shrunk_covariance
 from chainfx.passes.importance import (
     GroupSlices,
     get_importance,
@@ -169,6 +170,123 @@ def test_reconstruction_without_moments_takes_the_parts_as_independent(monkeypat
     assert (together - activation).abs().max() > 0.01
 
 
+def lost_without(gone, readers):
+    """The energy that readers (covariance, weights) lose without channels ``gone``, the others' weights refitted."""
+    total, stays = 0.0, [u for u in range(len(readers[0][0])) if u not in gone]
+    for covariance, rows in readers:
+        left = covariance[gone][:, gone]
+        if stays:
+            cross = covariance[gone][:, stays]
+            left = left - cross @ torch.linalg.solve(covariance[stays][:, stays], cross.t())
+        total += float((rows[gone].t() @ left @ rows[gone]).trace())
+    return total
+
+
+@pytest.mark.parametrize("width", [6, 70])
+def test_obs_removes_what_the_others_can_give(width):
+    """Brute force over all units at every step; 70 are more than one block of changes."""
+    torch.manual_seed(0)
+    model = Block()
+    if width > 6:
+        model = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
+    x = [(torch.randn(64, 3),)] if width > 6 else None
+    graph_module, batches = (copy.deepcopy(capture(model.eval(), x[0])), x) if x else prepared()
+    ((score,), _) = scored("obs", graph_module, batches)
+    evidence = gather(graph_module, batches, frozenset({"activity", "moment"}), torch.Generator())
+    readers = []
+    for path, mean in evidence.mean.items():
+        if len(mean) == width:
+            covariance = shrunk_covariance(mean, evidence.moment[path], evidence.samples)
+            readers.append((covariance, graph_module.get_parameter(path).detach().double().movedim(1, 0).flatten(1)))
+    assert len(readers) == (1 if width > 6 else 2)
+    order, added, lost = [], [], 0.0
+    while len(order) < width:
+        after = {u: lost_without([*order, u], readers) for u in range(width) if u not in order}
+        order.append(min(after, key=after.get))
+        added.append(after[order[-1]] - lost)
+        lost = after[order[-1]]
+    wanted = _slopes(torch.tensor(order), torch.tensor(added, dtype=torch.float64))
+    torch.testing.assert_close(score, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_obs_of_units_with_several_positions_adds_up_to_all_energy():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 4, 3))
+    batches = [(torch.randn(64, 3, 2, 2),)]
+    graph_module = copy.deepcopy(capture(warm(model), batches[0]))
+    ((score,), _) = scored("obs", graph_module, batches)
+    evidence = gather(graph_module, batches, frozenset({"activity", "moment"}), torch.Generator())
+    covariance = shrunk_covariance(evidence.mean["3.weight"], evidence.moment["3.weight"], 64)
+    whole = lost_without(list(range(20)), [(covariance, weight(graph_module, "3").t())])
+    torch.testing.assert_close(score.sum(), torch.tensor(whole, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_obs_finds_the_copy_that_norms_do_not():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = model[0].weight[1], model[0].bias[1]
+        model[2].weight[:, 0] *= 0.3
+    batches = [(torch.randn(512, 3),)]
+    graph_module = copy.deepcopy(capture(model.eval(), batches[0]))
+    ((score,), _) = scored("obs", graph_module, batches)
+    assert int(score.argmin()) in (1, 2)
+    ((plain,), _) = scored("activation", graph_module, batches)
+    assert int(plain.argmin()) == 0
+
+
+def test_obs_without_moments_takes_the_channels_as_independent(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(32, 3)
+    model = nn.Sequential(nn.Linear(3, 6, bias=False), nn.Tanh(), nn.Linear(6, 4))
+    balanced = [(torch.cat([x, -x]),)]
+    graph_module = copy.deepcopy(capture(model.eval(), balanced[0]))
+    ((activation,), _) = scored("activation", graph_module, balanced)
+    monkeypatch.setattr("chainfx.passes.evidence._MOMENTS", 0)
+    ((independent,), _) = scored("obs", graph_module, balanced)
+    torch.testing.assert_close(independent, activation, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["activation", "reconstruction", "obs"])
+def test_a_layer_that_is_called_twice_counts_twice(name):
+    class Twice(nn.Module):
+        def __init__(self, calls):
+            super().__init__()
+            self.a, self.b, self.calls = nn.Linear(3, 4), nn.Linear(4, 2), calls
+
+        def forward(self, x):
+            x = torch.tanh(self.a(x))
+            return sum(self.b(x) for _ in range(self.calls))
+
+    torch.manual_seed(0)
+    twice = Twice(2)
+    once = Twice(1)
+    once.load_state_dict(twice.state_dict())
+    batches = [(torch.randn(64, 3),)]
+    (double, single) = (
+        scored(name, copy.deepcopy(capture(model.eval(), batches[0])), batches)[0][0] for model in (twice, once)
+    )
+    torch.testing.assert_close(double, 2 * single)
+
+
+def test_the_shrunk_covariance_is_that_of_oas():
+    """The closed form of the paper, and its purpose: nearer to the truth than what was measured."""
+    torch.manual_seed(0)
+    truth = torch.diag(torch.linspace(0.1, 3, 30, dtype=torch.float64))
+    x = torch.randn(20, 30, dtype=torch.float64) @ truth.sqrt()
+    mean, moment = x.mean(0), x.t() @ x / 20
+    shrunk = shrunk_covariance(mean, moment, 20)
+    measured = moment - mean.outer(mean)
+    s2, t2 = (measured @ measured).trace(), measured.trace() ** 2
+    rho = ((1 - 2 / 30) * s2 + t2) / ((20 + 1 - 2 / 30) * (s2 - t2 / 30))
+    wanted = (1 - rho) * measured + rho * measured.trace() / 30 * torch.eye(30, dtype=torch.float64)
+    torch.testing.assert_close(shrunk, wanted)
+    assert (shrunk - truth).norm() < 0.8 * (measured - truth).norm()
+    assert torch.linalg.inv(shrunk).isfinite().all()
+    nothing = shrunk_covariance(torch.zeros(3), torch.zeros(3, 3), 20)
+    assert torch.linalg.inv(nothing).isfinite().all()
+
+
 def test_taylor_is_the_square_of_the_derivative_by_a_gate_on_the_unit():
     """Brute force: a gate on what every reader reads of the unit, the same labels, one derivative for 8 samples."""
     graph_module, batches = prepared(batches=1)
@@ -190,7 +308,7 @@ def test_taylor_is_the_square_of_the_derivative_by_a_gate_on_the_unit():
     torch.testing.assert_close(score.float(), total / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["activation", "reconstruction", "taylor"])
+@pytest.mark.parametrize("name", ["activation", "obs", "reconstruction", "taylor"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_measuring_leaves_the_network_alone_and_repeats_itself(name, frozen):
     graph_module, batches = prepared(small_resnet(in_channels=3))
