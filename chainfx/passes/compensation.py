@@ -52,7 +52,7 @@ def take_over(
         old = getattr(parent, name)
         weight = old.detach().movedim(dims[path], 0).clone()
         weight[stays] += torch.tensordot(factors.to(weight), weight[goes], dims=1)
-        setattr(parent, name, nn.Parameter(weight.movedim(0, dims[path]).contiguous(), old.requires_grad))
+        setattr(parent, name, nn.Parameter(weight.movedim(0, dims[path]), old.requires_grad))
     return left
 
 

@@ -170,7 +170,6 @@ class _Reader:
         self.waiting += 1
         self.precision -= column * factor
         self.energy -= 2 * factor * other
-        self.precision[place], self.energy[place] = 1, 0
         if self.waiting == _BLOCK:
             columns, factors, others = self.changes
             mixed = factors @ others.t()

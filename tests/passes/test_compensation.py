@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainfx.ir.capture import capture
+from chainfx.ir.edit import place_tensor
 from chainfx.passes import PruneWeights
 from chainfx.passes.base import PassContext
 from chainfx.passes.evidence import gather, shrunk_covariance
@@ -146,6 +147,20 @@ def test_weights_that_may_not_change_stay():
         old, new = (dict(each.named_parameters(remove_duplicate=False))[path] for each in (plain, fitted))
         assert old.shape != dict(graph_module.named_parameters(remove_duplicate=False))[path].shape
         assert torch.equal(old, new)
+
+
+def test_tensors_of_two_names_stay_one():
+    torch.manual_seed(0)
+    x = images(64, 6, 3, seed=0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1))
+    graph_module, context = prepared(nn.Sequential(model, nn.Conv2d(6, 2, 1)), x)
+    place_tensor(graph_module, "0.4.weight", graph_module.get_parameter("0.2.weight"))
+    fitted = pruned(graph_module, context, compensate=True).graph_module
+    assert fitted.get_parameter("0.4.weight") is fitted.get_parameter("0.2.weight")
+    assert fitted.get_parameter("0.2.weight").shape[1] == 3
+    assert not torch.equal(
+        fitted.get_parameter("1.weight"), pruned(graph_module, context).graph_module.get_parameter("1.weight")
+    )
 
 
 def test_the_network_before_the_pass_is_left_alone():

@@ -221,6 +221,33 @@ def test_obs_of_units_with_several_positions_adds_up_to_all_energy():
     torch.testing.assert_close(score.sum(), torch.tensor(whole, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
+def test_obs_of_a_part_of_what_a_layer_reads():
+    """The first group of a concatenation has other channels beside it; the second one is not read from the start."""
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.z = nn.Linear(3, 4), nn.Linear(3, 5), nn.Linear(9, 2)
+
+        def forward(self, x):
+            return self.z(torch.cat([torch.tanh(self.a(x)), torch.relu(self.b(x))], 1))
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(64, 3),)]
+    graph_module = copy.deepcopy(capture(Beside().eval(), batches[0]))
+    scores, _ = scored("obs", graph_module, batches)
+    evidence = gather(graph_module, batches, frozenset({"activity", "moment"}), torch.Generator())
+    covariance = shrunk_covariance(evidence.mean["z.weight"], evidence.moment["z.weight"], 64)
+    rows = weight(graph_module, "z").t()
+    for score, part in zip(scores, (slice(4), slice(4, 9)), strict=True):
+        readers = [(covariance[part, part], rows[part])]
+        first = min(range(len(score)), key=lambda u, r=readers: lost_without([u], r))
+        assert int(score.argmin()) == first
+        torch.testing.assert_close(
+            score.sum().item(), lost_without(list(range(len(score))), readers), rtol=1e-6, atol=0
+        )
+
+
 def test_obs_finds_the_copy_that_norms_do_not():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -247,8 +274,8 @@ def test_obs_without_moments_takes_the_channels_as_independent(monkeypatch):
     torch.testing.assert_close(independent, activation, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["activation", "reconstruction", "obs"])
-def test_a_layer_that_is_called_twice_counts_twice(name):
+@pytest.mark.parametrize(("name", "moments"), [("activation", 9), ("reconstruction", 9), ("obs", 9), ("obs", 0)])
+def test_a_layer_that_is_called_twice_counts_twice(name, moments, monkeypatch):
     class Twice(nn.Module):
         def __init__(self, calls):
             super().__init__()
@@ -258,6 +285,7 @@ def test_a_layer_that_is_called_twice_counts_twice(name):
             x = torch.tanh(self.a(x))
             return sum(self.b(x) for _ in range(self.calls))
 
+    monkeypatch.setattr("chainfx.passes.evidence._MOMENTS", moments)
     torch.manual_seed(0)
     twice = Twice(2)
     once = Twice(1)
