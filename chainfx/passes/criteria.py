@@ -135,8 +135,8 @@ def obs(group: GroupSlices) -> Tensor:
 class _Reader:
     """A layer that reads a group, and what it loses with the units, one after the other.
 
-    Removing position i changes the inverse covariance H of what is left by - H_i H_i^T / H_ii, and the weights W, shape
-    (positions, outputs), by - h W_i with h = H_i / H_ii. Only their products G = W W^T are kept, which change by
+    Removing position i changes the inverse covariance H of what is left by - h H_i^T with h = H_i / H_ii, and the
+    weights W, shape (positions, outputs), by - h W_i. Only their products G = W W^T are kept, which change by
     - h b^T - b h^T with b = G_i - G_ii h / 2. Changes are collected, so that the matrices are written once a block.
     """
 
@@ -148,7 +148,9 @@ class _Reader:
         self.inverse = torch.linalg.inv(covariance)
         self.products = (weight @ weight.t()).double() * read.calls
         self.precision, self.energy = self.inverse.diagonal().clone(), self.products.diagonal().clone()
-        self.changes = torch.zeros(3, len(places), _BLOCK, dtype=torch.float64)  # H_i, h and b
+        self.left = torch.ones(len(places), dtype=torch.bool)
+        self.most = int(self.units.bincount().max())
+        self.changes = torch.zeros(3, max(_BLOCK, self.most), len(places), dtype=torch.float64)  # rows H_i, h and b
         self.waiting = 0
 
     def losses(self) -> Tensor:
@@ -158,25 +160,33 @@ class _Reader:
 
     def remove(self, unit: int) -> float:
         """Remove a unit; what is lost by that."""
+        if self.waiting + self.most > self.changes.shape[1]:
+            self._settle()
         return sum(self._remove(place) for place in (self.units == unit).nonzero()[:, 0].tolist())
 
     def _remove(self, place: int) -> float:
-        columns, factors, others = self.changes[:, :, : self.waiting]
-        column = self.inverse[:, place] - columns @ factors[place]
-        products = self.products[:, place] - factors @ others[place] - others @ factors[place]
+        columns, factors, others = self.changes[:, : self.waiting]
+        column = self.inverse[place] - factors[:, place] @ columns
+        products = self.products[place] - others[:, place] @ factors - factors[:, place] @ others
         factor = column / column[place]
         other = products - products[place] / 2 * factor
-        self.changes[:, :, self.waiting] = torch.stack([column, factor, other])
+        self.changes[:, self.waiting] = torch.stack([column, factor, other])
         self.waiting += 1
         self.precision -= column * factor
         self.energy -= 2 * factor * other
-        if self.waiting == _BLOCK:
-            columns, factors, others = self.changes
-            mixed = factors @ others.t()
-            self.inverse -= columns @ factors.t()
-            self.products -= mixed + mixed.t()
-            self.waiting = 0
+        self.left[place] = False
         return float(products[place] / column[place])
+
+    def _settle(self) -> None:
+        """Write the changes, for the positions that are left."""
+        left = self.left.nonzero()[:, 0]
+        columns, factors, others = self.changes[:, : self.waiting, left]
+        mixed = factors.t() @ others
+        self.inverse = self.inverse[left][:, left] - columns.t() @ factors
+        self.products = self.products[left][:, left] - mixed - mixed.t()
+        self.units, self.precision, self.energy = self.units[left], self.precision[left], self.energy[left]
+        self.left, self.changes = self.left[left], self.changes[..., left]
+        self.waiting = 0
 
 
 def _energy(read: Slice, mean: Tensor, power: Tensor) -> Tensor:

@@ -209,15 +209,17 @@ def test_obs_removes_what_the_others_can_give(width):
     torch.testing.assert_close(score, wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_obs_of_units_with_several_positions_adds_up_to_all_energy():
+@pytest.mark.parametrize("side", [2, 4, 9])
+def test_obs_of_units_with_several_positions_adds_up_to_all_energy(side):
+    """One block of changes, several, and blocks of a single unit."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 4, 3))
-    batches = [(torch.randn(64, 3, 2, 2),)]
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * side**2, 3))
+    batches = [(torch.randn(64, 3, side, side),)]
     graph_module = copy.deepcopy(capture(warm(model), batches[0]))
     ((score,), _) = scored("obs", graph_module, batches)
     evidence = gather(graph_module, batches, frozenset({"activity", "moment"}), torch.Generator())
     covariance = shrunk_covariance(evidence.mean["3.weight"], evidence.moment["3.weight"], 64)
-    whole = lost_without(list(range(20)), [(covariance, weight(graph_module, "3").t())])
+    whole = lost_without(list(range(5 * side**2)), [(covariance, weight(graph_module, "3").t())])
     torch.testing.assert_close(score.sum(), torch.tensor(whole, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
