@@ -120,7 +120,7 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
             f"module {path!r} is of class {name.replace(':', '.')}, whose code a safe file cannot hold; "
             f"replace it by torch.nn modules to save."
         )
-    for key, parameter in inspect.signature(type(module).__init__).parameters.items():
+    for key, parameter in _arguments_of(type(module)).items():
         if key in ("self", "device", "dtype") or key.startswith("_") or parameter.kind in (2, 4):
             continue
         if hasattr(module, key):
@@ -129,9 +129,27 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
         elif parameter.default is inspect.Parameter.empty:
             raise ArtifactError(f"module {path!r} ({name.replace(':', '.')}) does not keep its argument {key!r}.")
     described = {"class": name, "options": encode(options)}
-    if repr(build_module(described)) != repr(module):
-        raise ArtifactError(f"module {path!r} ({module}) cannot be rebuilt from its constructor's arguments.")
+    try:
+        rebuilt = repr(build_module(described))
+    except (TypeError, ValueError) as error:
+        rebuilt = f"{type(error).__name__}: {error}"
+    if rebuilt != repr(module):
+        raise ArtifactError(
+            f"module {path!r} ({module}) cannot be rebuilt from its constructor's arguments, which give {rebuilt}; "
+            f"replace it by torch.nn modules that keep their arguments."
+        )
     return described
+
+
+def _arguments_of(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The parameters of a constructor; recurrent layers hand theirs on to that of their base class."""
+    if not issubclass(cls, nn.RNNBase):
+        return dict(inspect.signature(cls.__init__).parameters)
+    found = dict(inspect.signature(nn.RNNBase.__init__).parameters)
+    found["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default=None)
+    for key in ("mode",) if issubclass(cls, nn.LSTM) else ("mode", "proj_size"):
+        del found[key]
+    return found
 
 
 def build_module(described: Mapping[str, Any]) -> nn.Module:

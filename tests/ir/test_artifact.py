@@ -39,6 +39,47 @@ def test_a_fresh_process_gives_the_same_bits(tmp_path):
     assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), graph_module(x))
 
 
+class Recurrent(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    "cell",
+    [
+        nn.LSTM(5, 4, num_layers=2, dropout=0.1, bidirectional=True, proj_size=3, batch_first=True),
+        nn.GRU(5, 4, bias=False, batch_first=True),
+        nn.RNN(5, 4, nonlinearity="relu"),
+    ],
+    ids=lambda cell: type(cell).__name__,
+)
+def test_recurrent_layers_come_back(cell, tmp_path):
+    """Their constructors hide the names of their arguments."""
+    x = torch.randn(2, 6, 5)
+    graph_module = graph_of(Recurrent(cell).eval(), x)
+    save_graph(graph_module, tmp_path)
+    loaded, _ = load_graph(tmp_path)
+    assert repr(loaded.cell) == repr(cell)
+    assert torch.equal(loaded(x), Recurrent(cell)(x))
+
+
+def test_a_module_that_its_arguments_do_not_make_is_one_clear_error(tmp_path):
+    graph_module = graph_of(Recurrent(nn.LSTM(5, 4)), torch.randn(2, 6, 5))
+    graph_module.cell.proj_size = 9
+    with pytest.raises(ArtifactError) as caught:
+        save_graph(graph_module, tmp_path)
+    assert str(caught.value) == (
+        "module 'cell' (LSTM(5, 4, proj_size=9)) cannot be rebuilt from its constructor's arguments, which give "
+        "ValueError: proj_size has to be smaller than hidden_size; "
+        "replace it by torch.nn modules that keep their arguments."
+    )
+
+
 def test_a_shared_tensor_is_stored_once_and_stays_shared(tmp_path):
     root = nn.Module()
     root.a = nn.Linear(6, 6, bias=False)
