@@ -75,7 +75,7 @@ def compile(
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
-    captured = copy.deepcopy(capture(model, inputs))
+    captured = _own_copy(capture(model, inputs))
     listener = TerminalListener()
     finished: list[Stage] = []
     try:
@@ -143,6 +143,16 @@ def _no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _own_copy(graph_module: GraphModule) -> GraphModule:
+    try:
+        return copy.deepcopy(graph_module)
+    except RuntimeError as error:  # torch copies no tensor that has a history
+        raise InputError(
+            "a module of the network keeps a tensor that it computed, as torch.nn.utils.spectral_norm does, and torch "
+            "cannot copy that; run the network once in torch.no_grad(), or take the normalization off."
+        ) from error
 
 
 def _captured(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:

@@ -3,11 +3,13 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import chainfx
 from chainfx.errors import ArtifactError, InputError, PassError, TuningError
 from chainfx.ir.exits import Answer
-from chainfx.passes import Distill, EarlyExit, Fuse, PruneChannels, Quantize
+from chainfx.passes import Distill, EarlyExit, Fuse, PruneChannels, PruneWeights, Quantize
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -226,3 +228,69 @@ def test_the_report_prints_every_stage_and_the_plan(net, x):
     text = str(run(net, x).report)
     for word in ("distill(depth=0.5)", "quantize(weights=4, activations=4)", "arXiv 2403.17447", "x less"):
         assert word in text
+
+
+class Heads(nn.Module):
+    """Several outputs by name, and one that ``max`` names."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.body(x))
+        return {"mask": self.a(x), "boxes": [self.b(x), x.max(1).values]}
+
+
+def test_outputs_by_name_keep_their_names(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = Heads().eval()
+    small = chainfx.compile(model, [PruneWeights(0.1), Quantize(8, 8)], example_inputs=x, calibration=[x])
+    found = small(x)
+    wanted = model(x)
+    assert list(found) == ["mask", "boxes"]
+    for one, other in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.2, atol=0.2)
+    small.save(tmp_path)
+    again = chainfx.load(tmp_path)(x)
+    assert all(map(torch.equal, tree_leaves(again), tree_leaves(found)))
+
+
+class Branch(nn.Module):
+    """Looks at its data, so that it stays one node."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_module_that_looks_at_its_data_stays_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 6), Branch(), nn.Linear(6, 2)).eval()
+    small = chainfx.compile(model, [PruneChannels(0.5)], example_inputs=x)
+    assert small.graph_module.get_parameter("0.weight").shape == (8, 8)
+    assert small.graph_module.get_parameter("2.weight").shape == (6, 8)
+    assert small(x).shape == (4, 2)
+    with pytest.raises(ArtifactError, match=r"module '3' is of class tests.test_compiler.Branch, whose code"):
+        small.save(tmp_path)
+    own = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 6), Branch(), nn.Linear(6, 2)).eval()
+    own.load_state_dict(model.state_dict())
+    again = chainfx.compile(own, [PruneChannels(0.5)], example_inputs=x)
+    assert again.report.records[0].fingerprint == small.report.records[0].fingerprint
+
+
+def test_hooks_are_no_secret(tmp_path):
+    """A layer with a hook runs as it is; it is not saved without the hook, and not copied with what the hook made."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    with torch.no_grad():
+        wanted = model(x)
+    small = chainfx.compile(model, [PruneWeights(0.0)], example_inputs=x)
+    torch.testing.assert_close(small(x), wanted)
+    with pytest.raises(ArtifactError, match=r"module '0' \(torch.nn.modules.conv.Conv2d\) has a hook, whose code"):
+        small.save(tmp_path)
+    model(x)
+    with pytest.raises(InputError, match=r"keeps a tensor that it computed.*; run the network once in torch.no_grad"):
+        chainfx.compile(model, [PruneWeights(0.0)], example_inputs=x)

@@ -2,6 +2,7 @@
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from chainfx.ir import edit, ops
 from chainfx.ir.exits import exits_of, output_node, segments
@@ -81,7 +82,7 @@ def split_stages(graph_module: GraphModule) -> list[GraphModule]:
             sure = graph.call_function(ops.confidence, (made[output], marks[index].criterion))
             graph.output((made[output], sure, *(made[node] for node in carried)))
         else:
-            graph.output(made[output])
+            graph.output(map_arg(output, made.__getitem__))
         stages.append(GraphModule(graph_module, graph).eval())
         entries = carried
     return stages

@@ -9,7 +9,8 @@ and resolved only within :mod:`chainfx.ir.names`.
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,11 @@ def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
 
 
 def fingerprint(graph_module: GraphModule) -> str:
-    """A hash of the graph and all its tensors: equal for networks that compute the same in the same way."""
-    body, tensors = _describe(graph_module)
+    """A hash of the graph and all its tensors: equal for networks that compute the same in the same way.
+
+    What could not be saved, such as a module of the user's own, goes by its name and text.
+    """
+    body, tensors = _describe(graph_module, by_name=True)
     digest = hashlib.sha256(_digest(body).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -73,8 +77,8 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _describe(graph_module: GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The manifest's body and the tensors, each stored once."""
+def _describe(graph_module: GraphModule, *, by_name: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The manifest's body and the tensors, each stored once; ``by_name``: also of what has no safe form."""
     coded = _bits_of_codes(graph_module)
     tensors: dict[str, Tensor] = {}
     stored: dict[int, str] = {}
@@ -90,11 +94,15 @@ def _describe(graph_module: GraphModule) -> tuple[dict[str, Any], dict[str, Tens
             tensors[name] = pack(tensor.detach().cpu(), bits)
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
+    calls = graph_module.graph.find_nodes(op="call_module")
+    called = {str(node.target): graph_module.get_submodule(str(node.target)) for node in calls}
     body = {
         "class_name": type(graph_module).__name__,
         "training": graph_module.training,
-        "nodes": [_describe_node(node) for node in graph_module.graph.nodes],
-        "modules": _describe_modules(graph_module),
+        "nodes": [_or_text(_describe_node, node, by_name) for node in graph_module.graph.nodes],
+        "modules": {
+            path: _or_text(partial(names.describe_module, path=path), m, by_name) for path, m in called.items()
+        },
         "tensors": entries,
     }
     return body, tensors
@@ -112,13 +120,15 @@ def _named_tensors(graph_module: GraphModule) -> list[tuple[str, Tensor, str]]:
     return [(n, p, "parameter") for n, p in parameters] + [(n, b, "buffer") for n, b in buffers]
 
 
-def _describe_modules(graph_module: GraphModule) -> dict[str, Any]:
-    found = {}
-    for node in graph_module.graph.find_nodes(op="call_module"):
-        path = str(node.target)
-        if path not in found:
-            found[path] = names.describe_module(graph_module.get_submodule(path), path)
-    return found
+def _or_text(describe: Callable[[Any], dict[str, Any]], thing: Any, by_name: bool) -> dict[str, Any]:
+    """The description of a node or module; its type and text if it has none and ``by_name`` allows that."""
+    try:
+        return describe(thing)
+    except ArtifactError:
+        if not by_name:
+            raise
+        text = thing.format_node() if isinstance(thing, Node) else repr(thing)
+        return {"type": f"{type(thing).__module__}.{type(thing).__qualname__}", "text": text}
 
 
 def _describe_node(node: Node) -> dict[str, Any]:

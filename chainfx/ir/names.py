@@ -43,7 +43,7 @@ _MODULE_PACKAGES = ("torch.nn.", "torchvision.ops.", "chainfx.ir.")
 _BUILTINS: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (getattr, int, float, bool, len, max, min, abs, round)
 }
-_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "is_cuda", "data"}
+_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "is_cuda", "data", "values", "indices"}
 _FORBIDDEN = {"from_file", "set_", "backward", "register_hook", "share_memory_", "numpy", "tolist", "storage", "apply_"}
 
 
@@ -120,6 +120,11 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
             f"module {path!r} is of class {name.replace(':', '.')}, whose code a safe file cannot hold; "
             f"replace it by torch.nn modules to save."
         )
+    if module._forward_pre_hooks or module._forward_hooks:
+        raise ArtifactError(
+            f"module {path!r} ({name.replace(':', '.')}) has a hook, whose code a safe file cannot hold; "
+            f"take it off (spectral_norm: torch.nn.utils.remove_spectral_norm) to save."
+        )
     for key, parameter in _arguments_of(type(module)).items():
         if key in ("self", "device", "dtype") or key.startswith("_") or parameter.kind in (2, 4):
             continue
@@ -127,7 +132,10 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
             value = getattr(module, key)
             options[key] = value is not None if key == "bias" and not isinstance(value, bool) else value
         elif parameter.default is inspect.Parameter.empty:
-            raise ArtifactError(f"module {path!r} ({name.replace(':', '.')}) does not keep its argument {key!r}.")
+            raise ArtifactError(
+                f"module {path!r} ({name.replace(':', '.')}) does not keep its argument {key!r}, so that it cannot be "
+                f"rebuilt; replace it (a parametrization: torch.nn.utils.parametrize.remove_parametrizations) to save."
+            )
     described = {"class": name, "options": encode(options)}
     try:
         rebuilt = repr(build_module(described))

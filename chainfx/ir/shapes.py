@@ -1,13 +1,20 @@
 """Shapes and dtypes of every node, computed without data and without arithmetic."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils._pytree import tree_map_only
 
 from chainfx.errors import InputError
 from chainfx.ir.edit import modules_by_path
@@ -72,13 +79,25 @@ def shape_of(node: Node) -> tuple[int, ...]:
 
 
 class _FakeShapes(FakeTensorProp):
-    """Runs a graph on fake tensors, and remembers at which node it is."""
+    """Runs a graph on fake tensors, and remembers at which node it is.
+
+    A module that looks at its data, such as an opaque one with a branch, runs on zeros.
+    """
 
     at: Node
 
     def run_node(self, n: Node) -> Any:
         self.at = n
         return super().run_node(n)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return super().call_module(target, args, kwargs)
+        except DataDependentOutputException:
+            zeros = partial(tree_map_only, Tensor, lambda fake: torch.zeros(fake.shape, dtype=fake.dtype))
+            with unset_fake_temporarily():
+                result = super().call_module(target, *zeros((args, kwargs)))
+            return tree_map_only(Tensor, self._mode.from_tensor, result)
 
 
 def _propagate_fake(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
