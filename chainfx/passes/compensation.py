@@ -9,15 +9,22 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir import edit
+from chainfx.ir.channels import ChannelAnalysis
 from chainfx.passes.constants import obstacle
 from chainfx.passes.evidence import Evidence, reading_dims, shrunk_covariance
+from chainfx.passes.selection import Keep, Removed, removed_units
 
-__all__ = ["take_over"]
+__all__ = ["removed_inputs", "take_over"]
 
 
-def take_over(
-    graph_module: GraphModule, removed: Mapping[str, NDArray[np.bool_]], evidence: Evidence
-) -> dict[str, Tensor]:
+def removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep) -> dict[str, Removed]:
+    """Which positions of the dimension that reads channels every weight loses, by path."""
+    gone = removed_units(analysis, keep)
+    units = {path: _units(graph_module, analysis, path, dim) for path, dim in reading_dims(graph_module).items()}
+    return {path: gone[each] for path, each in units.items() if each is not None}
+
+
+def take_over(graph_module: GraphModule, removed: Mapping[str, Removed], evidence: Evidence) -> dict[str, Tensor]:
     """Change the weights that read the channels which stay, so that they give most of what the others gave.
 
     ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
@@ -69,3 +76,12 @@ def _can_change(graph_module: GraphModule, path: str) -> bool:
 def _in_groups(node: Node, weight: Tensor) -> bool:
     """Whether a layer is a transposed convolution in groups: one dimension of its weight holds the inputs of all."""
     return node.target in edit.TRANSPOSED and edit.groups_of(node, weight.shape) > 1
+
+
+def _units(graph_module: GraphModule, analysis: ChannelAnalysis, path: str, dim: int) -> NDArray[np.int64] | None:
+    """The units along a dimension of a weight, which the analysis may know by another name of the same tensor."""
+    if (path, dim) in analysis.slots:
+        return analysis.slots[path, dim]
+    tensor = edit.get_tensor(graph_module, path)
+    names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
+    return next((analysis.slots[name, dim] for name in names if (name, dim) in analysis.slots), None)

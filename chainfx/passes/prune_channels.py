@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -28,12 +26,12 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.compensation import take_over
+from chainfx.passes.compensation import removed_inputs, take_over
 from chainfx.passes.constants import constants_of, fold_removed
-from chainfx.passes.evidence import Evidence, gather, reading_dims
+from chainfx.passes.evidence import Evidence, gather
 from chainfx.passes.importance import Criterion, get_importance, importance_names, score_groups
 from chainfx.passes.layers import layer_path
-from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, Removed, first_step, removed_units, wanted_units
+from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, first_step, wanted_units
 from chainfx.passes.targets import COSTS, Cost, CostModel
 
 __all__ = ["PruneChannels"]
@@ -310,26 +308,10 @@ class PruneChannels(Pass):
             known = constants_of(graph_module)
             if not known and not self.compensate:
                 return (), ()
-            removed = _removed_inputs(graph_module, analysis, keep)
+            removed = removed_inputs(graph_module, analysis, keep)
             means = take_over(graph_module, removed, evidence) if self.compensate else None
             return fold_removed(graph_module, removed, known, means)
 
 
-def _removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep) -> dict[str, Removed]:
-    """Which positions of the dimension that reads channels every weight loses, by path."""
-    gone = removed_units(analysis, keep)
-    units = {path: _units(graph_module, analysis, path, dim) for path, dim in reading_dims(graph_module).items()}
-    return {path: gone[each] for path, each in units.items() if each is not None}
-
-
 def _matches(group: ChannelGroup, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(layer_path(source.path), pattern) for source in group.sources for pattern in patterns)
-
-
-def _units(graph_module: GraphModule, analysis: ChannelAnalysis, path: str, dim: int) -> NDArray[np.int64] | None:
-    """The units along a dimension of a weight, which the analysis may know by another name of the same tensor."""
-    if (path, dim) in analysis.slots:
-        return analysis.slots[path, dim]
-    tensor = edit.get_tensor(graph_module, path)
-    names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
-    return next((analysis.slots[name, dim] for name in names if (name, dim) in analysis.slots), None)

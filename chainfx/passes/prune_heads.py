@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, cast, final
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -26,7 +27,9 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.evidence import gather
+from chainfx.passes.compensation import removed_inputs, take_over
+from chainfx.passes.constants import fold_removed
+from chainfx.passes.evidence import Evidence, gather
 from chainfx.passes.importance import Criterion, get_importance, score_groups
 from chainfx.passes.layers import layer_path
 
@@ -53,17 +56,19 @@ class PruneHeads(Pass):
     ``importance`` of a head or channel: the norm, ``"l1"`` or ``"l2"``, of all weights that make or read it, or
     ``"taylor"``, how much the answer on calibration data depends on it; the formulas are in
     :mod:`chainfx.passes.importance`. The factor that scales the scores stays what it was. ``skip``: patterns
-    (``fnmatch``) of these layers; attention with such a layer stays whole.
+    (``fnmatch``) of these layers; attention with such a layer stays whole. ``compensate``: the layer after the
+    attention is fitted anew on calibration data, so that the heads which stay give most of what the others gave
+    (:func:`~chainfx.passes.compensation.take_over`).
 
-    Exact as a masked network: with heads removed it computes what the original does when the layer after the attention
-    ignores them. Found by :func:`~chainfx.ir.channels.analyse_channels` (``fold="heads"``, then ``"width"``) on the
-    products of the graph, in whatever way queries, keys and values are cut out of one layer or several; tables of
-    relative positions lose the columns of the heads.
+    Exact as a masked network, without ``compensate``: with heads removed it computes what the original does when the
+    layer after the attention ignores them. Found by :func:`~chainfx.ir.channels.analyse_channels` (``fold="heads"``,
+    then ``"width"``) on the products of the graph, in whatever way queries, keys and values are cut out of one layer or
+    several; tables of relative positions lose the columns of the heads.
 
-    Needs calibration data for ``"taylor"``; asks for tuning of all parameters with the task loss. MACs, bit operations
-    and bytes of the attention fall with the heads, those of the other layers stay. Raises :class:`PassError` for a
-    network without attention, options out of range, a pattern in ``skip`` that matches nothing, and weights that are
-    not finite.
+    Needs calibration data for ``"taylor"`` and ``compensate``; asks for tuning of all parameters with the task loss.
+    MACs, bit operations and bytes of the attention fall with the heads, those of the other layers stay. Raises
+    :class:`PassError` for a network without attention, options out of range, a pattern in ``skip`` that matches
+    nothing, and weights that are not finite.
 
     >>> PruneHeads(0.25, importance="l2").label
     "prune-heads(ratio=0.25, importance='l2')"
@@ -81,6 +86,7 @@ class PruneHeads(Pass):
     width_ratio: float = 0.0
     importance: Literal["l1", "l2", "taylor"] = "l1"
     skip: tuple[str, ...] = ()
+    compensate: bool = False
 
     def __post_init__(self) -> None:
         for option in ("ratio", "width_ratio"):
@@ -88,11 +94,17 @@ class PruneHeads(Pass):
             self._check(is_number(value, 0) and value < 1, option, "a number from 0 up to but not including 1")
         self._check(self.importance in _IMPORTANCES, "importance", f"one of {', '.join(_IMPORTANCES)}")
         self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+        self._check(isinstance(self.compensate, bool), "compensate", "true or false")
 
     @property
     def needs(self) -> frozenset[str]:
-        """Calibration data, if the importance looks at activations."""
-        return self.info.needs if self._criterion.needs else frozenset()
+        """Calibration data, if the importance or ``compensate`` looks at activations."""
+        return self.info.needs if self._measures else frozenset()
+
+    @property
+    def _measures(self) -> frozenset[str]:
+        """What has to be measured on calibration data."""
+        return self._criterion.needs | (frozenset({"activity", "moment"}) if self.compensate else frozenset())
 
     @property
     def _criterion(self) -> Criterion:
@@ -115,7 +127,14 @@ class PruneHeads(Pass):
                 reason = "it has one head" if single else self._obstacle(group, ratio)
                 skipped += [Skipped(group.name, reason)] if reason else []
                 groups += [] if reason else [group]
-            prune(graph_module, analysis, self._keep(graph_module, groups, ratio, context))
+            generator = context.rng(self.info.name)
+            evidence = gather(graph_module, context.calibration, self._measures, generator, self.info.name)
+            keep = self._keep(graph_module, groups, ratio, evidence, generator)
+            if self.compensate:
+                with edit.evaluating(graph_module):
+                    removed = removed_inputs(graph_module, analysis, keep)
+                    fold_removed(graph_module, removed, {}, take_over(graph_module, removed, evidence))
+            prune(graph_module, analysis, keep)
             modified = modified or bool(groups)
         return PassResult(graph_module, modified, TuneRequest() if modified else None, tuple(skipped))
 
@@ -139,13 +158,15 @@ class PruneHeads(Pass):
         return f"none of {group.size} goes at a ratio of {ratio}" if _kept_of(group, ratio) == group.size else ""
 
     def _keep(
-        self, graph_module: GraphModule, groups: Sequence[ChannelGroup], ratio: float, context: PassContext
+        self,
+        graph_module: GraphModule,
+        groups: Sequence[ChannelGroup],
+        ratio: float,
+        evidence: Evidence,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """The units of every group that stay, in order."""
-        generator = context.rng(self.info.name)
-        name, criterion = self.info.name, self._criterion
-        evidence = gather(graph_module, context.calibration, criterion.needs, generator, name)
-        scores = score_groups(criterion, graph_module, groups, evidence, generator, name)
+        scores = score_groups(self._criterion, graph_module, groups, evidence, generator, self.info.name)
         orders = [score.argsort(descending=True, stable=True) for score in scores]
         kept = zip(groups, orders, strict=True)
         return {group.name: order[: _kept_of(group, ratio)].sort().values for group, order in kept}

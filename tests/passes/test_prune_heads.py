@@ -239,6 +239,21 @@ def test_a_shifted_window_transformer_with_its_tables():
     assert_same(graph_module(x), model(x))
 
 
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"ratio": 0.0, "width_ratio": 0.5}])
+def test_compensation_lets_the_heads_that_stay_give_what_the_others_gave(options):
+    torch.manual_seed(0)
+    model = Fused(depth=1).eval()
+    x, unseen = torch.randn(512, *TOKENS[1:]), torch.randn(64, *TOKENS[1:])
+    graph_module = graph_of(model, x)
+    context = PassContext(graph_module, (x[:2],), calibration=[(x,)])
+    lost = []
+    for on in (False, True):
+        pruned = PruneHeads(**options, compensate=on).apply(copy.deepcopy(graph_module), context).graph_module
+        lost.append((pruned(unseen) - model(unseen)).square().mean().item())
+    assert lost[1] < 0.1 * lost[0]
+    assert pruned.get_parameter("proj.0.weight").shape[1] == HEADS * WIDTH // 2
+
+
 def test_at_least_one_head_and_one_channel_stay():
     model, x = prepared(Fused(), TOKENS)
     graph_module, _ = applied(PruneHeads(0.99, width_ratio=0.99), model, x)
@@ -316,6 +331,7 @@ def test_info():
     assert (info.name, info.kind, info.granularity) == ("prune-heads", Kind.STATIC, Granularity.NEURON)
     assert info.establishes == {"heads-removed"} and info.needs == {"calibration"}
     assert PruneHeads().needs == frozenset() and PruneHeads(importance="taylor").needs == {"calibration"}
+    assert PruneHeads(compensate=True).needs == {"calibration"}
 
 
 @pytest.mark.parametrize(
@@ -325,6 +341,7 @@ def test_info():
         ({"width_ratio": -1}, "width_ratio=-1 is out of range; use a number from 0 up to but not including 1."),
         ({"importance": "bn"}, "importance='bn' is out of range; use one of l1, l2, taylor."),
         ({"skip": "qkv"}, "skip='qkv' is out of range; use a tuple of patterns."),
+        ({"compensate": 1}, "compensate=1 is out of range; use true or false."),
     ],
 )
 def test_wrong_options(options, message):
