@@ -58,8 +58,9 @@ class Trainer:
     ``"auto"`` is bfloat16 where the device computes it natively. Evaluation is always in float32. ``augment``: for
     training batches only. ``max_norm``: the gradient is clipped to this norm.
 
-    The network keeps the parameters of the epoch with the best validation accuracy (of equal ones the last). The same
-    seed gives the same parameters, bit for bit, on the same machine; the global random state is left as it was.
+    The network keeps the parameters of the epoch with the best validation accuracy (of equal ones the last), or, unless
+    it is trained from scratch, those that it came with, if they were better than all. The same seed gives the same
+    parameters, bit for bit, on the same machine; the global random state is left as it was.
     Several processes (``accelerate launch`` or ``torchrun``) share each batch.
 
     >>> from chainfx.training import digits
@@ -169,6 +170,7 @@ class Trainer:
                 objective=self._objective(request, device),
                 device=device,
                 seed=seed,
+                from_scratch=request.from_scratch,
             )
             return run.epochs(on_epoch)
 
@@ -220,23 +222,30 @@ class _Run:
     objective: Objective
     device: torch.device
     seed: int
+    from_scratch: bool
 
     def epochs(self, on_epoch: Callable[[Epoch], None]) -> float:
-        """Run all epochs and leave the best one's state in the model; its validation accuracy."""
+        """Run all epochs and leave the best state in the model, which may be the first; its validation accuracy."""
         network, total = shared(self.model, self.device), self.trainer.epochs
-        best, state = -1.0, {}
+        best, state = (-1.0, {}) if self.from_scratch else (self._accuracy(), self._state())
         for index in range(1, total + 1):
             set_modes(self.model, self.trained)
             loss = self._epoch(network, index)
             same_buffers(self.model)
-            metric = _accuracy(self.model, self.trainer.validation, self.device)
+            metric = self._accuracy()
             if metric >= best:
-                best, state = metric, {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+                best, state = metric, self._state()
             if is_first_process():
                 on_epoch(Epoch(index, total, loss, metric))
         self.model.load_state_dict(state)
         self.optimizer.zero_grad()
         return best
+
+    def _accuracy(self) -> float:
+        return _accuracy(self.model, self.trainer.validation, self.device)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {key: value.detach().clone() for key, value in self.model.state_dict().items()}
 
     def _epoch(self, network: nn.Module, index: int) -> float:
         """Train one epoch; the mean loss of its steps."""
