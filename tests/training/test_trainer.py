@@ -229,16 +229,22 @@ def test_the_rate_warms_up_and_falls_to_zero():
 
 
 def test_the_best_epoch_is_kept_and_of_equal_ones_the_last(monkeypatch, trainer):
-    def run(metrics):
-        states, left = [], iter(metrics)
-        monkeypatch.setattr("chainfx.training.trainer._accuracy", lambda model, *_: next(left))
+    def run(*metrics, **options):
         model = graph()
-        four = Trainer(trainer.data, epochs=len(metrics))
-        four.tune(model, TuneRequest(), seed=0, on_epoch=lambda _: states.append(copy.deepcopy(model.state_dict())))
-        return [all(torch.equal(value, model.state_dict()[k]) for k, value in state.items()) for state in states]
+        states, left = [copy.deepcopy(model.state_dict())], iter(metrics)
+        monkeypatch.setattr("chainfx.training.trainer._accuracy", lambda model, *_: next(left))
+        some = Trainer(trainer.data, epochs=len(metrics) - (not options))
+        request = TuneRequest(**options)
+        some.tune(model, request, seed=0, on_epoch=lambda _: states.append(copy.deepcopy(model.state_dict())))
+        assert next(left, None) is None
+        same = [all(torch.equal(value, model.state_dict()[k]) for k, value in state.items()) for state in states]
+        return same.index(True)
 
-    assert run([0.1, 0.5, 0.5, 0.2]) == [False, False, True, False]
-    assert run([0.6, 0.5]) == [True, False]
+    assert run(0.0, 0.1, 0.5, 0.5, 0.2) == 3
+    assert run(0.0, 0.6, 0.5) == 1
+    assert run(0.6, 0.6, 0.5) == 1
+    assert run(0.7, 0.6, 0.5) == 0  # what came in was better
+    assert run(0.1, 0.1, 0.0, from_scratch=True) == 2
 
 
 def test_validation_and_test_samples_are_never_trained_on():
