@@ -148,7 +148,9 @@ def _no_garbage() -> Iterator[None]:
 def _own_copy(graph_module: GraphModule) -> GraphModule:
     try:
         return copy.deepcopy(graph_module)
-    except RuntimeError as error:  # torch copies no tensor that has a history
+    except RuntimeError as error:
+        if "graph leaves" not in str(error):  # the only tensors that torch copies
+            raise
         raise InputError(
             "a module of the network keeps a tensor that it computed, as torch.nn.utils.spectral_norm does, and torch "
             "cannot copy that; run the network once in torch.no_grad(), or take the normalization off."

@@ -294,3 +294,16 @@ def test_hooks_are_no_secret(tmp_path):
     model(x)
     with pytest.raises(InputError, match=r"keeps a tensor that it computed.*; run the network once in torch.no_grad"):
         chainfx.compile(model, [PruneWeights(0.0)], example_inputs=x)
+
+
+class Trimmed(nn.Module):
+    """Gives as much as its data say."""
+
+    def forward(self, x):
+        return x[:, : int(x.sum() > 0) + 1]
+
+
+def test_a_module_whose_shape_follows_its_data_is_refused():
+    model = nn.Sequential(nn.Linear(8, 6), Trimmed()).eval()
+    with pytest.raises(InputError, match="what node '_1' gives depends on the data"):
+        chainfx.compile(model, [PruneWeights(0.5)], example_inputs=torch.randn(4, 8))

@@ -1,7 +1,7 @@
 """Shapes and dtypes of every node, computed without data and without arithmetic."""
 
-from collections.abc import Sequence
-from functools import partial
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,10 +78,15 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape)
 
 
+def _facts(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
+
+
 class _FakeShapes(FakeTensorProp):
     """Runs a graph on fake tensors, and remembers at which node it is.
 
-    A module that looks at its data, such as an opaque one with a branch, runs on zeros.
+    Of a module that looks at its data, such as an opaque one with a branch, a copy in eval mode runs on zeros and on
+    ones instead; if the shapes of what it gives differ, they depend on the data.
     """
 
     at: Node
@@ -94,10 +99,19 @@ class _FakeShapes(FakeTensorProp):
         try:
             return super().call_module(target, args, kwargs)
         except DataDependentOutputException:
-            zeros = partial(tree_map_only, Tensor, lambda fake: torch.zeros(fake.shape, dtype=fake.dtype))
             with unset_fake_temporarily():
-                result = super().call_module(target, *zeros((args, kwargs)))
-            return tree_map_only(Tensor, self._mode.from_tensor, result)
+                module = copy.deepcopy(self.fetch_attr(target)).eval()
+                zeros, ones = (self._filled(module, make, args, kwargs) for make in (torch.zeros, torch.ones))
+            if tree_map_only(Tensor, _facts, zeros) != tree_map_only(Tensor, _facts, ones):
+                raise
+            return tree_map_only(Tensor, self._mode.from_tensor, zeros)
+
+    def _filled(self, module: nn.Module, make: Callable[..., Tensor], *given: Any) -> Any:
+        def real(fake: Tensor) -> Tensor:
+            return make(fake.shape, dtype=fake.dtype, device=fake.device)
+
+        args, kwargs = tree_map_only(Tensor, real, given)
+        return module(*args, **kwargs)
 
 
 def _propagate_fake(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:

@@ -10,11 +10,14 @@ from torch.fx import GraphModule, Node
 
 from chainfx.ir import edit
 from chainfx.ir.channels import ChannelAnalysis
+from chainfx.passes.base import Skipped
 from chainfx.passes.constants import obstacle
 from chainfx.passes.evidence import Evidence, reading_dims, shrunk_covariance
 from chainfx.passes.selection import Keep, Removed, removed_units
 
 __all__ = ["removed_inputs", "take_over"]
+
+_FIXED = "its weight is tied, masked or quantized, or that of a transposed convolution in groups"
 
 
 def removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep) -> dict[str, Removed]:
@@ -24,7 +27,9 @@ def removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: K
     return {path: gone[each] for path, each in units.items() if each is not None}
 
 
-def take_over(graph_module: GraphModule, removed: Mapping[str, Removed], evidence: Evidence) -> dict[str, Tensor]:
+def take_over(
+    graph_module: GraphModule, removed: Mapping[str, Removed], evidence: Evidence
+) -> tuple[dict[str, Tensor], tuple[Skipped, ...]]:
     """Change the weights that read the channels which stay, so that they give most of what the others gave.
 
     ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
@@ -34,19 +39,23 @@ def take_over(graph_module: GraphModule, removed: Mapping[str, Removed], evidenc
     :func:`~chainfx.passes.evidence.shrunk_covariance`; a layer without a bias of its own that could take b is fitted
     without one. Layers of more than 4096 channels stay as they are, and weights that are quantized, masked or tied.
 
-    Returns what is still to be added to biases: b for every removed position, by the path of the weight.
+    Returns what is still to be added to biases, b for every removed position, by the path of the weight, and the layers
+    that stay as they are, with the reason.
     """
     readers: dict[str, list[Node]] = {}
     for node in edit.layers_of(graph_module):
         readers.setdefault(str(edit.origin(node.args[1]).target), []).append(node)  # type: ignore[union-attr]
     dims = reading_dims(graph_module)
     left: dict[str, Tensor] = {}
+    skipped: list[Skipped] = []
     for path, gone in removed.items():
         mean, moment = evidence.mean.get(path), evidence.moment.get(path)
         if mean is None or not gone.any():
             continue
         left[path] = mean
         if moment is None or not _can_change(graph_module, path):
+            why = _FIXED if moment is not None else "it reads too many channels"
+            skipped.append(Skipped(readers[path][0].name, f"it is not fitted to the channels that stay: {why}"))
             continue
         if any(obstacle(graph_module, node, exact=False) for node in readers[path]):
             mean = torch.zeros_like(mean)
@@ -60,7 +69,7 @@ def take_over(graph_module: GraphModule, removed: Mapping[str, Removed], evidenc
         weight = old.detach().movedim(dims[path], 0).clone()
         weight[stays] += torch.tensordot(factors.to(weight), weight[goes], dims=1)
         setattr(parent, name, nn.Parameter(weight.movedim(0, dims[path]), old.requires_grad))
-    return left
+    return left, tuple(skipped)
 
 
 def _can_change(graph_module: GraphModule, path: str) -> bool:

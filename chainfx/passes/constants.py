@@ -206,9 +206,9 @@ def fold_removed(
 
     ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
     What a channel gave is its constant where it has one, which is exact for a linear layer and a convolution without
-    padding, else what ``means`` says of it (by the path of the weight, shape (positions,)). It
-    goes into the layer's bias, or, without one, off the running mean of a BatchNorm that alone reads the layer.
-    Returns the names of the layers that were changed, and what could not be folded exactly, with the reason.
+    padding, else what ``means`` says of it (by the path of the weight, shape (positions,)). It goes into the layer's
+    bias, or, without one, off the running mean of a BatchNorm that alone reads the layer. Returns the names of the
+    layers that were changed, and what could not be folded exactly, with the reason.
     """
     changed: list[str] = []
     skipped: list[Skipped] = []

@@ -94,7 +94,7 @@ def gather(
     if not needs:
         return Evidence()
     dims = reading_dims(graph_module)
-    watch = _Watch(graph_module, dims, moments="moment" in needs)
+    watch = _Watch(graph_module, dims, name, moments="moment" in needs)
     slopes: dict[str, list[Tensor]] = {path: [] for path in dims}
     with edit.evaluating(graph_module):
         for batch in _samples(batches, name):
@@ -117,8 +117,8 @@ def _samples(batches: Iterable[Batch] | None, name: str) -> Iterator[Batch]:
             left -= len(batch[0])
     if left == SAMPLES:
         raise PassError(
-            f"{name}: this importance needs calibration data and there is none; "
-            "give calibration=[batches of inputs], a trainer, or importance='l1'."
+            f"{name}: its options need calibration data and there is none; "
+            "give calibration=[batches of inputs], a trainer, or importance='l1' without compensate."
         )
 
 
@@ -141,9 +141,9 @@ def _accepted(run: Callable[[], Any], batch: Batch, name: str) -> Any:
 class _Watch(Interpreter):
     """Runs a graph and adds up what its layers read."""
 
-    def __init__(self, graph_module: GraphModule, dims: Mapping[str, int], *, moments: bool) -> None:
+    def __init__(self, graph_module: GraphModule, dims: Mapping[str, int], name: str, *, moments: bool) -> None:
         super().__init__(graph_module)
-        self.dims = dims
+        self.dims, self.name = dims, name
         self.moments = moments
         self.sums: dict[str, list[Tensor]] = {}
         self.weights: dict[str, int] = {}  # samples times calls
@@ -180,6 +180,11 @@ class _Watch(Interpreter):
         for path, sums in self.sums.items():
             for kind, total in zip(found, sums, strict=False):
                 kind[path] = total / self.weights[path]
+                if not bool(kind[path].isfinite().all()):
+                    raise PassError(
+                        f"{self.name}: on the calibration data the layer of {path!r} reads values that are not finite; "
+                        f"look for them in the data and in the layers before."
+                    )
         calls = {path: weight // self.samples for path, weight in self.weights.items()}
         return Evidence(*found, slopes, calls, self.samples)
 

@@ -309,8 +309,9 @@ class PruneChannels(Pass):
             if not known and not self.compensate:
                 return (), ()
             removed = removed_inputs(graph_module, analysis, keep)
-            means = take_over(graph_module, removed, evidence) if self.compensate else None
-            return fold_removed(graph_module, removed, known, means)
+            means, unfitted = take_over(graph_module, removed, evidence) if self.compensate else (None, ())
+            folded, lost = fold_removed(graph_module, removed, known, means)
+            return folded, (*unfitted, *lost)
 
 
 def _matches(group: ChannelGroup, patterns: Sequence[str]) -> bool:

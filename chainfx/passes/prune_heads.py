@@ -133,7 +133,9 @@ class PruneHeads(Pass):
             if self.compensate:
                 with edit.evaluating(graph_module):
                     removed = removed_inputs(graph_module, analysis, keep)
-                    fold_removed(graph_module, removed, {}, take_over(graph_module, removed, evidence))
+                    means, unfitted = take_over(graph_module, removed, evidence)
+                    _, lost = fold_removed(graph_module, removed, {}, means)
+                skipped += [*unfitted, *lost]
             prune(graph_module, analysis, keep)
             modified = modified or bool(groups)
         return PassResult(graph_module, modified, TuneRequest() if modified else None, tuple(skipped))

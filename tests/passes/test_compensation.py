@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chainfx.errors import PassError
 from chainfx.ir.capture import capture
 from chainfx.ir.edit import place_tensor
 from chainfx.passes import PruneWeights
@@ -136,6 +137,10 @@ def test_weights_that_may_not_change_stay():
     x = images(64, 6, 3, seed=0)
     masked, context = prepared(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), x)
     masked = PruneWeights(0.5).apply(masked, context).graph_module
+    why = (
+        "it is not fitted to the channels that stay: "
+        "its weight is tied, masked or quantized, or that of a transposed convolution in groups"
+    )
     cases = [
         (*prepared(Grouped(True), x), "b.weight"),
         (*prepared(Tied(), torch.arange(8)), "e.weight"),
@@ -143,7 +148,10 @@ def test_weights_that_may_not_change_stay():
     ]
     for graph_module, context, path in cases:
         graph_module.delete_all_unused_submodules()
-        plain, fitted = (pruned(graph_module, context, compensate=on).graph_module for on in (False, True))
+        results = [pruned(graph_module, context, compensate=on) for on in (False, True)]
+        assert [each.reason for each in results[1].skipped].count(why) == 1
+        assert why not in [each.reason for each in results[0].skipped]
+        plain, fitted = (each.graph_module for each in results)
         old, new = (dict(each.named_parameters(remove_duplicate=False))[path] for each in (plain, fitted))
         assert old.shape != dict(graph_module.named_parameters(remove_duplicate=False))[path].shape
         assert torch.equal(old, new)
@@ -184,7 +192,22 @@ def test_layers_of_many_channels_get_the_mean_only(monkeypatch):
     x = images(64, 6, 3, seed=0)
     graph_module, context = prepared(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)), x)
     monkeypatch.setattr("chainfx.passes.evidence._MOMENTS", 0)
-    plain, shifted = (pruned(graph_module, context, compensate=on).graph_module for on in (False, True))
+    results = [pruned(graph_module, context, compensate=on) for on in (False, True)]
+    unfitted = [each.node for each in results[1].skipped if each.reason.endswith("it reads too many channels")]
+    assert unfitted == ["_2"]
+    plain, shifted = (each.graph_module for each in results)
     assert torch.equal(plain.get_parameter("2.weight"), shifted.get_parameter("2.weight"))
     torch.testing.assert_close(shifted(x).mean((0, 2, 3)), graph_module(x).mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
     assert (plain(x).mean((0, 2, 3)) - graph_module(x).mean((0, 2, 3))).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("options", [{"importance": "l1", "compensate": True}, {"importance": "obs"}])
+def test_calibration_data_that_are_not_finite_are_one_clear_error(options):
+    x = torch.full((4, 8), float("nan"))
+    graph_module, context = prepared(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), x)
+    with pytest.raises(PassError) as caught:
+        PruneChannels(0.5, **options).apply(graph_module, context)
+    assert str(caught.value) == (
+        "prune-channels: on the calibration data the layer of '0.weight' reads values that are not finite; "
+        "look for them in the data and in the layers before."
+    )

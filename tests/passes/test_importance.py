@@ -156,16 +156,17 @@ def test_reconstruction_removes_in_the_order_that_loses_least():
     torch.testing.assert_close(score.sum(), parts.sum(0).square().sum() / 256, rtol=1e-4, atol=1e-7)
 
 
-def test_reconstruction_without_moments_takes_the_parts_as_independent(monkeypatch):
+@pytest.mark.parametrize("name", ["reconstruction", "obs"])
+def test_without_moments_the_parts_are_independent(name, monkeypatch):
     torch.manual_seed(0)
     x = torch.randn(32, 3)
     model = nn.Sequential(nn.Linear(3, 6, bias=False), nn.Tanh(), nn.Linear(6, 4))
     balanced = [(torch.cat([x, -x]),)]
     graph_module = copy.deepcopy(capture(model.eval(), balanced[0]))
     ((activation,), _) = scored("activation", graph_module, balanced)
-    ((together,), _) = scored("reconstruction", graph_module, balanced)
+    ((together,), _) = scored(name, graph_module, balanced)
     monkeypatch.setattr("chainfx.passes.evidence._MOMENTS", 0)
-    ((independent,), _) = scored("reconstruction", graph_module, balanced)
+    ((independent,), _) = scored(name, graph_module, balanced)
     torch.testing.assert_close(independent, activation, rtol=1e-5, atol=1e-7)
     assert (together - activation).abs().max() > 0.01
 
@@ -262,18 +263,6 @@ def test_obs_finds_the_copy_that_norms_do_not():
     assert int(score.argmin()) in (1, 2)
     ((plain,), _) = scored("activation", graph_module, batches)
     assert int(plain.argmin()) == 0
-
-
-def test_obs_without_moments_takes_the_channels_as_independent(monkeypatch):
-    torch.manual_seed(0)
-    x = torch.randn(32, 3)
-    model = nn.Sequential(nn.Linear(3, 6, bias=False), nn.Tanh(), nn.Linear(6, 4))
-    balanced = [(torch.cat([x, -x]),)]
-    graph_module = copy.deepcopy(capture(model.eval(), balanced[0]))
-    ((activation,), _) = scored("activation", graph_module, balanced)
-    monkeypatch.setattr("chainfx.passes.evidence._MOMENTS", 0)
-    ((independent,), _) = scored("obs", graph_module, balanced)
-    torch.testing.assert_close(independent, activation, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "moments"), [("activation", 9), ("reconstruction", 9), ("obs", 9), ("obs", 0)])
@@ -479,8 +468,8 @@ def test_no_calibration_data(calibration):
     with pytest.raises(PassError) as caught:
         PruneChannels(0.5, "taylor").apply(graph_module, PassContext(graph_module, batches[0], calibration=calibration))
     assert str(caught.value) == (
-        "prune-channels: this importance needs calibration data and there is none; "
-        "give calibration=[batches of inputs], a trainer, or importance='l1'."
+        "prune-channels: its options need calibration data and there is none; "
+        "give calibration=[batches of inputs], a trainer, or importance='l1' without compensate."
     )
 
 

@@ -361,7 +361,7 @@ def test_a_network_without_attention():
 def test_errors_of_a_criterion_are_in_the_name_of_this_pass():
     model, x = prepared(Fused(), TOKENS)
     graph_module = graph_of(model, x)
-    with pytest.raises(PassError, match=r"^prune-heads: this importance needs calibration data and there is none; "):
+    with pytest.raises(PassError, match=r"^prune-heads: its options need calibration data and there is none; "):
         PruneHeads(0.5, importance="taylor").apply(graph_module, PassContext(graph_module, (x,)))
 
 
