@@ -1,4 +1,4 @@
-"""How long does structural pruning take? chainfx and Torch-Pruning on the same networks in one run.
+"""What does structural pruning take, in time and memory? chainfx and Torch-Pruning on the same networks in one run.
 
     python benchmarks/bench_pruning_speed.py [--models NAME ...] [--repeats 5]
 
@@ -14,15 +14,21 @@ of a graph that surgery has changed is included too. ``with capture`` is the sam
 timed as well. ``torch-pruning`` is its BasePruner as its README shows it, from the module: building the dependency
 graph (which runs the network on the image), scores, surgery, classifier ignored. Times are medians in seconds,
 interleaved, so that a busy machine slows both; where one run takes Torch-Pruning a minute it is run once. ``times`` is
-how many times faster chainfx is, on the captured graph and with the capture.
+how many times faster chainfx is, on the captured graph and with the capture. ``MB`` is what the process of chainfx, on
+the captured graph, and that of Torch-Pruning hold at their peak beyond what they held before the first pruning of that
+network; each prunes a small network first, so that what is loaded once does not count.
 """
 
 import argparse
 import copy
+import ctypes
 import gc
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -99,22 +105,60 @@ def compare(contenders: list[Contender], repeats: int) -> list[float]:
     return [median(each) for each in times]
 
 
+def added_memory(name: str, importance: str, contender: str) -> float:
+    """MB that pruning adds at its peak, measured in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", name, importance, contender]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_added_memory(name: str, importance: str, contender: str) -> None:
+    """What :func:`added_memory` reads."""
+    way = {"chainfx": ours, "torch-pruning": theirs}[contender]
+    small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    timed(*way(small, torch.randn(1, 3, 8, 8), importance))
+    set_up, run = way(*build(name), importance)
+    prepared = set_up()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already goes back, so that using it again counts
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _memory("VmRSS")
+    run(prepared)
+    print((_memory("VmHWM") - before) / 1000)
+
+
+def _memory(what: str) -> int:
+    """kB that this process holds (VmRSS), or held at its peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0])
+
+
 def main() -> None:
     """Run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory-of", nargs=3, metavar=("MODEL", "SCORES", "TOOL"), help="only print its MB")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'model':17}{'scores':8}{'chainfx':>9}{'with capture':>14}{'torch-pruning':>15}{'times':>8}{'times':>8}")
+    if args.memory_of:
+        print_added_memory(*args.memory_of)
+        return
+    print(
+        f"{'model':17}{'scores':8}{'chainfx':>9}{'with capture':>14}{'torch-pruning':>15}{'times':>8}{'times':>8}"
+        f"{'MB':>6}{'MB':>6}"
+    )
     for name in args.models:
         model, image = build(name)
         for importance in IMPORTANCES:
             ways = (ours, ours_captured) if name in ALONE else (ours, ours_captured, theirs)
             seconds = compare([way(model, image, importance) for way in ways], args.repeats)
             row = f"{name:17}{importance:8}{seconds[0]:>9.3f}{seconds[1]:>14.3f}"
+            own = f"{added_memory(name, importance, 'chainfx'):>6.0f}"
             if len(seconds) == 3:
                 row += f"{seconds[2]:>15.3f}{seconds[2] / seconds[0]:>7.1f}x{seconds[2] / seconds[1]:>7.1f}x"
+                row += f"{own}{added_memory(name, importance, 'torch-pruning'):>6.0f}"
+            else:
+                row += f"{'':31}{own}"
             print(row, flush=True)
 
 

@@ -12,8 +12,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.ir import ops
-from chainfx.ir.channel_labels import Labels, Ledger, SizeNote, all_of, any_of, blank, compact, fitted, spread, varying
-from chainfx.ir.edit import get_tensor, is_dialect, origin, places_of
+from chainfx.ir.channel_labels import Labels, all_of, any_of, blank, compact, fitted, spread, varying
+from chainfx.ir.channel_ledger import Ledger, SizeNote
+from chainfx.ir.edit import get_tensor, is_dialect, origin, tensors_of
 
 __all__ = ["Flow", "Fold", "Rule", "operator_name"]
 
@@ -57,7 +58,8 @@ class Flow:
 
     ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read.
     ``products``: the nodes that multiply two activations, ``attended``: the labels of what they multiply.
-    ``modules``: those of the graph by path. ``fold``: what is kept of channels that a product sees as (heads, width).
+    ``modules``: those of the graph by path, ``tensors``: their parameters and buffers. ``fold``: what is kept of
+    channels that a product sees as (heads, width).
     """
 
     def __init__(self, graph_module: GraphModule, modules: Mapping[str, nn.Module], fold: Fold) -> None:
@@ -72,8 +74,9 @@ class Flow:
         self._labels: dict[Node, Any] = {}
         self._counted: set[Node] = set()
         self.modules = modules
-        self.places = places_of(modules)
-        self._paths: dict[int, str] = {}
+        self.tensors = tensors_of(modules)
+        self._paths: dict[str, str] = {}
+        self._first_paths: dict[int, str] = {}
 
     def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
         """Label every node in graph order."""
@@ -85,7 +88,7 @@ class Flow:
                 self._evaluate(node)
             elif node.op == "placeholder":
                 self._labels[node] = blank(node.meta["val"].shape)
-            elif node.op == "call_module" or self.parameter(node) is None:
+            elif node.op != "get_attr" and (not is_dialect(node) or self.parameter(node) is None):
                 self._label(node, rule_of(self, node))
 
     def _label(self, node: Node, rule: Rule) -> None:
@@ -247,16 +250,20 @@ class Flow:
         """The path of a parameter; a tensor with several names always goes by the first one that was met."""
         if node is None:
             raise ValueError("the node has no parameter")
-        return self._paths.setdefault(id(self.tensor(str(node.target))), str(node.target))
-
-    def tensor(self, path: str) -> Tensor:
-        """The parameter, buffer or constant at a path."""
-        return self.places[path].tensor if path in self.places else get_tensor(self.graph_module, path)
+        return self._canonical(str(node.target))
 
     def module_path(self, node: Node, name: str) -> str:
         """The path of tensor ``name`` of the module that a node calls, canonical as in :meth:`path`."""
-        path = f"{node.target}.{name}"
-        return self._paths.setdefault(id(self.tensor(path)), path)
+        return self._canonical(f"{node.target}.{name}")
+
+    def _canonical(self, path: str) -> str:
+        if path not in self._paths:
+            self._paths[path] = self._first_paths.setdefault(id(self.tensor(path)), path)
+        return self._paths[path]
+
+    def tensor(self, path: str) -> Tensor:
+        """The parameter, buffer or constant at a path."""
+        return self.tensors[path] if path in self.tensors else get_tensor(self.graph_module, path)
 
     def shape(self, node: Node) -> torch.Size:
         """The shape of a tensor node."""
@@ -289,6 +296,8 @@ class Flow:
         rank = max(left.dim(), right.dim())
         left, right = (each[(None,) * (rank - each.dim())] if each.dim() < rank else each for each in (left, right))
         shape = torch.Size([b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
+        if self.ledger.unite(left, right):
+            return left.expand(shape)
         if not any_of(right):
             return self._beside(left, right, shape, node)
         if not any_of(left):

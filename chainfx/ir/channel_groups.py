@@ -1,6 +1,8 @@
 """From components of atoms to groups of units: what the walk over a graph amounts to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +12,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from chainfx.ir.channel_flow import Flow
-from chainfx.ir.channel_labels import Labels, Ledger, compact, identity, spread, varying
+from chainfx.ir.channel_labels import Labels, compact, identity, spread, varying
+from chainfx.ir.channel_ledger import Ledger
 from chainfx.ir.channel_values import (
     Axis,
     ChannelAnalysis,
@@ -24,6 +27,7 @@ from chainfx.ir.channel_values import (
 __all__ = ["Grouping"]
 
 IntArray = NDArray[np.int64]
+_T = TypeVar("_T")
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, which spreads the numbers multiplied by it
 _LONE = "all its channels are one unit"
@@ -35,60 +39,65 @@ class Grouping:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.ledger: Ledger = flow.ledger
+        self._same: dict[int, Labels] = {}
+        self._first: dict[tuple[int, ...], Labels] = {}
         self._lines: dict[int, IntArray] = {}
-        self._by_labels: dict[tuple[int, ...], IntArray] = {}
         self._axes: dict[tuple[int, ...], Axis] = {}
         component = self.ledger.components()
-        kind = self._kinds(component)
-        lone = (np.bincount(kind) == 1)[kind]
-        kind[lone] = 0
-        self.count, unit, self.bounds = self._numbered(kind)
+        self.count, unit, self.bounds = self._numbered(self._kinds(component))
         self.units = unit[component]
         self._group_of = np.repeat(np.arange(-1, self.count), np.diff([0, *self.bounds]))
 
-    def _kinds(self, component: IntArray) -> IntArray:
+    def _kinds(self, component: IntArray) -> NDArray[np.uint64]:
         """The kind of every component: those in the same parameter dimensions and slices; 0 if no layer makes it.
 
         A kind is the hash of the numbers of the sets that a component is in.
         """
         kind = np.zeros(int(component.max()) + 1, dtype=np.uint64)
-        made = np.zeros(len(kind), dtype=bool)
-        if self.ledger.sources:
-            made[component[torch.cat([source.atoms for source in self.ledger.sources]).numpy()]] = True
-        made[0] = False
-        given = {id(labels): labels for labels in (*self.ledger.slots.values(), *self.ledger.parts)}
-        sets = {identity(labels): labels for labels in given.values()}
-        for number, labels in enumerate(sets.values(), start=1):
+        sets = _once(map(self._one, (*self.ledger.slots.values(), *self.ledger.parts)))
+        for number, labels in enumerate(sets, start=1):
             members = component[compact(labels).reshape(-1).numpy()]
             found = (kind[members] ^ np.uint64(number)) * _ODD
             kind[members] = found ^ (found >> np.uint64(29))
-        _, small = np.unique(kind, return_inverse=True)
-        return np.where(made, small + 1, 0)
+        made = np.zeros(len(kind), dtype=bool)
+        for labels in _once(self._one(source.atoms) for source in self.ledger.sources):
+            made[component[labels.numpy()]] = True
+        made[0] = False
+        return kind * made
 
-    def _numbered(self, kind: IntArray) -> tuple[int, IntArray, list[int]]:
-        """The number of kinds, the unit of every component, numbered from 1 kind by kind, and where kinds begin."""
-        live = np.flatnonzero(kind)
-        values, first = np.unique(kind[live], return_index=True)
-        order = values[np.argsort(first, kind="stable")]
-        rank = np.zeros(int(kind.max(initial=0)) + 1, dtype=np.int64)
-        rank[order] = np.arange(len(order))
-        sorted_live = live[np.argsort(rank[kind[live]], kind="stable")]
+    def _numbered(self, kind: NDArray[np.uint64]) -> tuple[int, IntArray, list[int]]:
+        """The number of kinds, the unit of every component, numbered from 1 kind by kind, and where kinds begin.
+
+        Kinds come in the order of their first component. One of a single component is none.
+        """
+        starts = np.flatnonzero(np.concatenate([[True], kind[1:] != kind[:-1]]))  # of components of one kind
+        lengths = np.diff(starts, append=len(kind)).tolist()
+        runs = list(zip(starts.tolist(), lengths, kind[starts].tolist(), strict=True))
+        sizes: dict[int, int] = {}
+        for _, length, each in runs:
+            sizes[each] = sizes.get(each, 0) + length
+        live = {each: size for each, size in sizes.items() if each and size > 1}
+        bounds = list(accumulate(live.values(), initial=1))
+        following = dict(zip(live, bounds, strict=False))
         unit = np.zeros(len(kind), dtype=np.int64)
-        unit[sorted_live] = np.arange(1, len(live) + 1)
-        sizes = np.bincount(rank[kind[live]], minlength=len(order))
-        return len(order), unit, [1, *(1 + np.cumsum(sizes)).tolist()]
+        for start, length, each in runs:
+            if each in following:
+                unit[start : start + length] = np.arange(following[each], following[each] + length)
+                following[each] += length
+        return len(live), unit, bounds
 
     def analysis(self) -> ChannelAnalysis:
         """All of it as one value."""
-        lines = {key: self._line(labels) for key, labels in self.ledger.slots.items()}
+        units = {id(labels): self._line(labels) for labels in _once(self.ledger.slots.values())}
+        lines = {key: units[id(labels)] for key, labels in self.ledger.slots.items()}
         for path, labels in self.ledger.plain.items():
             axis = self._axis(labels)
             if axis.dim is not None:
                 lines[path, axis.dim] = axis.units
-        moving = {id(units): bool(units.any()) for units in {id(each): each for each in lines.values()}.values()}
+        moving = {id(line): bool(line.any()) for line in _once(lines.values())}
         slots = {key: units for key, units in lines.items() if moving[id(units)]}
-        tensors = {id(place.tensor): place.tensor for place in self.flow.places.values()}
-        self._elements = {key: each.numel() for key, each in tensors.items() if isinstance(each, nn.Parameter)}
+        parameters = {path: each for path, each in self.flow.tensors.items() if isinstance(each, nn.Parameter)}
+        self._elements = {path: each.numel() for path, each in parameters.items()}
         groups = self._groups(slots)
         return ChannelAnalysis(
             groups=groups,
@@ -100,18 +109,25 @@ class Grouping:
             values={node.name: value for node, value in self.flow.values.items()},
             fold=self.flow.fold,
             attention=frozenset(groups[index].name for index in self._attended()),
-            parameters=sum(self._elements.values()),
+            parameters=sum({id(each): each.numel() for each in parameters.values()}.values()),
             prunable=self._sum_of({path for path, _ in slots}),
             products={node.name: self._product(node) for node in self.flow.products},
         )
 
+    def _one(self, labels: Labels) -> Labels:
+        """One of all labels that are the same, or go together one by one."""
+        if id(labels) not in self._same:
+            eldest = self.ledger.eldest(labels)
+            if eldest is labels:
+                eldest = self._first.setdefault(identity(labels), labels)
+            self._same[id(labels)] = eldest
+        return self._same[id(labels)]
+
     def _line(self, labels: Labels) -> IntArray:
         """The units along a parameter dimension; equal labels have the very same array."""
+        labels = self._one(labels)
         if id(labels) not in self._lines:
-            key = identity(labels)
-            if key not in self._by_labels:
-                self._by_labels[key] = self.units[labels.numpy()]
-            self._lines[id(labels)] = self._by_labels[key]
+            self._lines[id(labels)] = self.units[labels.numpy()]
         return self._lines[id(labels)]
 
     def _attended(self) -> list[int]:
@@ -127,6 +143,7 @@ class Grouping:
         return tuple(self._axis(self.flow.label(each)) for each in (*tensors, node))
 
     def _axis(self, labels: Labels) -> Axis:
+        labels = self._one(labels) if labels.dim() == 1 else labels
         key = identity(labels)
         if key not in self._axes:
             self._axes[key] = self._new_axis(labels)
@@ -187,9 +204,8 @@ class Grouping:
             yield each, positions[places], units[places] - self.bounds[each]
 
     def _sum_of(self, paths: set[str]) -> int:
-        """How many elements the parameters among these tensors have."""
-        tensors = {id(self.flow.tensor(path)) for path in paths}
-        return sum(self._elements.get(key, 0) for key in tensors)
+        """How many elements the parameters among the tensors at these paths have (a tensor goes by one path)."""
+        return sum([self._elements.get(path, 0) for path in paths])
 
     def _frozen(self) -> Iterator[FrozenChannels]:
         """The sources with channels that must stay, with the first reason for the first of them."""
@@ -198,3 +214,8 @@ class Grouping:
             if not units.all():
                 fixed = source.atoms.numpy()[units == 0]
                 yield FrozenChannels(source.node, source.path, len(fixed), self.ledger.reason(int(fixed[0])) or _LONE)
+
+
+def _once(values: Iterable[_T]) -> list[_T]:
+    """Each of these objects once."""
+    return list({id(each): each for each in values}.values())

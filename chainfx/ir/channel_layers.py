@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from chainfx.ir.channel_flow import Flow, Rule, operator_name
-from chainfx.ir.channel_labels import Labels, select_first, spread, varying
+from chainfx.ir.channel_labels import Labels, repeated, select_first, spread, varying
 from chainfx.ir.channel_norms import NORM_MODULES, NORMS, channels_of, is_channel_norm, norm_module
 from chainfx.ir.channel_products import PRODUCTS, linear_product
 from chainfx.ir.channel_rules import RULES, along, padded, resized, same, unknown
@@ -53,7 +53,7 @@ def layer(flow: Flow, node: Node) -> Labels:
     rule = _transposed if node.target in TRANSPOSED else _plain
     made = (_depthwise if depthwise else rule)(flow, node, shape, taken, groups)
     flow.register(node, node.args[2], 0, made)
-    return made.view(-1, *[1] * (labels.dim() - axis - 1)).expand(flow.shape(node))
+    return repeated(made, axis, flow.shape(node))
 
 
 def _beside(flow: Flow, node: Node, labels: Labels) -> Labels:
@@ -87,7 +87,7 @@ def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups:
         flow.register(node, node.args[1], 0, taken)
         return taken.repeat_interleave(shape[1])
     made = flow.source(node, node.args[1], 0, shape[0])
-    each = taken.repeat_interleave(shape[0] // groups)
+    each = taken.repeat_interleave(shape[0] // groups) if shape[0] > groups else taken
     flow.ledger.couple(made, each, f"it goes with input channels that must stay (node {node.name!r})")
     return made
 

@@ -5,7 +5,6 @@ normalization with one group, are by definition those over the kept channels. A 
 loses whole groups, which is exact.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _NormBase
 
 from chainfx.ir.channel_flow import Flow, Rule
-from chainfx.ir.channel_labels import Labels, varying
+from chainfx.ir.channel_labels import Labels, repeated, varying
 
 __all__ = ["NORMS", "NORM_MODULES", "channels_of", "is_channel_norm", "norm_module"]
 
@@ -32,7 +31,7 @@ def beside(vector: Labels, labels: Labels, dim: int) -> Labels:
     """Labels of the shape of ``labels`` that are ``vector`` along ``dim``: those themselves if they were that."""
     if varying(labels) == (dim,):
         return labels
-    return vector.view(-1, *[1] * (labels.dim() - dim - 1)).expand(labels.shape)
+    return repeated(vector, dim, labels.shape)
 
 
 def batch_norm(flow: Flow, node: Node) -> Labels:
@@ -51,16 +50,15 @@ def is_channel_norm(module: nn.Module) -> bool:
 def norm_module(flow: Flow, node: Node) -> Labels:
     """Batch and instance normalization as modules."""
     labels, vector = channels_of(flow, node)
-    for path in _own(flow, node, _SCALES).values():
+    for path in _own(flow, node, _SCALES):
         flow.ledger.register(path, 0, vector)
     flow.literal(node, "attribute", ("num_features",), ((vector, 0),))
     return labels
 
 
-def _own(flow: Flow, node: Node, names: tuple[str, ...] = ("weight", "bias")) -> Mapping[str, str]:
-    """The paths of the tensors that the module of a node has, by name."""
-    module = flow.modules[str(node.target)]
-    return {name: flow.module_path(node, name) for name in names if getattr(module, name, None) is not None}
+def _own(flow: Flow, node: Node, names: tuple[str, ...] = ("weight", "bias")) -> list[str]:
+    """The paths of those tensors that the module of a node has."""
+    return [flow.module_path(node, name) for name in names if f"{node.target}.{name}" in flow.tensors]
 
 
 def layer_norm(flow: Flow, node: Node) -> Labels:
@@ -83,7 +81,7 @@ def _layer_norm_module(flow: Flow, node: Node) -> Labels:
     module: Any = flow.modules[str(node.target)]
     labels, vector, dim = _normalized(flow, node, len(module.normalized_shape))
     if vector is not None:
-        for path in _own(flow, node).values():
+        for path in _own(flow, node):
             flow.ledger.register(path, dim, vector)
         flow.literal(node, "attribute", ("normalized_shape", dim), ((vector, 0),))
     return labels
@@ -113,7 +111,7 @@ def group_norm(flow: Flow, node: Node) -> Labels:
 def _group_norm_module(flow: Flow, node: Node) -> Labels:
     module: Any = flow.modules[str(node.target)]
     labels, vector, leaders = _grouped(flow, node, module.num_groups)
-    for path in _own(flow, node).values():
+    for path in _own(flow, node):
         flow.ledger.register(path, 0, vector)
     flow.literal(node, "attribute", ("num_groups",), ((leaders, 0),))
     flow.literal(node, "attribute", ("num_channels",), ((vector, 0),))

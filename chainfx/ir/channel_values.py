@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ IntArray = NDArray[np.int64]
 _SHOWN = 6
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
+class Member(NamedTuple):
     """Slices of one parameter that belong to a group.
 
     Position ``positions[i]`` along dimension ``dim`` of the parameter or buffer at ``path`` is part of unit
@@ -31,8 +30,7 @@ class Member:
     units: IntArray
 
 
-@dataclass(frozen=True, slots=True)
-class SourceLayer:
+class SourceLayer(NamedTuple):
     """A layer that makes channels: its node's name, and the path and output dimension of its weight."""
 
     node: str
@@ -79,13 +77,12 @@ class Axis:
         """The shape without the removed units."""
         if self.dim is None:
             return self.shape
-        count = int((~removed[self.units]).sum())
+        count = len(self.units) - int(np.count_nonzero(removed[self.units]))
         return (*self.shape[: self.dim], count, *self.shape[self.dim + 1 :])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SizeLiteral:
-    """Integers in a node's arguments that count channels; see :class:`~chainfx.ir.channel_labels.SizeNote`."""
+class SizeLiteral(NamedTuple):
+    """Integers in a node's arguments that count channels; see :class:`~chainfx.ir.channel_ledger.SizeNote`."""
 
     node: str
     kind: str
@@ -154,7 +151,7 @@ class ChannelAnalysis:
                     "size": group.size,
                     "attention": group.name in self.attention,
                     "parameters": group.parameters,
-                    "sources": [asdict(source) for source in group.sources],
+                    "sources": [source._asdict() for source in group.sources],
                     "members": [{"path": m.path, "dim": m.dim, "positions": len(m.positions)} for m in group.members],
                 }
                 for group in self.groups

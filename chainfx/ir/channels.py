@@ -4,9 +4,9 @@ Every output channel of a layer gets a number, the numbers travel through the gr
 own view functions, and arithmetic that meets two of them couples them. No data, no gradients, no rule per network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import InputError
@@ -22,7 +22,7 @@ from chainfx.ir.channel_values import (
     SizeLiteral,
     SourceLayer,
 )
-from chainfx.ir.edit import evaluating
+from chainfx.ir.edit import evaluating, no_garbage_search
 from chainfx.ir.shapes import propagate_shapes
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 
+@no_garbage_search()
 def analyse_channels(
     graph_module: GraphModule, example_inputs: Sequence[Tensor], fold: Fold = "width"
 ) -> ChannelAnalysis:
@@ -62,15 +63,15 @@ def analyse_channels(
     if fold not in ("width", "heads"):
         raise InputError(f"fold is {fold!r}, but channels of attention are kept by 'width' or by 'heads'.")
     with evaluating(graph_module) as modules:
-        _shapes(graph_module, example_inputs)
+        _shapes(graph_module, example_inputs, modules)
         flow = Flow(graph_module, modules, fold)
         flow.run(rule_of)
     return Grouping(flow).analysis()
 
 
-def _shapes(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
+def _shapes(graph_module: GraphModule, example_inputs: Sequence[Tensor], modules: Mapping[str, nn.Module]) -> None:
     """Shapes for one sample, which keeps labels small, or for the whole batch where its size is written down."""
     try:
-        propagate_shapes(graph_module, [each[:1] for each in example_inputs])
+        propagate_shapes(graph_module, [each[:1] for each in example_inputs], modules)
     except (InputError, IndexError):
-        propagate_shapes(graph_module, example_inputs)
+        propagate_shapes(graph_module, example_inputs, modules)

@@ -5,7 +5,7 @@ What is asked for twice, as in the equal blocks of a network, is computed once.
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -41,10 +41,10 @@ _RESHAPING = frozenset({"resize_", "squeeze_", "unsqueeze_", "t_", "transpose_",
 
 
 class MetaEvaluator:
-    """Runs single nodes of a graph over ``root`` on meta tensors; the tensors of ``root`` are not touched."""
+    """Runs single nodes of a graph over modules by path on meta tensors; the tensors of these are not touched."""
 
-    def __init__(self, root: nn.Module) -> None:
-        self._root = modules_by_path(root)
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._by_path = modules
         self._tensors: dict[int, Any] = {}
         self._modules: dict[str, nn.Module] = {}
         self._kinds: dict[Any, str] = {}
@@ -60,10 +60,10 @@ class MetaEvaluator:
         """The result of a node, whose arguments have the values that ``value_of`` gives for their nodes."""
         if node.op == "get_attr":
             prefix, _, name = str(node.target).rpartition(".")
-            value = getattr(self._root[prefix], name)
+            value = getattr(self._by_path[prefix], name)
             return self.tensor(value) if isinstance(value, Tensor) else value
         if node.op == "call_module":
-            module = self._root[str(node.target)]
+            module = self._by_path[str(node.target)]
             if type(module).forward in _SAME_MODULES:
                 return _alias(value_of(node.all_input_nodes[0]))
             rule = _MODULE_RULES.get(type(module))
@@ -105,7 +105,7 @@ class MetaEvaluator:
 
     def _module(self, path: str) -> nn.Module:
         if path not in self._modules:
-            module = self._root[path]
+            module = self._by_path[path]
             tensors = (*module.parameters(), *module.buffers())
             memo: dict[int, Any] = {id(tensor): self.tensor(tensor) for tensor in tensors}
             plain = not tensors and not module._modules and type(module).__module__.startswith("torch.nn.modules.")
@@ -280,9 +280,14 @@ def needs_data(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "meta tensor" in str(error).lower()
 
 
-def evaluate_graph(graph_module: GraphModule, examples: Sequence[Tensor]) -> dict[Node, Any]:
-    """The value of every node, on shapes alone; raises what its operations raise on inputs of the wrong shape."""
-    evaluator = MetaEvaluator(graph_module)
+def evaluate_graph(
+    graph_module: GraphModule, examples: Sequence[Tensor], modules: Mapping[str, nn.Module] | None = None
+) -> dict[Node, Any]:
+    """The value of every node, on shapes alone; raises what its operations raise on inputs of the wrong shape.
+
+    ``modules``: those of the graph by path, if they are known.
+    """
+    evaluator = MetaEvaluator(modules or modules_by_path(graph_module))
     inputs = iter([without_data(tensor) for tensor in examples])
     values: dict[Node, Any] = {}
     for node in graph_module.graph.nodes:

@@ -1,7 +1,7 @@
 """Shapes and dtypes of every node, computed without data and without arithmetic."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,11 +45,14 @@ class GraphToRead(GraphModule):
         return all("val" in node.meta or node.op == "output" for node in self.graph.nodes)
 
 
-def propagate_shapes(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
+def propagate_shapes(
+    graph_module: GraphModule, example_inputs: Sequence[Tensor], modules: Mapping[str, nn.Module] | None = None
+) -> None:
     """Put a tensor without data (or the plain value) of every node into ``node.meta["val"]``.
 
     ``example_inputs`` are positional, batch first, on any device (meta included). Raises :class:`InputError` when the
-    network does not accept their shapes. A :class:`GraphToRead` has what it was captured with.
+    network does not accept their shapes. A :class:`GraphToRead` has what it was captured with. ``modules``: those of
+    the graph by path, if they are known.
     """
     if isinstance(graph_module, GraphToRead) and graph_module.is_complete:
         return
@@ -61,7 +64,7 @@ def propagate_shapes(graph_module: GraphModule, example_inputs: Sequence[Tensor]
             f"give a tuple with one tensor for each of {', '.join(node.name for node in required)}."
         )
     try:
-        values = evaluate_graph(graph_module, example_inputs)
+        values = evaluate_graph(graph_module, example_inputs, modules)
     except _FAILURES:  # a module that needs real tensors: fake ones will do
         with torch.no_grad():
             _propagate_fake(graph_module, example_inputs)

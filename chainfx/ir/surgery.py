@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.channels import Axis, ChannelAnalysis, SizeLiteral
-from chainfx.ir.edit import Place, modules_by_path, places_of
+from chainfx.ir.edit import modules_by_path, no_garbage_search, tensors_of
 
 __all__ = ["prune"]
 
 Removed = NDArray[np.bool_]
 
 
+@no_garbage_search()
 def prune(
     graph_module: GraphModule, analysis: ChannelAnalysis, keep: Mapping[str, Tensor | Sequence[int] | NDArray[np.int64]]
 ) -> None:
@@ -36,28 +38,36 @@ def prune(
     removed = _removed(analysis, keep)
     nodes = {node.name: node for node in graph_module.graph.nodes}
     modules = modules_by_path(graph_module)
-    tensors = places_of(modules)
+    tensors = tensors_of(modules)
     _check_unchanged(analysis, nodes, tensors)
-    _slice(analysis, removed, tensors)
+    with torch.no_grad():
+        for path, tensor in _sliced(analysis, removed, tensors):
+            prefix, _, name = path.rpartition(".")
+            module = modules[prefix]
+            held: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+            held[name] = tensor  # not by setattr, which looks through the whole module
     numbers = _Numbers(analysis, removed, nodes)
     changed = [_correct(modules, nodes[each.node], each, numbers) for each in analysis.literals]
     for node in nodes.values():
-        node.meta.pop("val", None)
-        node.meta.pop("tensor_meta", None)
+        for fact in ("val", "tensor_meta"):
+            if fact in node.meta:
+                del node.meta[fact]
     if any(changed):
         graph_module.recompile()
 
 
 def _removed(analysis: ChannelAnalysis, keep: Mapping[str, Any]) -> Removed:
     """Which units, numbered through, are removed, shape (1 + number of units,); index 0 never is."""
+    known = {group.name for group in analysis.groups}
     for name in keep:
-        analysis.group(name)
+        if name not in known:
+            analysis.group(name)
     masks: list[Removed] = [np.zeros(1, dtype=bool)]
     for group in analysis.groups:
         mask = np.full(group.size, group.name in keep)
         if group.name in keep:
             indices = np.asarray(keep[group.name], dtype=np.int64).reshape(-1)
-            if not len(indices) or indices.min() < 0 or indices.max() >= group.size:
+            if not len(indices) or indices.view(np.uint64).max() >= group.size:  # -1 is the largest of all
                 raise InputError(
                     f"keep[{group.name!r}] is {indices.tolist()}, but the group has {group.size} units; "
                     f"name at least one unit, all between 0 and {group.size - 1}."
@@ -67,9 +77,9 @@ def _removed(analysis: ChannelAnalysis, keep: Mapping[str, Any]) -> Removed:
     return np.concatenate(masks)
 
 
-def _check_unchanged(analysis: ChannelAnalysis, nodes: Mapping[str, Node], tensors: Mapping[str, Place]) -> None:
+def _check_unchanged(analysis: ChannelAnalysis, nodes: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> None:
     for (path, dim), units in analysis.slots.items():
-        shape = tensors[path].tensor.shape if path in tensors else ()
+        shape = tensors[path].shape if path in tensors else ()
         if len(shape) <= dim or shape[dim] != len(units):
             raise GraphError(
                 f"the graph changed since the analysis: parameter {path!r} has shape {tuple(shape)}, "
@@ -80,51 +90,45 @@ def _check_unchanged(analysis: ChannelAnalysis, nodes: Mapping[str, Node], tenso
             raise GraphError(f"the graph changed since the analysis: node {literal.node!r} is gone; analyse again.")
 
 
-def _slice(analysis: ChannelAnalysis, removed: Removed, tensors: Mapping[str, Place]) -> None:
-    """Put smaller tensors at all paths of those that lose something; a parameter stays one.
+def _sliced(analysis: ChannelAnalysis, removed: Removed, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The smaller tensors for all paths of those that lose something, which are taken out; a parameter stays one.
 
-    One after the other: the memory of a large one is free for the next small one.
+    One after the other: the memory of a large one is free for the next small one. The first dimension, where whole rows
+    are copied, is cut first.
     """
-    names: dict[int, list[str]] = {}
-    for path, place in tensors.items():
-        names.setdefault(id(place.tensor), []).append(path)
+    shared: dict[int, list[str]] = defaultdict(list)  # paths by tensor, if any has several
+    if len({id(tensor) for tensor in tensors.values()}) < len(tensors):
+        for path, tensor in tensors.items():
+            shared[id(tensor)].append(path)
     for path, cuts in _cuts(analysis, removed).items():
-        old = tensors[path].tensor
-        new = old.detach()
-        for dim, index in cuts:
-            new = new.index_select(dim, index.to(new.device))
+        old = new = tensors[path]
+        for dim, index in sorted(cuts.items()):
+            new = new.index_select(dim, index if new.is_cpu else index.to(new.device))
         if path in analysis.indices:
             places = np.cumsum(~removed[analysis.indices[path]]) - 1
             new = torch.from_numpy(places).to(new)[new.long()]
         if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for name in names[id(old)]:
-            _put(tensors[name], new)
+            new = nn.Parameter(new, old.requires_grad)
+        for each in shared.get(id(old), (path,)):
+            del tensors[each]
+            yield each, new
 
 
-def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, list[tuple[int, Tensor]]]:
-    """What to cut: dimensions with the positions to keep, the first one, where whole rows are copied, first.
+def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, dict[int, Tensor]]:
+    """The positions to keep, by path and dimension, of what is to be cut.
 
     A tensor of positions among channels of which some go is there too.
     """
+    stays = ~removed
     kept: dict[int, Tensor | None] = {}  # of a line of units; None if it stays whole
-    cuts: dict[str, list[tuple[int, Tensor]]] = {path: [] for path, u in analysis.indices.items() if removed[u].any()}
-    for (path, dim), units in sorted(analysis.slots.items(), key=lambda slot: slot[0][1]):
+    cuts: dict[str, dict[int, Tensor]] = {path: {} for path, units in analysis.indices.items() if removed[units].any()}
+    for (path, dim), units in analysis.slots.items():
         if id(units) not in kept:
-            gone = removed[units]
-            kept[id(units)] = torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
-        index = kept[id(units)]
-        if index is not None:
-            cuts.setdefault(path, []).append((dim, index))
+            index = np.flatnonzero(stays[units])
+            kept[id(units)] = torch.from_numpy(index) if len(index) < len(units) else None
+        if (positions := kept[id(units)]) is not None:
+            cuts.setdefault(path, {})[dim] = positions
     return cuts
-
-
-def _put(place: Place, tensor: Tensor) -> None:
-    """Put a tensor at a place where one of its kind is: not by ``setattr``, which looks through the whole module."""
-    if isinstance(tensor, nn.Parameter):
-        place.owner._parameters[place.name] = tensor
-    else:
-        place.owner._buffers[place.name] = tensor
 
 
 class _Numbers:

@@ -21,7 +21,7 @@ from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.attention import attend
 from chainfx.ir.depthwise import DEPTHWISE
-from chainfx.ir.edit import LAYERS, Place, fresh_path, modules_by_path, origin, places_of
+from chainfx.ir.edit import LAYERS, fresh_path, modules_by_path, origin, tensors_of
 from chainfx.ir.leaves import ByMode, assign_
 from chainfx.ir.ops import DIALECT
 
@@ -137,7 +137,7 @@ class TrainFormTracer(Tracer):
         self.failed_at: str | None = None
         self.evaluating = False
         self.names: dict[int, str] = {}
-        self._places: dict[str, Place] = {}
+        self._tensors: dict[str, Tensor] = {}
         self.result = Trace(Graph())
         self._stack: dict[str, tuple[str, type]] = {}
 
@@ -148,8 +148,8 @@ class TrainFormTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """As torch.fx; unpickling a graph comes here too, so that its layers get their names back."""
-        self._places = places_of(modules_by_path(root))
-        self.names = {id(place.tensor): path for path, place in reversed(self._places.items())}
+        self._tensors = tensors_of(modules_by_path(root))
+        self.names = {id(tensor): path for path, tensor in reversed(self._tensors.items())}
         with self._recorded_factories():
             return super().trace(root, concrete_args)
 
@@ -310,9 +310,8 @@ class TrainFormTracer(Tracer):
         source = origin(weight)
         if source is None:
             return None
-        self._places = self._places or places_of(modules_by_path(self.root))
-        place = self._places.get(str(source.target))
-        return None if place is None else place.tensor
+        self._tensors = self._tensors or tensors_of(modules_by_path(self.root))
+        return self._tensors.get(str(source.target))
 
     @contextlib.contextmanager
     def _recorded_factories(self) -> Iterator[None]:

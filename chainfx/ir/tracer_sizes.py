@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.fx.proxy import TraceError
 
+from chainfx.ir.edit import modules_by_path
 from chainfx.ir.meta_values import MetaEvaluator, needs_data, without_data
 from chainfx.ir.tracer import Trace, TrainFormProxy, TrainFormTracer
 
@@ -102,7 +103,7 @@ class SizesTracer(TrainFormTracer):
 
     def run(self, model: nn.Module) -> Trace:
         """As the base class."""
-        self._evaluator = MetaEvaluator(model)
+        self._evaluator = MetaEvaluator(modules_by_path(model))
         return super().run(model)
 
     def proxy(self, node: Node) -> Proxy:

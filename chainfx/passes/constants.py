@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from chainfx.ir import edit
 from chainfx.ir.channel_flow import operator_name
 from chainfx.passes.base import Skipped
+from chainfx.passes.weights import Weights
 
 __all__ = ["Constants", "constants_of", "fold_removed", "obstacle"]
 
@@ -42,21 +43,22 @@ class Constants:
     values: Tensor
 
 
-def constants_of(graph_module: GraphModule) -> dict[Node, Constants]:
+def constants_of(weights: Weights) -> dict[Node, Constants]:
     """The channels that are the same for every input and everywhere, of every node that has some.
 
     They come from a BatchNorm whose scale is exactly 0 (the channel is its bias) and from filters of zeros, and go
     through element-wise functions, pooling, sums, products, concatenation and flattening. Needs the shapes in
-    ``node.meta["val"]`` and a graph in eval mode.
+    ``node.meta["val"]``.
     """
     found: dict[Node, Constants] = {}
-    modules = edit.modules_by_path(graph_module)
     with torch.no_grad():
-        for node in graph_module.graph.nodes:
+        for node in weights.graph_module.graph.nodes:
             if node.op == "call_module":
-                known = _of_module(modules[str(node.target)], node, found)
+                known = _of_module(weights.modules[str(node.target)], node, found)
+            elif node.target in edit.LAYERS:
+                known = _of_layer(weights, node)
             else:
-                known = _known(graph_module, node, found)
+                known = _known(weights.graph_module, node, found) if found else None
             if known is not None and not bool(known.values.isnan().all()):
                 found[node] = known
     return found
@@ -64,10 +66,6 @@ def constants_of(graph_module: GraphModule) -> dict[Node, Constants]:
 
 def _known(graph_module: GraphModule, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
     if not node.op.startswith("call") or not node.args:
-        return None
-    if node.target in edit.LAYERS:
-        return _of_layer(graph_module, node)
-    if not found:
         return None
     given = _first(node, found)
     name = operator_name(node)
@@ -104,23 +102,31 @@ def _of_module(module: nn.Module, node: Node, found: Mapping[Node, Constants]) -
 
 
 def _of_norm(norm: _BatchNorm, given: Constants | None) -> Constants | None:
-    if norm.weight is None or norm.running_mean is None or norm.running_var is None:
+    scales = norm.weight
+    if scales is None or (given is None and bool(scales.all())):  # no scale is 0
         return None
-    if given is None and bool(norm.weight.all()):  # no scale is 0
+    if norm.running_mean is None or norm.running_var is None:
         return None
-    values = torch.full_like(norm.weight, math.nan) if given is None else given.values
-    scaled = (values - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
-    return Constants(1, torch.where(norm.weight == 0, norm.bias, scaled))
+    values = torch.full_like(scales, math.nan) if given is None else given.values
+    scaled = (values - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * scales + norm.bias
+    return Constants(1, torch.where(scales == 0, norm.bias, scaled))
 
 
-def _of_layer(graph_module: GraphModule, node: Node) -> Constants | None:
+def _of_layer(weights: Weights, node: Node) -> Constants | None:
     """The outputs of filters of zeros."""
-    weight = None if node.target in edit.TRANSPOSED else _value(graph_module, node.args[1])
-    if weight is None or bool((rows := weight.flatten(1))[:, 0].all()):  # few filters begin with a zero
+    source: Any = node.args[1]
+    if node.target in edit.TRANSPOSED:
+        return None
+    if source.op == "get_attr" and bool(weights.row_sums(str(source.target)).all()):  # no filter is of zeros
+        return None
+    graph_module = weights.graph_module
+    weight = _value(graph_module, source)
+    if weight is None:
         return None
     bias = _value(graph_module, node.args[2])
     if bias is None and node.args[2] is not None:
         return None
+    rows = weight.flatten(1)
     dead = rows[:, 0] == 0
     dead[dead.clone()] = ~rows[dead].any(1)
     values = torch.zeros_like(rows[:, 0]) if bias is None else bias

@@ -16,7 +16,7 @@ _BLOCK = 64
 def _unit_norm(group: GroupSlices, order: int) -> Tensor:
     """The norm of all that makes and reads a unit: (sum over the slices of |w|^order)^(1 / order)."""
     slices = group.having("makes", "reads")
-    return sum((each.total(each.power_sum(order)) for each in slices), group.zeros()) ** (1 / order)
+    return sum((each.total(each.power_sum(order)) for each in slices), group.zeros()).pow(1 / order)
 
 
 @register_importance("l1")

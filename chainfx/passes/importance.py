@@ -14,17 +14,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from chainfx.errors import InputError, PassError
 from chainfx.ir.channels import ChannelGroup, Member
-from chainfx.ir.edit import modules_by_path, places_of
 from chainfx.passes.evidence import Evidence, reading_dims
+from chainfx.passes.weights import Weights
 
 __all__ = [
     "Criterion",
@@ -41,57 +41,89 @@ __all__ = [
 Role = Literal["makes", "reads", "scales", "other"]
 
 
+class _Line(NamedTuple):
+    """The positions of a dimension and the units they belong to; ``whole``: unit i is position i, for all units."""
+
+    positions: Tensor
+    units: Tensor
+    whole: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
     """One dimension of one parameter of a group, of which position ``positions[i]`` belongs to unit ``units[i]``.
 
     ``role``: ``makes`` (the outputs of a convolution, linear layer or embedding), ``reads`` (the inputs of one that
     sums over them), ``scales`` (the scale of a BatchNorm) or ``other`` (biases, statistics, masks, plain parameters).
-    ``size``: the number of units of the group. ``mean``, ``power``, ``moment``, ``slope``, ``calls``: what
-    :class:`~chainfx.passes.evidence.Evidence` has of the slice, the first four ``None`` unless the criterion needs them
-    (see :func:`register_importance`) and the role is ``reads``. ``samples``: on how many that was measured.
+    ``size``: the number of units of the group.
     """
 
     path: str
     role: Role
     tensor: Tensor
     dim: int
-    positions: Tensor
-    units: Tensor
     size: int
-    mean: Tensor | None = None
-    power: Tensor | None = None
-    moment: Tensor | None = None
-    slope: Tensor | None = None
-    calls: int = 1
-    samples: int = 0
-    _sums: dict[tuple[str, float], tuple[Tensor, ...]] = field(
-        default_factory=dict
-    )  # shared: a weight is in two groups
+    _line: _Line
+    _evidence: Evidence
+    _weights: Weights
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions along the dimension, in order."""
+        return self._line.positions
+
+    @property
+    def units(self) -> Tensor:
+        """The unit of each of the positions."""
+        return self._line.units
+
+    @property
+    def mean(self) -> Tensor | None:
+        """What :class:`~chainfx.passes.evidence.Evidence` has of the slice, as the four that follow.
+
+        ``None`` unless the criterion needs it (see :func:`register_importance`) and the role is ``reads``.
+        """
+        return self._evidence.mean.get(self.path)
+
+    @property
+    def power(self) -> Tensor | None:
+        """See :attr:`mean`."""
+        return self._evidence.power.get(self.path)
+
+    @property
+    def moment(self) -> Tensor | None:
+        """See :attr:`mean`."""
+        return self._evidence.moment.get(self.path)
+
+    @property
+    def slope(self) -> Tensor | None:
+        """See :attr:`mean`."""
+        return self._evidence.slope.get(self.path)
+
+    @property
+    def calls(self) -> int:
+        """How often the layer is called."""
+        return self._evidence.calls.get(self.path, 1)
+
+    @property
+    def samples(self) -> int:
+        """On how many samples that was measured."""
+        return self._evidence.samples
 
     def norm(self, order: float = 2) -> Tensor:
         """The vector norm of the slice at every position of the dimension, float64 on the CPU, shape (positions,)."""
         if order == math.inf:
             return self.tensor.detach().abs().movedim(self.dim, 0).flatten(1).amax(1).to("cpu", torch.float64)
-        return self.power_sum(order) ** (1 / order)
+        return self.power_sum(order).pow(1 / order)
 
     def power_sum(self, order: float = 2) -> Tensor:
         """The sum of |w|^order at every position of the dimension, float64 on the CPU, shape (positions,)."""
-        if self.dim > 1:
-            return _powers(self.tensor, order).movedim(self.dim, 0).flatten(1).sum(1).to("cpu", torch.float64)
-        key = (self.path, order)
-        if key not in self._sums:
-            self._sums[key] = tuple(each.to("cpu", torch.float64) for each in _sums(_powers(self.tensor, order)))
-        return self._sums[key][self.dim]
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the tensor is finite everywhere: then so are its sums."""
-        sums = self._sums.get((self.path, 1)) or self._sums.get((self.path, 2)) or (self.tensor.detach(),)
-        return math.isfinite(sums[0].sum(dtype=torch.promote_types(sums[0].dtype, torch.float32)).item())
+        return self._weights.power_sum(self.path, self.dim, order)
 
     def total(self, each: Tensor) -> Tensor:
         """Values at every position, shape (..., positions), summed over those of each unit: shape (..., size)."""
+        if self._line.whole:
+            return each.narrow(-1, 0, self.size).to(torch.float64, copy=True)
         found = torch.zeros(*each.shape[:-1], self.size, dtype=torch.float64)
         return found.index_add_(-1, self.units, each[..., self.positions].to(torch.float64))
 
@@ -100,13 +132,12 @@ class Slice:
 class GroupSlices:
     """What a criterion may know of a group: its name, its number of units, its slices, and a source of randomness.
 
-    ``roles`` are those of the slices, which ``make`` makes, by number, when they are first asked for.
+    ``make`` gives the slices with some of the roles when they are asked for.
     """
 
     name: str
     size: int
-    roles: tuple[Role, ...]
-    make: Callable[[int], Slice] = field(repr=False)
+    make: Callable[[Sequence[Role]], tuple[Slice, ...]] = field(repr=False)
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     @cached_property
@@ -116,7 +147,7 @@ class GroupSlices:
 
     def having(self, *roles: Role) -> tuple[Slice, ...]:
         """The slices with one of these roles."""
-        return tuple(self.make(number) for number, role in enumerate(self.roles) if role in roles)
+        return self.make(roles)
 
     def zeros(self) -> Tensor:
         """A score of nothing, shape (size,), float64."""
@@ -183,7 +214,7 @@ def get_importance(name: str) -> Criterion | None:
 
 def score_groups(
     criterion: Criterion,
-    graph_module: GraphModule,
+    weights: Weights,
     groups: Sequence[ChannelGroup],
     evidence: Evidence,
     generator: torch.Generator,
@@ -195,7 +226,7 @@ def score_groups(
     scores that are not one finite number a unit.
     """
     scores = []
-    known = slices_of(graph_module, groups, evidence, generator, name)
+    known = slices_of(weights, groups, evidence, generator, name)
     for slices, score in [(each, _score(criterion, each, name)) for each in known]:
         where = f"{name}: the importance {criterion.name!r}"
         if tuple(score.shape) != (slices.size,):
@@ -203,7 +234,7 @@ def score_groups(
                 f"{where} gives shape {tuple(score.shape)} for group {slices.name!r} of {slices.size} units; "
                 f"give one number for each."
             )
-        if not bool(score.isfinite().all()):
+        if not math.isfinite(score.sum().item()) and not bool(score.isfinite().all()):
             raise PassError(f"{where} is not finite for group {slices.name!r}; give finite numbers.")
         scores.append(score.detach().to("cpu", torch.float64))
     return scores
@@ -217,7 +248,7 @@ def _score(criterion: Criterion, group: GroupSlices, name: str) -> Tensor:
 
 
 def slices_of(
-    graph_module: GraphModule,
+    weights: Weights,
     groups: Sequence[ChannelGroup],
     evidence: Evidence,
     generator: torch.Generator,
@@ -228,16 +259,13 @@ def slices_of(
     Raises :class:`PassError`, in the name of pass ``name``, for a weight that makes channels and is not finite, once
     the group has been looked at.
     """
-    look = _Look(graph_module, evidence)
+    look = _Look(weights, evidence)
     for group in groups:
-        made = {(source.path, source.dim) for source in group.sources}
-        roles = tuple(look.role(member, made) for member in group.members)
-        known = GroupSlices(group.name, group.size, roles, partial(look.slice, group, roles), generator)
-        yield known
-        for each in known.having("makes"):
-            if not each.is_finite:
+        yield GroupSlices(group.name, group.size, partial(look.slices, group), generator)
+        for source in group.sources:
+            if not math.isfinite(weights.row_sums(source.path).sum().item()):
                 raise PassError(
-                    f"{name}: the weight {each.path!r} of group {group.name!r} is not finite everywhere; "
+                    f"{name}: the weight {source.path!r} of group {group.name!r} is not finite everywhere; "
                     f"train the network again before pruning."
                 )
 
@@ -248,59 +276,44 @@ _NOTHING = Evidence()
 class _Look:
     """Makes slices out of members."""
 
-    def __init__(self, graph_module: GraphModule, evidence: Evidence) -> None:
-        self.graph_module = graph_module
+    def __init__(self, weights: Weights, evidence: Evidence) -> None:
+        self.weights = weights
         self.evidence = evidence
-        self.dims = reading_dims(graph_module)
-        modules = modules_by_path(graph_module)
-        self.scales = {f"{path}.weight" for path, module in modules.items() if isinstance(module, _BatchNorm)}
-        self.places = places_of(modules)
-        self.lines: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self.sums: dict[tuple[str, float], tuple[Tensor, ...]] = {}
+        self.lines: dict[tuple[int, int], _Line] = {}
 
-    def role(self, member: Member, made: set[tuple[str, int]]) -> Role:
-        """The role of a member of a group whose layers ``made`` (path, dimension)."""
-        if self.dims.get(member.path) == member.dim:
-            return "reads"
-        if (member.path, member.dim) in made:
-            return "makes"
-        return "scales" if member.path in self.scales else "other"
+    @cached_property
+    def dims(self) -> dict[str, int]:
+        """The dimensions that are summed over, by the paths of weights."""
+        return reading_dims(self.weights.graph_module)
 
-    def slice(self, group: ChannelGroup, roles: Sequence[Role], number: int) -> Slice:
+    @cached_property
+    def scales(self) -> set[str]:
+        """The paths of the scales of BatchNorms."""
+        modules = self.weights.modules
+        return {f"{path}.weight" for path, module in modules.items() if isinstance(module, _BatchNorm)}
+
+    def slices(self, group: ChannelGroup, roles: Sequence[Role]) -> tuple[Slice, ...]:
+        """The slices of a group that have one of these roles."""
+        made = {(source.path, source.dim) for source in group.sources}
+        found = []
+        for member in group.members:
+            role: Role = "other"
+            if self.dims.get(member.path) == member.dim:
+                role = "reads"
+            elif (member.path, member.dim) in made:
+                role = "makes"
+            elif member.path in self.scales:
+                role = "scales"
+            if role in roles:
+                found.append(self.slice(group, member, role))
+        return tuple(found)
+
+    def slice(self, group: ChannelGroup, member: Member, role: Role) -> Slice:
         """The slice of a member of a group."""
-        member, role = group.members[number], roles[number]
-        path, evidence = member.path, self.evidence if role == "reads" else _NOTHING
-        line = id(member.positions), id(member.units)  # members whose dimensions have the same labels share it
-        if line not in self.lines:
-            self.lines[line] = torch.from_numpy(member.positions), torch.from_numpy(member.units)
-        return Slice(
-            path,
-            role,
-            self.places[path].tensor,
-            member.dim,
-            *self.lines[line],
-            group.size,
-            evidence.mean.get(path),
-            evidence.power.get(path),
-            evidence.moment.get(path),
-            evidence.slope.get(path),
-            evidence.calls.get(path, 1),
-            evidence.samples,
-            self.sums,
-        )
-
-
-def _sums(values: Tensor) -> tuple[Tensor, ...]:
-    """The sums over everything else at every position of the first and the second dimension, if there is one."""
-    if values.dim() < 2:
-        return (values,)
-    matrix = values.flatten(1)
-    rows = torch.mv(matrix, matrix.new_ones(matrix.shape[1]))  # several times as fast as sum, for columns above all
-    columns = torch.mv(matrix.t(), matrix.new_ones(matrix.shape[0]))
-    return rows, columns.view(values.shape[1], -1).sum(1)
-
-
-def _powers(tensor: Tensor, order: float) -> Tensor:
-    values = tensor.detach()
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    return values.abs() if order == 1 else values.square() if order == 2 else values.abs().pow(order)
+        evidence = self.evidence if role == "reads" else _NOTHING
+        key = id(member.positions), id(member.units)  # members whose dimensions have the same labels share it
+        if key not in self.lines:
+            whole = np.array_equal(member.positions, member.units)  # both are in order, and no unit is missing
+            self.lines[key] = _Line(torch.from_numpy(member.positions), torch.from_numpy(member.units), whole)
+        tensor = self.weights.tensor(member.path)
+        return Slice(member.path, role, tensor, member.dim, group.size, self.lines[key], evidence, self.weights)

@@ -12,7 +12,6 @@ from torch.fx import GraphModule
 
 import chainfx.passes.criteria  # noqa: F401 (registers its importances)
 from chainfx.errors import PassError
-from chainfx.ir import edit
 from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels
 from chainfx.ir.surgery import prune
 from chainfx.passes.base import (
@@ -33,6 +32,7 @@ from chainfx.passes.importance import Criterion, get_importance, importance_name
 from chainfx.passes.layers import layer_path
 from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, first_step, wanted_units
 from chainfx.passes.targets import COSTS, Cost, CostModel
+from chainfx.passes.weights import Weights
 
 __all__ = ["PruneChannels"]
 
@@ -186,14 +186,15 @@ class PruneChannels(Pass):
         evidence = gather(graph_module, context.calibration, self._measures, context.rng("prune-channels labels"))
         generator = context.rng("prune-channels")
         whole = self._sizes_at_entry(analysis, context)
-        scores = score_groups(self._criterion, graph_module, chosen, evidence, generator)
+        weights = Weights(graph_module)
+        scores = score_groups(self._criterion, weights, chosen, evidence, generator)
         candidates = [
             Candidate(group, score, whole.get(group.name, group.size))
             for group, score in zip(chosen, scores, strict=True)
         ]
         keep, profile = self._keep(graph_module, analysis, candidates, context)
         if keep:
-            folded, lost = self._fold(graph_module, analysis, keep, evidence)
+            folded, lost = self._fold(weights, analysis, keep, evidence)
             profile["folded"] = list(folded)
             left += lost
             prune(graph_module, analysis, keep)
@@ -254,7 +255,8 @@ class PruneChannels(Pass):
             whole = self._cost_at_entry(cost, model, context)
             keep = self._cheapest(cost, whole * (1 - (1 - left) * done), whole, ladder, model)
             profile[cost] = model.of(cost, keep) / whole
-        profile["removed"] = sum(each.group.size - len(keep.get(each.group.name, each.score)) for each in candidates)
+        kept = [keep.get(each.group.name, each.score).shape[0] for each in candidates]
+        profile["removed"] = profile["units"] - sum(kept)
         return keep, profile
 
     def _done(self, number: int) -> float:
@@ -301,17 +303,16 @@ class PruneChannels(Pass):
         return ladder.keep(step)
 
     def _fold(
-        self, graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep, evidence: Evidence
+        self, weights: Weights, analysis: ChannelAnalysis, keep: Keep, evidence: Evidence
     ) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
         """Give the readers of removed channels what these gave; see :func:`fold_removed`."""
-        with edit.evaluating(graph_module):
-            known = constants_of(graph_module)
-            if not known and not self.compensate:
-                return (), ()
-            removed = removed_inputs(graph_module, analysis, keep)
-            means, unfitted = take_over(graph_module, removed, evidence) if self.compensate else (None, ())
-            folded, lost = fold_removed(graph_module, removed, known, means)
-            return folded, (*unfitted, *lost)
+        graph_module, known = weights.graph_module, constants_of(weights)
+        if not known and not self.compensate:
+            return (), ()
+        removed = removed_inputs(graph_module, analysis, keep)
+        means, unfitted = take_over(graph_module, removed, evidence) if self.compensate else (None, ())
+        folded, lost = fold_removed(graph_module, removed, known, means)
+        return folded, (*unfitted, *lost)
 
 
 def _matches(group: ChannelGroup, patterns: Sequence[str]) -> bool:

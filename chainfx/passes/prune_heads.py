@@ -32,6 +32,7 @@ from chainfx.passes.constants import fold_removed
 from chainfx.passes.evidence import Evidence, gather
 from chainfx.passes.importance import Criterion, get_importance, score_groups
 from chainfx.passes.layers import layer_path
+from chainfx.passes.weights import Weights
 
 __all__ = ["PruneHeads"]
 
@@ -131,10 +132,9 @@ class PruneHeads(Pass):
             evidence = gather(graph_module, context.calibration, self._measures, generator, self.info.name)
             keep = self._keep(graph_module, groups, ratio, evidence, generator)
             if self.compensate:
-                with edit.evaluating(graph_module):
-                    removed = removed_inputs(graph_module, analysis, keep)
-                    means, unfitted = take_over(graph_module, removed, evidence)
-                    _, lost = fold_removed(graph_module, removed, {}, means)
+                removed = removed_inputs(graph_module, analysis, keep)
+                means, unfitted = take_over(graph_module, removed, evidence)
+                _, lost = fold_removed(graph_module, removed, {}, means)
                 skipped += [*unfitted, *lost]
             prune(graph_module, analysis, keep)
             modified = modified or bool(groups)
@@ -168,7 +168,7 @@ class PruneHeads(Pass):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """The units of every group that stay, in order."""
-        scores = score_groups(self._criterion, graph_module, groups, evidence, generator, self.info.name)
+        scores = score_groups(self._criterion, Weights(graph_module), groups, evidence, generator, self.info.name)
         orders = [score.argsort(descending=True, stable=True) for score in scores]
         kept = zip(groups, orders, strict=True)
         return {group.name: order[: _kept_of(group, ratio)].sort().values for group, order in kept}

@@ -44,7 +44,7 @@ class Candidate:
 
     def best(self, kept: int) -> Tensor:
         """The ``kept`` units with the highest scores, of equal ones the first, in their order."""
-        return self.score.argsort(descending=True, stable=True)[:kept].sort().values
+        return torch.from_numpy(np.sort(np.argsort(-self.score.numpy(), kind="stable")[:kept]))
 
 
 class Ladder:

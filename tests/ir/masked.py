@@ -57,6 +57,8 @@ def masked_outputs(graph_module, analysis, keep, inputs):
 
 def planned_shapes(graph_module, analysis, keep):
     """The shape of every entry of the state dict after the removal, from the members of the groups alone."""
+    for group in analysis.groups:
+        assert all(set(m.units.tolist()) == set(range(group.size)) for m in group.members), f"{group.name}: lost units"
     removed = AbsentNetwork(graph_module, analysis, keep).removed
     shapes = {}
     for path, tensor in graph_module.state_dict(keep_vars=True).items():

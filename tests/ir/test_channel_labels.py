@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from chainfx.ir import edit
-from chainfx.ir.channel_labels import Ledger, all_of, any_of, blank, compact, fitted, spread, varying
+from chainfx.ir.channel_labels import all_of, any_of, blank, compact, fitted, spread, varying
+from chainfx.ir.channel_ledger import Ledger
 from chainfx.ir.channels import analyse_channels
 from chainfx.ir.surgery import prune
 from tests.ir.masked import captured, masked_outputs
@@ -59,6 +60,36 @@ def test_a_zero_among_repeated_couplings_freezes():
     assert found[1] == found[4] == found[0]
     assert found[2] == found[5] != 0
     assert ledger.reason(1) == "it must stay"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_couplings_of_whole_lines_and_of_parts_in_any_order(seed):
+    """Lines of channels that go together, in any order, some turned around, some only in part, some frozen."""
+    torch.manual_seed(seed)
+    ledger, pairs = Ledger(), []
+    lines = [ledger.fresh(4) for _ in range(6)]
+    for _ in range(4):
+        one, other = (lines[i] for i in torch.randint(0, 6, (2,)).tolist())
+        kind = int(torch.randint(0, 4, ()))
+        other = other.flip(0) if kind == 0 else other
+        one, other = (one[:2], other[1:3]) if kind == 1 else (one, other)
+        pairs += zip(one.tolist(), other.tolist(), strict=True)
+        ledger.couple(one.expand(3, -1).t(), other.expand(3, -1).t(), "why")
+    stays = lines[0][:1]
+    ledger.freeze(stays, "it must stay")
+    pairs.append((0, int(stays)))
+    assert same_sets(ledger.components().tolist(), components(ledger.size, pairs))
+    for line in lines:
+        assert same_sets(ledger.components()[ledger.eldest(line)].tolist(), ledger.components()[line].tolist())
+
+
+def test_lines_that_are_joined_last_to_first():
+    ledger = Ledger()
+    a, b, c = (ledger.fresh(3) for _ in range(3))
+    ledger.couple(b, c, "why")
+    ledger.couple(a, b, "why")
+    assert ledger.components().tolist() == [0, *[1, 2, 3] * 3]
+    assert ledger.eldest(c) is a
 
 
 def test_pinning_twice_couples_once():

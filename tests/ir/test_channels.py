@@ -79,6 +79,14 @@ PRUNABLE = {
     "in-place": (Net(lambda m, y, x: y.add_(m.b(x)).mul_(0.5), b=conv(3, 8)), [8]),
     "cat": (Net(lambda m, y, x: torch.cat([y, x, m.b(x)], 1), b=conv(3, 6), z=conv(17, 2)), [8, 6]),
     "cat with itself": (Net(lambda m, y, x: torch.cat([y, y], 1), z=conv(16, 2)), [8]),
+    "cat with some of itself": (
+        Net(lambda m, y, x: torch.cat([y, y[:, m.i]], 1), i=torch.tensor([2, 3, 4, 5]), z=conv(12, 2)),
+        [4, 4],
+    ),
+    "sum with what is learnt": (
+        Net(lambda m, y, x: y + m.b(m.s), b=conv(6, 8), s=param(1, 6, 4, 4)),
+        [8],
+    ),
     "cat of chunks": (Net(lambda m, y, x: torch.cat(y.chunk(2, 1), 1)), [4, 4]),
     "stack": (Net(lambda m, y, x: torch.stack([y, m.b(x)], 1).sum(1), b=conv(3, 8)), [8]),
     "depthwise": (Net(lambda m, y, x: m.b(y), b=conv(8, 8, groups=8)), [8]),

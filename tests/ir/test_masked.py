@@ -178,8 +178,7 @@ def test_members_that_name_other_channels_are_seen():
     graph_module, inputs, analysis, keep = pair()
     (group,) = analysis.groups
     shifted = [
-        dataclasses.replace(m, units=np.roll(m.units, 1)) if (m.path, m.dim) == ("z.weight", 1) else m
-        for m in group.members
+        m._replace(units=np.roll(m.units, 1)) if (m.path, m.dim) == ("z.weight", 1) else m for m in group.members
     ]
     wrong = dataclasses.replace(analysis, groups=(dataclasses.replace(group, members=tuple(shifted)),))
     with pytest.raises(AssertionError, match="the weight of a convolution"):

@@ -10,7 +10,7 @@ from torch import nn
 from chainfx.errors import InputError, PassError
 from chainfx.ir.capture import capture
 from chainfx.ir.channels import analyse_channels
-from chainfx.passes import Quantize
+from chainfx.passes import Quantize, weights
 from chainfx.passes.base import PassContext
 from chainfx.passes.criteria import _slopes
 from chainfx.passes.evidence import SAMPLES, Evidence, gather, reading_dims, shrunk_covariance
@@ -22,6 +22,7 @@ from chainfx.passes.importance import (
     slices_of,
 )
 from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.weights import Weights
 from tests.nets import images, small_resnet, warm
 
 
@@ -51,7 +52,7 @@ def scored(name, graph_module, batches):
     criterion = get_importance(name)
     generator = torch.Generator().manual_seed(0)
     evidence = gather(graph_module, batches, criterion.needs, generator)
-    slices = slices_of(graph_module, analysis.groups, evidence, generator)
+    slices = slices_of(Weights(graph_module), analysis.groups, evidence, generator)
     return [criterion.score(each) for each in slices], analysis
 
 
@@ -82,6 +83,62 @@ def test_norms_are_over_the_whole_group(name, order):
     parts += [weight(graph_module, "c").transpose(0, 1), weight(graph_module, "d").t()]
     rows = torch.cat([part.flatten(1) for part in parts], 1)
     torch.testing.assert_close(score, rows.norm(order, dim=1), rtol=1e-6, atol=1e-6)
+
+
+def test_norms_of_channels_that_are_joined_and_turned():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.c(torch.cat([self.a(x), self.b(x).flip(1)], 1))
+
+    graph_module, batches = prepared(Joined())
+    scores, _ = scored("l2", graph_module, batches)
+    read = weight(graph_module, "c").transpose(0, 1)
+    for score, path, part in zip(scores, "ab", (read[:4], read[4:].flip(0)), strict=True):
+        rows = torch.cat([weight(graph_module, path).flatten(1), part.flatten(1)], 1)
+        torch.testing.assert_close(score, rows.norm(dim=1), rtol=1e-6, atol=1e-6)
+
+
+def test_a_criterion_may_change_what_it_gets():
+    graph_module, batches = prepared()
+    (group,) = analyse_channels(graph_module, batches[0]).groups
+    (slices,) = slices_of(Weights(graph_module), [group], Evidence(), torch.Generator())
+    for each in slices.slices:
+        each.total(each.power_sum(2)).zero_()
+        assert each.total(each.power_sum(2)).any()
+
+
+def test_what_was_measured_is_of_what_is_read():
+    graph_module, batches = prepared(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)))
+    groups = analyse_channels(graph_module, batches[0]).groups
+    evidence = gather(graph_module, batches, frozenset({"activity"}), torch.Generator())
+    for slices in slices_of(Weights(graph_module), groups, evidence, torch.Generator()):
+        assert {(each.role, each.mean is None) for each in slices.having("makes", "reads")} == {
+            ("makes", True),
+            ("reads", False),
+        }
+
+
+@pytest.mark.parametrize("piece", [1, 20, 1000])
+def test_sums_found_in_pieces_are_those_of_the_whole(piece, monkeypatch):
+    monkeypatch.setattr(weights, "_PIECE", piece)
+    torch.manual_seed(0)
+    tensor = nn.Conv2d(3, 7, 2).double().weight
+    found = Weights(nn.ParameterDict({"w": tensor}))
+    for order in (1, 2, 3):
+        powers = tensor.abs().pow(order)
+        torch.testing.assert_close(found.power_sum("w", 0, order), powers.sum((1, 2, 3)))
+        torch.testing.assert_close(found.power_sum("w", 1, order), powers.sum((0, 2, 3)))
+
+
+def test_sums_of_half_precision_do_not_overflow():
+    model = nn.Sequential(nn.Linear(512, 4).half())
+    nn.init.constant_(model[0].weight, 300)
+    assert Weights(model).row_sums("0.weight").tolist() == [300.0 * 512] * 4
+    assert Weights(model).power_sum("0.weight", 1, 2).tolist() == [300.0**2 * 4] * 512
 
 
 def test_bn_is_the_mean_scale():

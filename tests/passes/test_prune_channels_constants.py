@@ -12,6 +12,8 @@ from chainfx.ir.channels import analyse_channels
 from chainfx.passes.base import PassContext
 from chainfx.passes.constants import constants_of
 from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.quantize import Quantize
+from chainfx.passes.weights import Weights
 
 BETA = torch.tensor([0.7, -0.4, 1.3, 0.0, 2.0, -1.1, 0.5, 0.9])
 DEAD = [0, 1, 2, 3]
@@ -182,7 +184,7 @@ def test_constants_are_what_the_network_computes():
     for name, make in EXACT.items():
         graph_module, context = prepared(kill(make()) if name.startswith("dead filters") else make())
         analyse_channels(graph_module, context.example_inputs)
-        known = constants_of(graph_module)
+        known = constants_of(Weights(graph_module))
         seen = {}
 
         class Record(torch.fx.Interpreter):
@@ -218,4 +220,27 @@ def test_a_channel_that_trains_is_no_constant():
     torch.manual_seed(0)
     graph_module, context = prepared(nn.Sequential(conv(3, 8), norm(dead=[]), nn.ReLU(), conv(8, 2)))
     analyse_channels(graph_module, context.example_inputs)
-    assert constants_of(graph_module) == {}
+    assert constants_of(Weights(graph_module)) == {}
+
+
+def test_a_filter_that_is_rounded_to_zeros_is_a_constant():
+    torch.manual_seed(0)
+    graph_module, context = prepared(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 2)))
+    graph_module.get_parameter("0.weight").data[[1, 4]] *= 1e-3
+    context = PassContext(graph_module, context.example_inputs, calibration=[context.example_inputs])
+    step = Quantize(4, 32, scheme="uniform", granularity="tensor", first=4, last=4)
+    graph_module = step.apply(graph_module, context).graph_module
+    analyse_channels(graph_module, context.example_inputs)
+    known = {node.name: constants for node, constants in constants_of(Weights(graph_module)).items()}
+    bias = graph_module.get_parameter("0.bias").detach()
+    wanted = torch.full((8,), float("nan"), dtype=bias.dtype)
+    wanted[[1, 4]] = bias[[1, 4]]
+    torch.testing.assert_close(known["_0"].values, wanted, equal_nan=True)
+
+
+def test_an_input_that_a_transposed_convolution_ignores_is_no_constant():
+    torch.manual_seed(0)
+    graph_module, context = prepared(nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 8, 2), conv(8, 2)))
+    graph_module.get_parameter("1.weight").data[3] = 0
+    analyse_channels(graph_module, context.example_inputs)
+    assert constants_of(Weights(graph_module)) == {}

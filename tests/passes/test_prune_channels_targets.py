@@ -192,6 +192,16 @@ def sizes(keep):
     return {name: kept.tolist() for name, kept in keep.items()}
 
 
+def test_of_units_with_equal_scores_the_first_stay():
+    (given,) = candidates([1.0, 2, 1, 0, 1, 2])
+    assert [given.best(kept).tolist() for kept in (1, 3, 4, 6)] == [
+        [1],
+        [0, 1, 5],
+        [0, 1, 2, 5],
+        [0, 1, 2, 3, 4, 5],
+    ]
+
+
 def test_the_global_ladder_takes_the_lowest_of_all():
     given = candidates([4.0, 1, 3, 9], [2.0, 8, 7])
     ladder = Ladder(given, Limits(), [each.score for each in given])
