@@ -16,7 +16,7 @@ graph (which runs the network on the image), scores, surgery, classifier ignored
 interleaved, so that a busy machine slows both; where one run takes Torch-Pruning a minute it is run once. ``times`` is
 how many times faster chainfx is, on the captured graph and with the capture. ``MB`` is what the process of chainfx, on
 the captured graph, and that of Torch-Pruning hold at their peak beyond what they held before the first pruning of that
-network; each prunes a small network first, so that what is loaded once does not count.
+network; each prunes a small network first, so that what is loaded once does not count (read on Linux with glibc).
 """
 
 import argparse
