@@ -12,10 +12,10 @@ demo: $(INSTALLED)
 	$(BIN)/chainfx demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o python_files='bench_*.py'

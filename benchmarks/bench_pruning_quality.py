@@ -33,11 +33,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chainfx import zoo
 from chainfx.errors import ChainfxError
-from chainfx.ir.capture import capture
-from chainfx.ir.edit import evaluating
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.graph.edit import evaluating
 from chainfx.passes.base import PassContext, TuneRequest
-from chainfx.passes.importance import importance_names
 from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.pruning.importance import importance_names
 from chainfx.training import Augment, Data, Trainer
 from chainfx.training.sources import from_arrays
 

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chainfx.ir.capture import capture
+from chainfx.ir.capture.ways import capture
 from chainfx.passes.base import PassContext
 from chainfx.passes.prune_channels import PruneChannels
 

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 import chainfx
-from chainfx.ir.capture import capture
+from chainfx.ir.capture.ways import capture
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
 
 IMAGE = (torch.zeros(1, 3, 224, 224, device="meta"),)

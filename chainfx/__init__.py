@@ -3,9 +3,9 @@
 from chainfx import errors, passes
 from chainfx.bitops import CostReport
 from chainfx.compiler import compile, count
-from chainfx.deploy.model import CompressedModel, load
+from chainfx.deploy import CompressedModel, load
 from chainfx.ir.capture import capture
-from chainfx.scheduler.plan import Plan, plan
+from chainfx.scheduler import Plan, plan
 
 __all__ = ["CompressedModel", "CostReport", "Plan", "capture", "compile", "count", "errors", "load", "passes", "plan"]
 __version__ = "0.1.0"

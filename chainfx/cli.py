@@ -12,9 +12,8 @@ from typer.core import TyperGroup
 from chainfx.errors import ChainfxError, InputError
 
 if TYPE_CHECKING:
-    from chainfx.bitops import CostReport
-    from chainfx.bitops.diff import CostDiff
-    from chainfx.passes.base import Epoch, Pass
+    from chainfx.bitops import CostDiff, CostReport
+    from chainfx.passes import Epoch, Pass
     from chainfx.recipe import Recipe
 
 __all__ = ["app", "main"]
@@ -71,7 +70,7 @@ def plan(
     order: Order = "auto",
 ) -> None:
     """Show in what order passes go, and why: every edge with its reason and source."""
-    from chainfx.scheduler.plan import plan as make_plan
+    from chainfx.scheduler import plan as make_plan
 
     if len(passes) == 1 and Path(passes[0]).suffix in (".yaml", ".yml"):
         from chainfx.recipe import load_recipe
@@ -101,8 +100,8 @@ def count(
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to the screen.")] = None,
 ) -> None:
     """Count MACs, bit operations and storage: as a tree of modules, as JSON or CSV, or against another network."""
-    from chainfx.bitops.table import render
     from chainfx.counting import cross_checked, difference_of, inputs_of, parse_inputs, parse_rates, report_of
+    from chainfx.report import render
 
     arranged, formatted = (
         {"--depth": depth is not None, "--sort": sort != "order"},
@@ -183,9 +182,9 @@ def _say_epoch(epoch: "Epoch") -> None:
 
 def _declared(name: str) -> "Pass":
     """A pass of that name whose options are left open: the order follows from what the class declares."""
-    from chainfx.passes import registry
+    from chainfx.passes import get_pass
 
-    cls = registry.get(name)
+    cls = get_pass(name)
     return cls.__new__(cls)
 
 

@@ -10,17 +10,13 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
-from chainfx.deploy.model import CompressedModel
+from chainfx.deploy import CompressedModel
 from chainfx.errors import CaptureError, ChainfxError, InputError
-from chainfx.ir.capture import capture, capture_to_read
-from chainfx.ir.capture_export import export_to_read
-from chainfx.ir.edit import no_garbage_search
-from chainfx.passes.base import Pass, Trainer
+from chainfx.ir.capture import capture, capture_to_read, export_to_read
+from chainfx.ir.graph import no_garbage_search
+from chainfx.passes import Pass, Trainer
 from chainfx.progress import TerminalListener
-from chainfx.scheduler.plan import Plan, plan
-from chainfx.scheduler.records import StageStore
-from chainfx.scheduler.report import ChainReport
-from chainfx.scheduler.runner import Stage, run
+from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, plan, run
 
 __all__ = ["compile", "count"]
 

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from chainfx.bitops import CostReport
 from chainfx.compiler import count
-from chainfx.deploy.model import CompressedModel, load
+from chainfx.deploy import CompressedModel, load
 from chainfx.errors import InputError
-from chainfx.ir.meta_values import needs_data
+from chainfx.ir.graph import needs_data
 from chainfx.models import resolve_model
 
 if TYPE_CHECKING:
-    from chainfx.bitops.crosscheck import CrossCheck
-    from chainfx.bitops.diff import CostDiff
+    from chainfx.bitops import CostDiff, CrossCheck
     from chainfx.ir.channels import ChannelAnalysis
 
 __all__ = ["channels_of", "cross_checked", "difference_of", "inputs_of", "parse_inputs", "parse_rates", "report_of"]
@@ -57,7 +56,7 @@ def difference_of(before: CostReport, after: CostReport, rates: dict[str, float]
 
 def cross_checked(name: str, inputs: Inputs) -> "CrossCheck":
     """The MACs of a network by chainfx and by other tools, with the reason for every difference."""
-    from chainfx.bitops.crosscheck import cross_check
+    from chainfx.bitops import cross_check
 
     network, given = network_of(name, inputs)
     return cross_check(network.graph_module if isinstance(network, CompressedModel) else network, given)

@@ -16,11 +16,10 @@ from torch import Tensor
 
 import chainfx
 from chainfx import zoo
-from chainfx.deploy.model import CompressedModel
-from chainfx.ir.exits import Answer
+from chainfx.deploy import CompressedModel
+from chainfx.ir.graph import Answer
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
-from chainfx.scheduler.report import ChainReport
-from chainfx.scheduler.runner import Stage
+from chainfx.scheduler import ChainReport, Stage
 from chainfx.training import Trainer, digits
 
 __all__ = ["run_demo"]

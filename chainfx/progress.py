@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chainfx.passes.base import Epoch
-from chainfx.scheduler.runner import Listener, Stage
+from chainfx.passes import Epoch
+from chainfx.scheduler import Listener, Stage
 
 __all__ = ["TerminalListener"]
 

@@ -34,8 +34,7 @@ from torch import Tensor, nn
 
 from chainfx.errors import ChainfxError, RecipeError
 from chainfx.models import load_weights, resolve_model
-from chainfx.passes import registry
-from chainfx.passes.base import Pass
+from chainfx.passes import Pass, get_pass, pass_names
 from chainfx.training import Augment, Data, Trainer, digits, from_folder, from_npz, from_torchvision
 
 __all__ = ["Recipe", "load_recipe", "resolve_model"]
@@ -221,10 +220,10 @@ def _pass(text: "_Text", item: Any, at: Key) -> Pass:
         raise text.error(at, f"{item!r} is not a pass; write '- name' or '- name: {{option: value}}'")
     name, raw = next(iter(item.items()))
     with text.located(*at):
-        if name not in registry.names():
-            hint = _hint(str(name), registry.names())
-            raise text.error((*at, name), f"unknown pass {name!r}; {hint}installed are {', '.join(registry.names())}")
-        cls = registry.get(name)
+        if name not in pass_names():
+            hint = _hint(str(name), pass_names())
+            raise text.error((*at, name), f"unknown pass {name!r}; {hint}installed are {', '.join(pass_names())}")
+        cls = get_pass(name)
         return cls(**text.options(cls, raw or {}, (*at, name)))
 
 

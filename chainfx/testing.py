@@ -20,8 +20,8 @@ from torch.fx import GraphModule
 
 from chainfx.ir.artifact import fingerprint
 from chainfx.ir.capture import capture
-from chainfx.ir.verify import verify
-from chainfx.passes.base import NEEDS, Pass, PassContext, PassResult
+from chainfx.ir.graph import verify
+from chainfx.passes import NEEDS, Pass, PassContext, PassResult
 
 __all__ = ["check_pass"]
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from chainfx import zoo
-from chainfx.ir.capture import capture
-from chainfx.ir.verify import verify
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.graph.checks import verify
 
 
 def warm(model: nn.Module, *inputs: Tensor, seed: int = 0) -> nn.Module:

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 import chainfx
 from chainfx.errors import ArtifactError, InputError, PassError, TuningError
-from chainfx.ir.exits import Answer
+from chainfx.ir.graph.exits import Answer
 from chainfx.passes import Distill, EarlyExit, Fuse, PruneChannels, PruneWeights, Quantize
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer

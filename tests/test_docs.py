@@ -3,7 +3,7 @@
 import pytest
 
 from chainfx.bitops import conventions
-from chainfx.passes import importance
+from chainfx.passes.pruning import importance
 from tools.update_docs import DOCS, refreshed
 
 SHIPPED = importance.importance_names()

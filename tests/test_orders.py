@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import chainfx
-from chainfx.ir.exits import Answer
+from chainfx.ir.graph.exits import Answer
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer

@@ -9,9 +9,9 @@ import torch
 
 from chainfx import zoo
 from chainfx.bitops import count
-from chainfx.ir.capture import capture
+from chainfx.ir.capture.ways import capture
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
-from chainfx.scheduler.plan import plan
+from chainfx.scheduler.planning import plan
 from chainfx.scheduler.runner import run
 from tests.trainers import FakeTrainer
 

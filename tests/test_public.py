@@ -7,8 +7,9 @@ import chainfx
 
 PUBLIC = {
     "chainfx": "CompressedModel CostReport Plan capture compile count errors load passes plan",
-    "chainfx.passes": "Distill EarlyExit Fuse Granularity Kind LowRank Pass PassContext PassInfo PassResult "
-    "PruneChannels PruneHeads PruneWeights Quantize Skipped Trainer TuneRequest",
+    "chainfx.passes": "Distill EarlyExit Epoch Fuse Granularity Kind LowRank NEEDS Pass PassContext PassInfo "
+    "PassResult PruneChannels PruneHeads PruneWeights Quantize Skipped Trainer TuneRequest get_pass "
+    "pass_from_spec pass_names",
     "chainfx.errors": "ArtifactError CaptureError ChainfxError CostError DataError GraphError InputError PassError "
     "RecipeError ScheduleError TuningError",
     "chainfx.training": "Augment Data Trainer digits from_arrays from_dataset from_folder from_loaders from_npz "

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from chainfx.errors import RecipeError
-from chainfx.passes import registry
+from chainfx.passes import pass_names
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.quantize import Quantize
 from chainfx.recipe import load_recipe
@@ -110,7 +110,7 @@ def test_every_option_of_every_installed_pass_can_be_written(write):
 
 MODEL = "model: {name: resnet20}\n"
 KEYS = "data, input, model, order, output, passes, seed, trainer, workdir"
-PASSES = ", ".join(registry.names())
+PASSES = ", ".join(pass_names())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from tests.ir.prune_models import NAMES, measure, problems
+from tests.ir.channels.prune_models import NAMES, measure, problems
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "pruning_models.md"
@@ -38,8 +38,8 @@ Every network gets seeded random values and BatchNorm statistics, in float64 and
 images of the size in the table. A random share of the units of every channel group is removed, once at ratio 0.3 and
 once at 0.5, and then all of this is checked at both ratios:
 
-* the pruned network equals the masked original (`tests/ir/absence.py`: the full-size network that ignores what was
-  removed): the largest difference relative to the largest output is under 1e-10;
+* the pruned network equals the masked original (`tests/ir/channels/absence.py`: the full-size network that ignores
+  what was removed): the largest difference relative to the largest output is under 1e-10;
 * the keys of the state dict are those from before, its shapes and the MACs of every node are those that the analysis
   predicts;
 * it is captured again, with groups of the sizes that were kept; one step of gradient descent is finite and reaches the

@@ -29,7 +29,7 @@ from torch.fx import GraphModule
 
 import chainfx
 from chainfx import zoo
-from chainfx.ir.channels import analyse_channels
+from chainfx.ir.channels.analyse import analyse_channels
 from chainfx.passes import (
     Distill,
     EarlyExit,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from chainfx.errors import CostError, InputError
-from chainfx.ir.formats import FLOAT32, Format
+from chainfx.ir.graph import FLOAT32, Format
 
 __all__ = ["Convention", "LayerFacts", "convention_names", "get_convention", "nominal_formats", "register_convention"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from chainfx.bitops.operators import operator_key
+from chainfx.ir.graph import operator_key
 
 __all__ = ["COUNTERS", "Counter", "Tally", "Work", "undisturbed"]
 

@@ -15,12 +15,10 @@ from chainfx.bitops.branches import inline_branches
 from chainfx.bitops.counters import COUNTERS, Counter, Tally, Work, undisturbed
 from chainfx.bitops.formulas import Call, find_formula
 from chainfx.bitops.interpreter import count
-from chainfx.bitops.operators import key_of
-from chainfx.bitops.report import Uncounted
+from chainfx.bitops.rows import Uncounted
 from chainfx.bitops.widths import tensors_in
 from chainfx.ir.capture import capture
-from chainfx.ir.edit import evaluating
-from chainfx.ir.shapes import propagate_shapes
+from chainfx.ir.graph import evaluating, key_of, propagate_shapes
 
 __all__ = ["UNEXPLAINED", "CrossCheck", "Difference", "ToolCheck", "cross_check"]
 

@@ -25,7 +25,7 @@ from torch.fx import Node
 
 from chainfx.bitops.sparsity import kept_by
 from chainfx.errors import CostError
-from chainfx.ir import ops
+from chainfx.ir.graph import ops
 
 __all__ = ["ENCODINGS", "Stored", "find_encoding"]
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from chainfx.bitops.operators import operator_key
 from chainfx.errors import InputError
+from chainfx.ir.graph import operator_key
 
 __all__ = ["Call", "Formula", "find_formula", "register_formula"]
 

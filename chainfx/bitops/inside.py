@@ -11,9 +11,8 @@ from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainfx.bitops.formulas import Call, find_formula
-from chainfx.bitops.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, operator_key
 from chainfx.bitops.widths import tensors_in
-from chainfx.ir.edit import evaluating
+from chainfx.ir.graph import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, evaluating, operator_key
 
 __all__ = ["Inside", "work_inside"]
 

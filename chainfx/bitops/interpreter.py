@@ -10,20 +10,30 @@ from torch.fx import GraphModule, Node
 
 from chainfx.bitops.branches import either, inline_branches
 from chainfx.bitops.conventions import LayerFacts, get_convention, nominal_formats
+from chainfx.bitops.costs import CostReport
 from chainfx.bitops.formulas import Call, Formula, Slot, find_formula
 from chainfx.bitops.inside import work_inside
-from chainfx.bitops.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, key_of
 from chainfx.bitops.rates import Rates
-from chainfx.bitops.report import CostReport, CostRow, Uncounted
+from chainfx.bitops.rows import CostRow, Uncounted
 from chainfx.bitops.sparsity import DENSE, Zeros, zeros_of
 from chainfx.bitops.storage import Storage, storage_of
 from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, tensors_in, widest
 from chainfx.errors import CostError
-from chainfx.ir.depthwise import DEPTHWISE
-from chainfx.ir.edit import evaluating, get_tensor, origin
-from chainfx.ir.exits import exits_of, segments
-from chainfx.ir.formats import FLOAT32, Format
-from chainfx.ir.shapes import propagate_shapes
+from chainfx.ir.graph import (
+    CONSTRUCTORS,
+    DEPTHWISE,
+    ELEMENTWISE,
+    FLOAT32,
+    MOVEMENT,
+    Format,
+    evaluating,
+    exits_of,
+    get_tensor,
+    key_of,
+    origin,
+    propagate_shapes,
+    segments,
+)
 
 __all__ = ["count"]
 

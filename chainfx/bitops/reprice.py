@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from chainfx.bitops.conventions import get_convention, nominal_formats
-from chainfx.bitops.report import CostReport, CostRow
+from chainfx.bitops.rows import CostRow
 from chainfx.errors import CostError
-from chainfx.ir.formats import FLOAT32, Format
+from chainfx.ir.graph import FLOAT32, Format
+
+if TYPE_CHECKING:
+    from chainfx.bitops.costs import CostReport
 
 __all__ = ["nominal_of", "repriced"]
 
@@ -15,11 +19,11 @@ _Widths = tuple[Format, Format]
 
 
 def repriced(
-    report: CostReport,
+    report: "CostReport",
     convention: str | None,
     widths: Mapping[str, tuple[int, int]] | None,
     exit_rates: Mapping[str, float] | None,
-) -> CostReport:
+) -> "CostReport":
     """What :meth:`CostReport.reprice` returns."""
     name = report.convention if convention is None else convention
     price = get_convention(name)
@@ -76,7 +80,7 @@ def _checked(pattern: str, pair: tuple[int, int]) -> _Widths:
     return weight, activation
 
 
-def _storage(report: CostReport, rows: Sequence[CostRow]) -> dict[str, int]:
+def _storage(report: "CostReport", rows: Sequence[CostRow]) -> dict[str, int]:
     """Dense and nominal storage with weights at the widths of ``rows``; of a shared weight the dearest use counts."""
     before, after = (_weight_bits(each) for each in (report.rows, rows))
     elements = report.storage["nominal"] // nominal_of(report.rows)[0].bits

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.errors import CostError
-from chainfx.ir import ops
-from chainfx.ir.edit import get_tensor, is_dialect
+from chainfx.ir.graph import get_tensor, is_dialect, ops
 
 __all__ = ["DENSE", "Zeros", "kept_by", "stored_beside", "zeros_of"]
 

@@ -22,11 +22,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.bitops.encodings import Stored, find_encoding
-from chainfx.bitops.operators import key_of
 from chainfx.bitops.sparsity import stored_beside
 from chainfx.bitops.widths import LAYER_KEYS, literal
-from chainfx.ir import ops
-from chainfx.ir.edit import get_tensor, modules_by_path
+from chainfx.ir.graph import get_tensor, key_of, modules_by_path, ops
 
 __all__ = ["Storage", "storage_of"]
 

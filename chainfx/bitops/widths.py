@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.bitops.branches import either
-from chainfx.bitops.operators import TRANSPARENT, key_of
 from chainfx.errors import CostError
-from chainfx.ir import ops
-from chainfx.ir.formats import FLOAT32, Format
+from chainfx.ir.graph import FLOAT32, TRANSPARENT, Format, key_of, ops
 
 __all__ = ["LAYER_KEYS", "format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
 

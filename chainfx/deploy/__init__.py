@@ -1,5 +1,8 @@
-"""How a compressed network runs: integer codes, stages with batch compaction, saving and loading."""
+"""How a compressed network runs: integer codes, segments with batch compaction, saving and loading."""
 
 from chainfx.deploy.model import CompressedModel, load
 
-__all__ = ["CompressedModel", "load"]
+__all__ = [
+    "CompressedModel",
+    "load",
+]

@@ -4,8 +4,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir import edit, ops
-from chainfx.ir.exits import exits_of, output_node, segments
+from chainfx.ir.graph import edit, exits_of, ops, output_node, segments
 
 __all__ = ["fold_codes", "split_stages", "to_codes"]
 

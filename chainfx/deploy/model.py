@@ -10,9 +10,8 @@ from torch.fx import GraphModule
 from chainfx.deploy.lower import fold_codes, split_stages, to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import load_graph, save_graph
-from chainfx.ir.exits import exits_of
-from chainfx.ir.shapes import propagate_shapes
-from chainfx.scheduler.report import ChainReport
+from chainfx.ir.graph import exits_of, propagate_shapes
+from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
 

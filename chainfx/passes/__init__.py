@@ -1,6 +1,8 @@
 """The passes: what can be done to a network."""
 
 from chainfx.passes.base import (
+    NEEDS,
+    Epoch,
     Granularity,
     Kind,
     Pass,
@@ -19,10 +21,13 @@ from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.passes.quantize import Quantize
+from chainfx.passes.registry import get_pass, pass_from_spec, pass_names
 
 __all__ = [
+    "NEEDS",
     "Distill",
     "EarlyExit",
+    "Epoch",
     "Fuse",
     "Granularity",
     "Kind",
@@ -38,4 +43,7 @@ __all__ = [
     "Skipped",
     "Trainer",
     "TuneRequest",
+    "get_pass",
+    "pass_from_spec",
+    "pass_names",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
+from chainfx.ir.graph import Skipped
 
 __all__ = [
     "NEEDS",
@@ -67,14 +68,6 @@ class PassInfo:
     establishes: frozenset[str] = frozenset()
     invalidates: frozenset[str] = frozenset()
     repeatable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Something a pass left alone: the node (or module path) and the reason."""
-
-    node: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir import edit
-from chainfx.ir.blocks import Stage, drop_block, stages_of
+from chainfx.ir.artifact import bytes_of
 from chainfx.ir.capture import capture
-from chainfx.ir.channels import analyse_channels
-from chainfx.ir.exits import exits_of, output_node
-from chainfx.ir.packing import bytes_of
-from chainfx.ir.shapes import propagate_shapes, shape_of
+from chainfx.ir.channels import Stage, analyse_channels, drop_block, stages_of
+from chainfx.ir.graph import edit, exits_of, output_node, propagate_shapes, shape_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -30,7 +27,7 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.pruning import narrow
 
 __all__ = ["Distill"]
 
@@ -41,8 +38,9 @@ class Distill(Pass):
     """Replace the network by a smaller student and train it to agree with what was there before.
 
     Exactly one of: ``depth``, the residual blocks kept, as a share in (0, 1) of every stage (rounded) or as a tuple
-    with a number for each stage (ResNet-34 to ResNet-30: ``(2, 4, 6, 2)``); ``width``, the share in (0, 1) of channels
-    kept, by the rules of :class:`PruneChannels`; ``student``, a module of one's own with the same inputs and outputs.
+    with a number for each stage (ResNet-34 to ResNet-30: ``(2, 4, 6, 2)``); ``width``, the share in (0, 1) of
+    channels kept of every channel group, those with the largest weights; ``student``, a module of one's own with the
+    same inputs and outputs.
 
     What changes, by depth::
 
@@ -99,8 +97,7 @@ class Distill(Pass):
         if self.student is not None:
             graph_module = _captured_student(self.student, graph_module, context)
         elif self.width is not None:
-            result = PruneChannels(ratio=1 - self.width).apply(graph_module, context)
-            graph_module, skipped = result.graph_module, result.skipped
+            skipped = narrow(graph_module, context, 1 - self.width, self.info.name)
         else:
             analysis = analyse_channels(graph_module, context.example_inputs)
             _shorten(graph_module, self._kept(stages_of(graph_module, analysis)))

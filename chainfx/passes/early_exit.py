@@ -11,12 +11,10 @@ from torch.fx import GraphModule, Node
 
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir import edit, ops
-from chainfx.ir.exits import choose, exits_of, output_node, segments
-from chainfx.ir.shapes import shape_of
+from chainfx.ir.graph import choose, edit, exits_of, ops, output_node, segments, shape_of
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, TuneRequest, is_number
-from chainfx.passes.exit_head import ExitHead, insert_head
-from chainfx.passes.quantize import insert_quantizers, widths_in
+from chainfx.passes.exiting import ExitHead, insert_head
+from chainfx.passes.quantizing import insert_quantizers, widths_in
 
 __all__ = ["NEVER", "EarlyExit"]
 
@@ -51,7 +49,8 @@ class EarlyExit(Pass):
     exit, above 1 none leaves. The full network's answer is unchanged, exactly. Worst-case bit operations rise by the
     heads.
 
-    ``criterion``: ``max-softmax`` (the paper's), ``entropy`` or ``margin``, see :func:`chainfx.ir.ops.confidence`.
+    ``criterion``: ``max-softmax`` (the paper's), ``entropy`` or ``margin``, see
+    :func:`chainfx.ir.graph.ops.confidence`.
     """
 
     exits: int | tuple[str, ...] = 3

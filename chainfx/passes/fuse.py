@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from chainfx.ir import edit
+from chainfx.ir.graph import beneath_mask, edit
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped
-from chainfx.passes.layers import beneath_mask
 
 __all__ = ["Fuse"]
 

@@ -10,8 +10,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir import edit, ops
-from chainfx.ir.shapes import shape_of
+from chainfx.ir.graph import edit, ops, select_layers, shape_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -23,8 +22,7 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.factors import Factor, SpatialFactors, TuckerFactors, factors_of
-from chainfx.passes.layers import select_layers
+from chainfx.passes.factoring import Factor, SpatialFactors, TuckerFactors, factors_of
 
 __all__ = ["LowRank"]
 
@@ -45,7 +43,7 @@ class LowRank(Pass):
 
     The new weights are parameters under the layer's old path (``conv1.weight`` becomes ``conv1.0.weight``,
     ``conv1.1.weight``, ...); the bias stays where it is. Linear layers and 1x1 convolutions are cut by a singular value
-    decomposition under both schemes; see :mod:`chainfx.passes.factors` for the formulas.
+    decomposition under both schemes; see :mod:`chainfx.passes.factoring.factors` for the formulas.
 
     Exactly one of: ``energy``, the share in (0, 1] of the squared singular values that every layer keeps (the least
     rank that does); ``macs``, the share in (0, 1) of the network's MACs that may remain: the largest energy, the same

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-import chainfx.passes.criteria  # noqa: F401 (registers its importances)
 from chainfx.errors import PassError
-from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels
-from chainfx.ir.surgery import prune
+from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels, prune
+from chainfx.ir.graph import layer_path
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -25,14 +24,28 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.compensation import removed_inputs, take_over
-from chainfx.passes.constants import constants_of, fold_removed
-from chainfx.passes.evidence import Evidence, gather
-from chainfx.passes.importance import Criterion, get_importance, importance_names, score_groups
-from chainfx.passes.layers import layer_path
-from chainfx.passes.selection import Candidate, Keep, Ladder, Limits, first_step, wanted_units
-from chainfx.passes.targets import COSTS, Cost, CostModel
-from chainfx.passes.weights import Weights
+from chainfx.passes.pruning import (
+    COSTS,
+    Candidate,
+    Cost,
+    CostModel,
+    Criterion,
+    Evidence,
+    Keep,
+    Ladder,
+    Limits,
+    Weights,
+    constants_of,
+    first_step,
+    fold_removed,
+    gather,
+    get_importance,
+    importance_names,
+    removed_inputs,
+    score_groups,
+    take_over,
+    wanted_units,
+)
 
 __all__ = ["PruneChannels"]
 
@@ -65,10 +78,10 @@ class PruneChannels(Pass):
     ``skip`` are patterns (``fnmatch``) of layers, like ``"layer1.*"``: only groups with an included layer are pruned,
     and none with a skipped one.
 
-    ``importance`` of a unit, over all parameters of the group (formulas: :mod:`chainfx.passes.criteria`; one's own:
-    :mod:`chainfx.passes.importance`): ``"l1"``, ``"l2"``, ``"bn"``, ``"fpgm"``, ``"random"`` look at the weights;
-    ``"activation"``, ``"reconstruction"``, ``"obs"`` and ``"taylor"`` run the network on the first 512 samples of
-    calibration data, without labels.
+    ``importance`` of a unit, over all parameters of the group (formulas: :mod:`chainfx.passes.pruning.criteria`; one's
+    own: :mod:`chainfx.passes.pruning.importance`): ``"l1"``, ``"l2"``, ``"bn"``, ``"fpgm"``, ``"random"`` look at the
+    weights; ``"activation"``, ``"reconstruction"``, ``"obs"`` and ``"taylor"`` run the network on the first 512 samples
+    of calibration data, without labels.
 
     ``rounds``: the pass is applied, and tuned, that often; after round r of n the share (r / n) of the reduction is
     done with ``schedule="linear"``, ``1 - (1 - r / n)^3`` with ``"gradual"`` (Zhu & Gupta 2017, eq. 1).
@@ -78,8 +91,8 @@ class PruneChannels(Pass):
     bias of the layers that read it, or taken off the running mean of the BatchNorm after them, where that is exact:
     then the pruned network equals the original. With ``compensate`` the weights that read the channels which stay, and
     these biases, change so that they give most of what the others gave on the calibration data
-    (:func:`~chainfx.passes.compensation.take_over`), which is not exact but closer. Scales of quantizers that see a
-    whole tensor are those of the smaller tensor; layer normalizations take their statistics over what is left.
+    (:func:`~chainfx.passes.pruning.compensation.take_over`), which is not exact but closer. Scales of quantizers that
+    see a whole tensor are those of the smaller tensor; layer normalizations take their statistics over what is left.
 
     Asks for tuning of all parameters with the task loss. MACs and parameters of a layer between two pruned groups fall
     to about (1 - ratio) squared. Departure from Fang et al.: the norms are of all filters that make or read a unit as
@@ -147,7 +160,7 @@ class PruneChannels(Pass):
         if callable(self.importance):
             raise PassError(
                 "prune-channels: importance is a function, which a recipe or record cannot hold; register it with "
-                "chainfx.passes.importance.register_importance('name') and give the name."
+                "chainfx.passes.pruning.register_importance('name') and give the name."
             )
         known = ", ".join(importance_names())
         self._check(get_importance(str(self.importance)) is not None, "importance", f"one of {known}")

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.errors import PassError
-from chainfx.ir import edit
-from chainfx.ir.channel_flow import Fold
-from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels
-from chainfx.ir.surgery import prune
+from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, Fold, analyse_channels, prune
+from chainfx.ir.graph import edit, layer_path
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -27,12 +25,17 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.compensation import removed_inputs, take_over
-from chainfx.passes.constants import fold_removed
-from chainfx.passes.evidence import Evidence, gather
-from chainfx.passes.importance import Criterion, get_importance, score_groups
-from chainfx.passes.layers import layer_path
-from chainfx.passes.weights import Weights
+from chainfx.passes.pruning import (
+    Criterion,
+    Evidence,
+    Weights,
+    fold_removed,
+    gather,
+    get_importance,
+    removed_inputs,
+    score_groups,
+    take_over,
+)
 
 __all__ = ["PruneHeads"]
 
@@ -56,10 +59,10 @@ class PruneHeads(Pass):
     ``int(d (1 - width_ratio))``, at least one. The products are taken as real numbers: one tenth of 10 is 1.
     ``importance`` of a head or channel: the norm, ``"l1"`` or ``"l2"``, of all weights that make or read it, or
     ``"taylor"``, how much the answer on calibration data depends on it; the formulas are in
-    :mod:`chainfx.passes.importance`. The factor that scales the scores stays what it was. ``skip``: patterns
+    :mod:`chainfx.passes.pruning.importance`. The factor that scales the scores stays what it was. ``skip``: patterns
     (``fnmatch``) of these layers; attention with such a layer stays whole. ``compensate``: the layer after the
     attention is fitted anew on calibration data, so that the heads which stay give most of what the others gave
-    (:func:`~chainfx.passes.compensation.take_over`).
+    (:func:`~chainfx.passes.pruning.compensation.take_over`).
 
     Exact as a masked network, without ``compensate``: with heads removed it computes what the original does when the
     layer after the attention ignores them. Found by :func:`~chainfx.ir.channels.analyse_channels` (``fold="heads"``,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.errors import PassError
-from chainfx.ir import edit, ops
+from chainfx.ir.graph import edit, layer_path, mask_of, ops, select_layers
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -21,7 +21,6 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.layers import layer_path, mask_of, select_layers
 
 __all__ = ["PruneWeights"]
 

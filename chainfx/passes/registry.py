@@ -12,7 +12,7 @@ from typing import Any
 from chainfx.errors import PassError
 from chainfx.passes.base import Pass
 
-__all__ = ["from_spec", "get", "names"]
+__all__ = ["get_pass", "pass_from_spec", "pass_names"]
 
 
 @cache
@@ -27,17 +27,17 @@ def _found() -> dict[str, EntryPoint]:
     return found
 
 
-def names() -> tuple[str, ...]:
+def pass_names() -> tuple[str, ...]:
     """The names of all installed passes, sorted."""
     return tuple(sorted(_found()))
 
 
-def get(name: str) -> type[Pass]:
+def get_pass(name: str) -> type[Pass]:
     """The pass class of that name; raises :class:`PassError` with close matches if there is none."""
     if name not in _found():
-        close = get_close_matches(name, names(), n=1)
+        close = get_close_matches(name, pass_names(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise PassError(f"there is no pass named {name!r}; {hint}installed are {', '.join(names())}.")
+        raise PassError(f"there is no pass named {name!r}; {hint}installed are {', '.join(pass_names())}.")
     try:
         cls = _found()[name].load()
     except (ImportError, AttributeError) as error:
@@ -51,6 +51,6 @@ def get(name: str) -> type[Pass]:
     return cls
 
 
-def from_spec(spec: Mapping[str, Any]) -> Pass:
+def pass_from_spec(spec: Mapping[str, Any]) -> Pass:
     """The pass that :meth:`Pass.spec` described."""
-    return get(str(spec["pass"])).from_spec(spec)
+    return get_pass(str(spec["pass"])).from_spec(spec)

@@ -1,11 +1,11 @@
 """In what order, and what came of it: plan, runner, records."""
 
+from chainfx.scheduler.chain import ChainReport
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
 from chainfx.scheduler.law import LAW, Law
-from chainfx.scheduler.plan import Edge, Finding, Plan, plan
-from chainfx.scheduler.records import Costs, StageRecord
-from chainfx.scheduler.report import ChainReport
-from chainfx.scheduler.runner import Stage
+from chainfx.scheduler.planning import Edge, Finding, Plan, plan
+from chainfx.scheduler.records import Costs, StageRecord, StageStore
+from chainfx.scheduler.runner import Listener, Stage, run
 
 __all__ = [
     "EVIDENCE",
@@ -16,9 +16,12 @@ __all__ = [
     "Evidence",
     "Finding",
     "Law",
+    "Listener",
     "Plan",
     "Stage",
     "StageRecord",
+    "StageStore",
     "load_evidence",
     "plan",
+    "run",
 ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from chainfx.errors import ScheduleError
-from chainfx.passes.base import PassInfo
+from chainfx.passes import PassInfo
 
 __all__ = ["LAW", "Law"]
 

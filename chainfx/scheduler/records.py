@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from chainfx.bitops import CostReport
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import load_graph, save_graph
-from chainfx.passes.base import Skipped
+from chainfx.passes import Skipped
 
 __all__ = ["Costs", "StageRecord", "StageStore", "stage_fingerprint"]
 

@@ -12,12 +12,10 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport, count
 from chainfx.errors import PassError
-from chainfx.ir.artifact import fingerprint
-from chainfx.ir.exits import Answer, exit_rates
-from chainfx.ir.packing import bytes_of
-from chainfx.ir.verify import verify
-from chainfx.passes.base import Epoch, Pass, PassContext, PassResult, Trainer
-from chainfx.scheduler.plan import Plan
+from chainfx.ir.artifact import bytes_of, fingerprint
+from chainfx.ir.graph import Answer, exit_rates, verify
+from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer
+from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, StageRecord, StageStore, stage_fingerprint
 
 __all__ = ["Listener", "Stage", "measure", "run"]

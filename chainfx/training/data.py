@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chainfx.errors import DataError
-from chainfx.ir.packing import bytes_of
+from chainfx.ir.artifact import bytes_of
 
 __all__ = [
     "Arrays",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from chainfx.errors import DataError
-from chainfx.ir.packing import bytes_of
+from chainfx.ir.artifact import bytes_of
 from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build, derived_generator
 
 __all__ = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import DataError, InputError, TuningError
-from chainfx.passes.base import Epoch, TuneRequest
+from chainfx.passes import Epoch, TuneRequest
 from chainfx.training.augment import Augment
 from chainfx.training.data import Batch, Batches, Data, derived_generator
 from chainfx.training.losses import correct, distillation_loss, task_loss

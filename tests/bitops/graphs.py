@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 
-from chainfx.ir import ops
-from chainfx.ir.edit import layers_of, set_tensor
+from chainfx.ir.graph import ops
+from chainfx.ir.graph.edit import layers_of, set_tensor
 
 
 def graph_of(function: Callable[..., Any], **tensors: Tensor) -> GraphModule:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import chainfx
 from chainfx.bitops import CostReport, ExitCost, count
 from chainfx.errors import CaptureError, CostError
-from chainfx.ir import ops
+from chainfx.ir.graph import ops
 from tests.bitops.graphs import graph_of
 
 

@@ -8,11 +8,11 @@ import torch
 from chainfx import zoo
 from chainfx.bitops import LayerFacts, convention_names, count, get_convention, register_convention
 from chainfx.errors import CostError, InputError
-from chainfx.ir import ops
-from chainfx.ir.capture import capture
-from chainfx.ir.formats import FLOAT32, Format
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.graph import ops
+from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.passes import Distill, PruneChannels
-from chainfx.scheduler.plan import plan
+from chainfx.scheduler.planning import plan
 from chainfx.scheduler.runner import run
 from tests.bitops.graphs import quantize_layers
 from tests.trainers import FakeTrainer

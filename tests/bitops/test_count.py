@@ -12,7 +12,7 @@ from torch.fx import symbolic_trace
 from chainfx.bitops import CostReport, count
 from chainfx.bitops.widths import literal
 from chainfx.errors import CostError, InputError
-from chainfx.ir import ops
+from chainfx.ir.graph import ops
 from chainfx.zoo import mobilenet_v2, resnet, vgg
 from tests.bitops.graphs import graph_of
 

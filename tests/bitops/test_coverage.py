@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chainfx.bitops import count
 from chainfx.bitops.crosscheck import cross_check
-from chainfx.ir import capture as capturing
-from tests.ir.test_capture_models import CLASSIFICATION, SEGMENTATION, on_meta
+from chainfx.ir.capture import ways as capturing
+from tests.ir.capture.test_capture_models import CLASSIFICATION, SEGMENTATION, on_meta
 from tests.nets import small_resnet
 
 VIDEO = torchvision.models.list_models(module=torchvision.models.video)

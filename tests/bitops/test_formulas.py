@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chainfx.bitops import Call, count, register_formula
 from chainfx.bitops.formulas import find_formula
 from chainfx.errors import InputError
-from chainfx.ir.capture import capture
+from chainfx.ir.capture.ways import capture
 from tests.bitops.graphs import called, graph_of
 
 

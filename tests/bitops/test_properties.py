@@ -14,9 +14,9 @@ from torch.fx import symbolic_trace
 
 from chainfx.bitops import count
 from chainfx.deploy.lower import to_codes
-from chainfx.ir import ops
-from chainfx.ir.artifact import load_graph, save_graph
-from chainfx.ir.capture import capture
+from chainfx.ir.artifact.files import load_graph, save_graph
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.graph import ops
 from tests.bitops.graphs import graph_of, quantize_layers
 
 SIZE = 5

@@ -10,8 +10,8 @@ from torch import nn
 
 from chainfx.bitops import CostReport, convention_names, count
 from chainfx.errors import CostError
-from chainfx.ir import ops
-from chainfx.ir.capture import capture
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.graph import ops
 from chainfx.passes import Quantize
 from chainfx.passes.base import PassContext
 from tests.bitops.graphs import called, graph_of, quantize_layers

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from chainfx.bitops import count
 from chainfx.errors import CostError
-from chainfx.ir import ops
+from chainfx.ir.graph import ops
 from tests.bitops.graphs import graph_of
 
 X = (torch.zeros(2, 4),)

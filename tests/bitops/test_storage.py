@@ -10,7 +10,7 @@ from torch.fx import symbolic_trace
 
 from chainfx.bitops import count
 from chainfx.errors import CostError
-from chainfx.ir import ops
+from chainfx.ir.graph import ops
 from tests.bitops.graphs import graph_of, quantize_layers
 
 X = (torch.zeros(2, 8),)
@@ -175,7 +175,7 @@ def test_the_nominal_width_is_that_of_all_parameters():
 
 
 def test_nominal_counts_no_clips_and_no_scales():
-    from chainfx.ir.capture import capture
+    from chainfx.ir.capture.ways import capture
 
     network = capture(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), X)
     parameters = 8 * 4 + 4 + 4 * 2 + 2

@@ -10,9 +10,9 @@ import chainfx
 from chainfx.deploy.lower import fold_codes, split_stages, to_codes
 from chainfx.deploy.model import CompressedModel
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir import ops
-from chainfx.ir.exits import Answer, exits_of
-from chainfx.ir.verify import verify
+from chainfx.ir.graph import ops
+from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.exits import Answer, exits_of
 from chainfx.passes import EarlyExit, PassContext, Quantize
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
@@ -175,7 +175,7 @@ def test_one_bit_weights_take_one_bit_on_disk(compressed, x, tmp_path):
 
 
 def test_a_graph_that_is_no_compressed_model_is_refused(tmp_path, x):
-    from chainfx.ir.artifact import save_graph
+    from chainfx.ir.artifact.files import save_graph
 
     save_graph(graph_of(small_resnet(), x), tmp_path)
     with pytest.raises(ArtifactError) as caught:

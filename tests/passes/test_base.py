@@ -40,7 +40,7 @@ def test_options_round_trip_through_json_and_the_registry(one):
     import json
 
     spec = json.loads(json.dumps(one.spec()))
-    assert registry.from_spec(spec) == one
+    assert registry.pass_from_spec(spec) == one
     assert type(one).from_spec(spec) == one
     with pytest.raises(AttributeError):
         one.anything = 1
@@ -58,7 +58,7 @@ def test_the_passes_declare_what_the_paper_says():
         "prune-heads": (Kind.STATIC, Granularity.NEURON),
         "prune-weights": (Kind.STATIC, Granularity.SUB_NEURON),
     }
-    assert registry.names() == tuple(sorted(declared))
+    assert registry.pass_names() == tuple(sorted(declared))
 
 
 def test_a_label_shows_what_is_not_default():
@@ -73,7 +73,7 @@ def test_unknown_options_and_names():
         "quantize: unknown option 'bits'; use one of activations, first, granularity, last, scheme, skip, weights."
     )
     with pytest.raises(PassError) as caught:
-        registry.get("quantise")
+        registry.get_pass("quantise")
     assert str(caught.value) == (
         "there is no pass named 'quantise'; did you mean 'quantize'? "
         "installed are distill, early-exit, fuse, low-rank, prune-channels, prune-heads, prune-weights, quantize."
@@ -112,21 +112,21 @@ def test_clashes_and_wrong_entry_points_name_both_sides(monkeypatch):
 
     offer(EntryPoint("fuse", "a.b:C", "chainfx.passes"), EntryPoint("fuse", "d.e:F", "chainfx.passes"))
     with pytest.raises(PassError) as caught:
-        registry.names()
+        registry.pass_names()
     assert str(caught.value) == "two packages offer a pass named 'fuse': a.b:C and d.e:F; uninstall one."
     offer(EntryPoint("mine", "tests.passes.test_base:Misnamed", "chainfx.passes"))
     with pytest.raises(PassError) as caught:
-        registry.get("mine")
+        registry.get_pass("mine")
     assert str(caught.value) == "the entry point 'mine' names a pass that calls itself 'other'; make them equal."
     offer(EntryPoint("mine", "tests.passes.test_base:PASSES", "chainfx.passes"))
     with pytest.raises(PassError) as caught:
-        registry.get("mine")
+        registry.get_pass("mine")
     assert str(caught.value) == (
         "the entry point 'mine' (tests.passes.test_base:PASSES) is not a Pass; mend its package."
     )
     offer(EntryPoint("mine", "nowhere.at.all:Mine", "chainfx.passes"))
     with pytest.raises(PassError) as caught:
-        registry.get("mine")
+        registry.get_pass("mine")
     assert str(caught.value) == (
         "the pass 'mine' (nowhere.at.all:Mine) cannot be imported: No module named 'nowhere'; "
         "mend or remove its package."

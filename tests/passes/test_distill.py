@@ -6,7 +6,7 @@ from torch import nn
 
 from chainfx import zoo
 from chainfx.errors import PassError
-from chainfx.ir.verify import verify
+from chainfx.ir.graph.checks import verify
 from chainfx.passes.base import PassContext
 from chainfx.passes.distill import Distill
 from tests.nets import graph_of, images, small_resnet

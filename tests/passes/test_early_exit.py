@@ -6,9 +6,9 @@ from torch import nn
 
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir import edit, ops
-from chainfx.ir.exits import Answer, exit_rates, exits_of, segments
-from chainfx.ir.verify import verify
+from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.exits import Answer, exit_rates, exits_of, segments
 from chainfx.passes.base import PassContext
 from chainfx.passes.early_exit import NEVER, EarlyExit
 from chainfx.passes.quantize import Quantize

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chainfx.ir.verify import verify
+from chainfx.ir.graph.checks import verify
 from chainfx.passes.base import PassContext
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.quantize import Quantize

@@ -11,11 +11,11 @@ from torch import nn
 import chainfx
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir import edit
-from chainfx.ir.verify import verify
+from chainfx.ir.graph import edit
+from chainfx.ir.graph.checks import verify
 from chainfx.passes import Fuse, Granularity, Kind, PassContext, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
-from chainfx.passes.factors import SpatialFactors, TuckerFactors, dropped, rank_for
+from chainfx.passes.factoring.factors import SpatialFactors, TuckerFactors, dropped, rank_for
 from chainfx.passes.low_rank import LowRank
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.testing import check_pass

@@ -10,8 +10,8 @@ from torch import nn
 
 import chainfx
 from chainfx.deploy.lower import fold_codes, to_codes
-from chainfx.ir import edit, ops
-from chainfx.ir.artifact import load_graph, save_graph
+from chainfx.ir.artifact.files import load_graph, save_graph
+from chainfx.ir.graph import edit, ops
 from chainfx.passes import Distill, Fuse, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
 from chainfx.passes.prune_weights import PruneWeights

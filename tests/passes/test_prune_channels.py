@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainfx.errors import PassError
-from chainfx.ir import edit
-from chainfx.ir.capture import capture
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.graph import edit
 from chainfx.passes.base import Granularity, Kind, PassContext, TuneRequest
-from chainfx.passes.importance import importance_names
 from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.pruning.importance import importance_names
 
 
 class Tiny(nn.Module):
@@ -199,7 +199,7 @@ def test_half_of_every_group_goes_if_nothing_is_said():
         (
             {"importance": len},
             "importance is a function, which a recipe or record cannot hold; register it with "
-            "chainfx.passes.importance.register_importance('name') and give the name.",
+            "chainfx.passes.pruning.register_importance('name') and give the name.",
         ),
         ({"round_to": 0}, "round_to=0 is out of range; use an integer of at least 1."),
         ({"skip": "block"}, "skip='block' is out of range; use a tuple of patterns."),

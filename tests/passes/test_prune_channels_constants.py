@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chainfx.ir.capture import capture
-from chainfx.ir.channels import analyse_channels
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.channels.analyse import analyse_channels
 from chainfx.passes.base import PassContext
-from chainfx.passes.constants import constants_of
 from chainfx.passes.prune_channels import PruneChannels
+from chainfx.passes.pruning.constants import constants_of
+from chainfx.passes.pruning.weights import Weights
 from chainfx.passes.quantize import Quantize
-from chainfx.passes.weights import Weights
 
 BETA = torch.tensor([0.7, -0.4, 1.3, 0.0, 2.0, -1.1, 0.5, 0.9])
 DEAD = [0, 1, 2, 3]

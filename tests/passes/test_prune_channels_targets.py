@@ -12,16 +12,16 @@ from torch import nn
 from chainfx import zoo
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir import ops
-from chainfx.ir.capture import capture
-from chainfx.ir.channels import analyse_channels
-from chainfx.ir.surgery import prune
+from chainfx.ir.capture.ways import capture
+from chainfx.ir.channels.analyse import analyse_channels
+from chainfx.ir.channels.surgery import prune
+from chainfx.ir.graph import ops
 from chainfx.passes import Quantize
 from chainfx.passes.base import PassContext
-from chainfx.passes.importance import importance_names, register_importance
 from chainfx.passes.prune_channels import PruneChannels
-from chainfx.passes.selection import Candidate, Ladder, Limits, first_step
-from chainfx.passes.targets import CostModel
+from chainfx.passes.pruning.importance import importance_names, register_importance
+from chainfx.passes.pruning.selection import Candidate, Ladder, Limits, first_step
+from chainfx.passes.pruning.targets import CostModel
 from chainfx.testing import check_pass
 from tests.nets import images, small_resnet, warm
 

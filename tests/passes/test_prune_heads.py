@@ -11,7 +11,7 @@ from torchvision.models import SwinTransformer, VisionTransformer
 import chainfx
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir.verify import verify
+from chainfx.ir.graph.checks import verify
 from chainfx.passes import Granularity, Kind, PassContext, Quantize
 from chainfx.passes.base import TuneRequest
 from chainfx.passes.prune_heads import PruneHeads

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from chainfx.errors import PassError
-from chainfx.ir import edit, ops
-from chainfx.ir.verify import verify
+from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.checks import verify
 from chainfx.passes import EarlyExit, Granularity, Kind, PassContext, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
 from chainfx.passes.prune_weights import PruneWeights
-from chainfx.scheduler.plan import plan
+from chainfx.scheduler.planning import plan
 from chainfx.testing import check_pass
 from tests.nets import graph_of, images, small_resnet
 

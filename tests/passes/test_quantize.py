@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from chainfx.errors import PassError
-from chainfx.ir import edit, ops
-from chainfx.ir.verify import verify
+from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.checks import verify
 from chainfx.passes.base import PassContext
-from chainfx.passes.quantize import LayerWidths, Quantize, widths_in
+from chainfx.passes.quantize import Quantize
+from chainfx.passes.quantizing import LayerWidths, widths_in
 from tests.nets import graph_of, images, small_resnet
 
 

@@ -10,7 +10,7 @@ from chainfx.errors import InputError, ScheduleError
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
 from chainfx.scheduler.law import LAW, Law
-from chainfx.scheduler.plan import plan
+from chainfx.scheduler.planning import plan
 
 
 def make(name: str, kind: Kind, granularity: Granularity, **facts: Any) -> Pass:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from chainfx.errors import PassError, TuningError
-from chainfx.ir.capture import capture
+from chainfx.ir.capture.ways import capture
 from chainfx.passes import PruneChannels
 from chainfx.passes.base import Epoch, Granularity, Kind, Pass, PassInfo, PassResult, Skipped, TuneRequest
-from chainfx.scheduler.plan import plan
+from chainfx.scheduler.planning import plan
 from chainfx.scheduler.records import StageRecord, StageStore
 from chainfx.scheduler.runner import Listener, run
 from tests.nets import images, small_resnet

@@ -5,14 +5,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from chainfx.errors import DataError
-from chainfx.training import (
-    from_arrays,
-    from_dataset,
-    from_folder,
-    from_loaders,
-    from_npz,
-    from_torchvision,
-)
+from chainfx.training import from_arrays, from_dataset, from_folder, from_loaders, from_npz, from_torchvision
 from chainfx.training.data import derived_generator
 
 RNG = np.random.default_rng(0)

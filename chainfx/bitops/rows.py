@@ -1,0 +1,65 @@
+"""What one node costs, as frozen values: exact numbers, of one sample."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from chainfx.bitops.conventions import LayerFacts
+
+__all__ = ["CostRow", "Uncounted"]
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """The work of one node for one sample.
+
+    ``module``: path of the module it comes from, empty if unknown. ``shape``: of the output, batch included.
+    ``elementwise``: elements of the largest tensor read or written by an operator without MACs. ``bitops``: under the
+    report's convention. ``segment``: i for what exit i needs beyond the exits before it, the number of exits for the
+    rest. ``branch``: path of the branch of a ``torch.cond`` it is in, such as ``cond.true``, empty for what always
+    runs. ``facts``: what conventions price, ``None`` without MACs. ``pattern``: how the zeros of a masked weight lie,
+    empty without a mask. ``weight``: path of the weight of a convolution or linear layer with one of its own, of
+    ``weight_elements`` elements.
+    """
+
+    node: str
+    operator: str
+    module: str
+    shape: tuple[int, ...]
+    elementwise: int
+    bitops: int | Fraction
+    segment: int
+    branch: str = ""
+    facts: LayerFacts | None = None
+    pattern: str = ""
+    weight: str = ""
+    weight_elements: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the dense operator."""
+        return self.facts.macs if self.facts else 0
+
+    @property
+    def nonzero_macs(self) -> int | Fraction:
+        """The MACs whose weight is not masked to zero."""
+        return self.facts.macs * self.facts.nonzero if self.facts else 0
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Width of the weight, or of the second factor; ``None`` without MACs."""
+        return self.facts.weight.bits if self.facts else None
+
+    @property
+    def activation_bits(self) -> int | None:
+        """Width of the activation; ``None`` without MACs."""
+        return self.facts.activation.bits if self.facts else None
+
+
+@dataclass(frozen=True, slots=True)
+class Uncounted:
+    """A node that does arithmetic of which nobody knows how much, and why."""
+
+    node: str
+    operator: str
+    module: str
+    reason: str

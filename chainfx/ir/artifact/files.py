@@ -1,0 +1,201 @@
+"""A graph on disk: safetensors for the tensors, JSON for everything else. No pickle, nothing executable.
+
+A folder holds ``model.safetensors`` and ``manifest.json``. The manifest has the graph, how to rebuild each leaf module
+from its constructor's arguments, which tensors share storage, which are parameters, how integer codes and boolean
+tensors (masks) are packed, and SHA-256 sums of the tensor file and of the manifest itself. Functions are stored by name
+and resolved only within :mod:`chainfx.ir.artifact.allowed`.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from chainfx.errors import ArtifactError
+from chainfx.ir.artifact import allowed
+from chainfx.ir.artifact.packing import bytes_of, pack, unpack
+from chainfx.ir.graph import edit, ops
+
+__all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
+
+FORMAT = 1
+_MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
+
+
+def save_graph(graph_module: GraphModule, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a graph, and ``extra`` (plain JSON) beside it, into a folder, replacing what an earlier save left there.
+
+    Raises :class:`ArtifactError` for what has no safe form: a module that is not of torch.nn, a foreign function.
+    """
+    body, tensors = _describe(graph_module)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = safetensors.torch.save(tensors)
+    body |= {"format": FORMAT, "extra": dict(extra or {}), "tensors_sha256": hashlib.sha256(data).hexdigest()}
+    (folder / _TENSORS).write_bytes(data)
+    text = json.dumps({"sha256": _digest(body), **body}, indent=1)
+    temporary = folder / f"{_MANIFEST}.part"
+    temporary.write_text(text)
+    temporary.replace(folder / _MANIFEST)
+
+
+def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
+    """The graph in a folder and the ``extra`` saved with it; :class:`ArtifactError` if anything is not as saved."""
+    body = _read_manifest(folder)
+    tensors = _read_tensors(folder, body["tensors_sha256"])
+    root = nn.Module()
+    for path, config in body["modules"].items():
+        edit.place_module(root, path, allowed.build_module(config))
+    _restore_tensors(root, body, tensors)
+    graph = _build_graph(body["nodes"])
+    graph_module = GraphModule(root, graph, class_name=body["class_name"])
+    graph_module.train(body["training"])
+    return graph_module, body["extra"]
+
+
+def fingerprint(graph_module: GraphModule) -> str:
+    """A hash of the graph and all its tensors: equal for networks that compute the same in the same way.
+
+    What could not be saved, such as a module of the user's own, goes by its name and text.
+    """
+    body, tensors = _describe(graph_module, by_name=True)
+    digest = hashlib.sha256(_digest(body).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(bytes_of(tensors[name]))
+    return digest.hexdigest()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(graph_module: GraphModule, *, by_name: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The manifest's body and the tensors, each stored once; ``by_name``: also of what has no safe form."""
+    coded = _bits_of_codes(graph_module)
+    tensors: dict[str, Tensor] = {}
+    stored: dict[int, str] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for name, tensor, kind in _named_tensors(graph_module):
+        first = stored.setdefault(id(tensor), name)
+        entries[name] = {"kind": kind, "trains": tensor.requires_grad}
+        if first != name:
+            entries[name]["same_as"] = first
+        elif name in coded or tensor.dtype is torch.bool:
+            bits = coded.get(name, 1)
+            entries[name] |= {"bits": bits, "shape": list(tensor.shape), "boolean": name not in coded}
+            tensors[name] = pack(tensor.detach().cpu(), bits)
+        else:
+            tensors[name] = tensor.detach().cpu().contiguous()
+    calls = graph_module.graph.find_nodes(op="call_module")
+    called = {str(node.target): graph_module.get_submodule(str(node.target)) for node in calls}
+    body = {
+        "class_name": type(graph_module).__name__,
+        "training": graph_module.training,
+        "nodes": [_or_text(_describe_node, node, by_name) for node in graph_module.graph.nodes],
+        "modules": {
+            path: _or_text(partial(allowed.describe_module, path=path), m, by_name) for path, m in called.items()
+        },
+        "tensors": entries,
+    }
+    return body, tensors
+
+
+def _bits_of_codes(graph_module: GraphModule) -> dict[str, int]:
+    """The bits of each tensor of integer codes, by name."""
+    found = graph_module.graph.find_nodes(op="call_function", target=ops.dequantize_weight)
+    return {str(node.args[0].target): node.args[2] for node in found}
+
+
+def _named_tensors(graph_module: GraphModule) -> list[tuple[str, Tensor, str]]:
+    parameters = graph_module.named_parameters(remove_duplicate=False)
+    buffers = graph_module.named_buffers(remove_duplicate=False)
+    return [(n, p, "parameter") for n, p in parameters] + [(n, b, "buffer") for n, b in buffers]
+
+
+def _or_text(describe: Callable[[Any], dict[str, Any]], thing: Any, by_name: bool) -> dict[str, Any]:
+    """The description of a node or module; its type and text if it has none and ``by_name`` allows that."""
+    try:
+        return describe(thing)
+    except ArtifactError:
+        if not by_name:
+            raise
+        text = thing.format_node() if isinstance(thing, Node) else repr(thing)
+        return {"type": f"{type(thing).__module__}.{type(thing).__qualname__}", "text": text}
+
+
+def _describe_node(node: Node) -> dict[str, Any]:
+    target = allowed.function_name(node.target, node.name) if node.op == "call_function" else str(node.target)
+    return {
+        "name": node.name,
+        "op": node.op,
+        "target": target,
+        "args": allowed.encode(list(node.args)),
+        "kwargs": allowed.encode(dict(node.kwargs)),
+    }
+
+
+def _build_graph(described: list[dict[str, Any]]) -> Graph:
+    graph = Graph()
+    made: dict[str, Node] = {}
+    for item in described:
+        target = allowed.function(item["target"]) if item["op"] == "call_function" else item["target"]
+        args, kwargs = allowed.decode(item["args"], made), allowed.decode(item["kwargs"], made)
+        made[item["name"]] = graph.create_node(item["op"], target, tuple(args), kwargs, name=item["name"])
+        allowed.check_call(made[item["name"]])
+    graph.lint()
+    return graph
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    try:
+        body = json.loads(path.read_text())
+        claimed = body.pop("sha256")
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; give the folder that save() wrote.") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"{path} is not a chainfx manifest or is cut short; save the model again.") from error
+    if body.get("format") != FORMAT:
+        raise ArtifactError(f"{path} has format {body.get('format')!r}, this chainfx reads {FORMAT}; save it again.")
+    if claimed != _digest(body):
+        raise ArtifactError(f"{path} was changed after it was saved (its SHA-256 differs); save the model again.")
+    return dict(body)
+
+
+def _read_tensors(folder: Path, expected: str) -> dict[str, Tensor]:
+    path = folder / _TENSORS
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; copy the whole folder that save() wrote.") from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ArtifactError(f"{path} was changed or cut short after it was saved (its SHA-256 differs); save it again.")
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, struct.error) as error:
+        raise ArtifactError(f"{path} is not a safetensors file: {error}; save the model again.") from error
+
+
+def _restore_tensors(root: nn.Module, body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    made: dict[str, Tensor] = {}
+    for name, entry in body["tensors"].items():
+        if "same_as" in entry:
+            value = made[entry["same_as"]]
+        elif "bits" in entry:
+            value = unpack(tensors[name], entry["bits"], tuple(entry["shape"]))
+            value = value.bool() if entry.get("boolean") else value
+        else:
+            value = tensors[name]
+        if "same_as" not in entry and entry["kind"] == "parameter":
+            value = nn.Parameter(value, requires_grad=entry["trains"])
+        edit.place_tensor(root, name, value)
+        made[name] = value

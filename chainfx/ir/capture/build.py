@@ -1,0 +1,128 @@
+"""From a trace to a graph module that shares the tensors and leaf modules of the model."""
+
+import operator
+from collections.abc import Mapping
+
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from chainfx.ir.capture.tracer import Trace, TrainFormTracer, layer_name, name_of_target
+from chainfx.ir.graph import LAYERS, GraphToRead, assign_, modules_by_path
+
+__all__ = ["build", "build_to_read", "simplify"]
+
+
+def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> GraphModule:
+    """The graph module of a trace; ``modules`` are the leaves that it has beyond those of ``model``."""
+    graph = _renamed(trace.graph)
+    shell = nn.Module()
+    _fill(shell, model, trace, modules)
+    graph_module = GraphModule(shell, graph, class_name=type(model).__name__)
+    graph_module.graph.lint()
+    for module in modules_by_path(graph_module).values():
+        if type(module) is nn.Module:  # what torch puts between the graph module and its leaves, in train mode
+            module.training = model.training
+    return graph_module
+
+
+def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
+    """The graph of a trace over the very modules of the model; nothing is copied, and no code is made."""
+    if len(trace.scopes) > len(trace.graph.nodes):
+        _close_gaps(trace.graph)
+    graph_module = GraphToRead(trace.graph)
+    _fill(graph_module, model, trace, {})
+    return graph_module
+
+
+def simplify(trace: Trace) -> Trace:
+    """The trace with every mutation used by what comes after it, and without nodes that nobody uses."""
+    _use_results_of_mutation(trace)
+    _remove_dead(trace.graph)
+    alive = set(trace.graph.nodes)
+    for path, steps in trace.steps.items():
+        trace.steps[path] = [step for step in steps if isinstance(step, str) or step in alive]
+    return trace
+
+
+def _fill(shell: nn.Module, model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> None:
+    """Put the model's tensors and children, and the constants and leaves beyond those, into ``shell``."""
+    shell.training = model.training
+    shell._parameters.update(model._parameters)
+    shell._buffers.update(model._buffers)
+    shell._non_persistent_buffers_set.update(model._non_persistent_buffers_set)
+    shell._modules.update(model._modules)
+    for name, module in modules.items():
+        shell.add_module(name, module.train(model.training))
+    for name, tensor in trace.constants.items():
+        shell.register_buffer(name, tensor, persistent=False)
+
+
+def _mutates(node: Node) -> bool:
+    """Whether a node changes its first argument in place and returns it."""
+    if node.op not in ("call_method", "call_function"):
+        return False
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = name.partition(".")[0]  # an ATen overload is called add_.Tensor
+    return (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
+
+
+def _use_results_of_mutation(trace: Trace) -> None:
+    """Let what comes after ``x.add_(y)`` take its result, which is ``x``: so no mutation looks like dead code.
+
+    A mutated view, ``x[i].zero_()``, is assigned to where it lies, so that what comes after takes the assignment.
+    """
+    graph = trace.graph
+    order: dict[Node, float] = {node: index for index, node in enumerate(graph.nodes)}
+
+    def take_instead(old: Node, new: Node) -> None:
+        old.replace_all_uses_with(new, lambda user: order[user] > order[new])
+
+    for node in list(graph.nodes):
+        changed = node.args[0] if node.args else None
+        if node.users or not isinstance(changed, Node) or not _mutates(node):
+            continue
+        take_instead(changed, node)
+        if not node.users and changed.target is operator.getitem and isinstance(changed.args[0], Node):
+            with graph.inserting_after(node):
+                assigned = graph.call_function(assign_, (*changed.args, node))
+            order[assigned] = order[node] + 0.5
+            scope = trace.scopes[assigned] = trace.scopes[node]
+            trace.steps[scope].insert(trace.steps[scope].index(node) + 1, assigned)
+            take_instead(changed.args[0], assigned)
+
+
+def _remove_dead(graph: Graph) -> None:
+    """Erase what nobody uses, and assertions; keep what changes a tensor in place."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output") and not _mutates(node):
+            graph.erase_node(node)
+
+
+def _close_gaps(graph: Graph) -> None:
+    """Give every node the name that it would have in :func:`_renamed`; nodes made later may then clash."""
+    names = Graph()._graph_namespace
+    for node in graph.nodes:
+        name = layer_name(node.args[1]) if node.target in LAYERS else None
+        object.__setattr__(node, "name", names.create_name(name or name_of_target(node.target), None))
+
+
+def _renamed(graph: Graph) -> Graph:
+    """A copy whose names are those of tracing it again, without the gaps that erased nodes leave.
+
+    Of what tracing knows about a node, the modules that it ran in are kept.
+    """
+    copy = Graph(tracer_cls=TrainFormTracer)
+    copies: dict[Node, Node] = {}
+    for node in graph.nodes:
+        name = layer_name(node.args[1]) if node.target in LAYERS else None
+        args = map_arg(node.args, copies.__getitem__)
+        kwargs = map_arg(node.kwargs, copies.__getitem__)
+        copies[node] = copy.create_node(node.op, node.target, (), {}, name)
+        if args:  # as in the tracer
+            object.__setattr__(copies[node], "args", args)
+        if kwargs:
+            object.__setattr__(copies[node], "kwargs", kwargs)
+        if "nn_module_stack" in node.meta:
+            copies[node].meta["nn_module_stack"] = node.meta["nn_module_stack"]
+    return copy

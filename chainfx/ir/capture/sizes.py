@@ -1,0 +1,205 @@
+"""Tracing with sizes known, so that Python may branch on shapes.
+
+Every node is also evaluated on tensors without data, once with the batch of the example inputs and once with twice
+that. What is the same number both times is handed to the traced code as that number; what differs stays a value of the
+graph, so that the batch stays free. A branch that depends on the data, or on the batch, cannot be followed and raises.
+
+A graph that is only read, to be counted, needs no free batch: then once is enough, and every size is a number.
+"""
+
+import itertools
+import math
+import operator
+from collections.abc import Collection, Iterator, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node, Proxy
+from torch.fx.proxy import TraceError
+
+from chainfx.ir.capture.tracer import Trace, TrainFormProxy, TrainFormTracer
+from chainfx.ir.graph import MetaEvaluator, modules_by_path, needs_data, without_data
+
+__all__ = ["BATCH", "DATA", "SizesTracer"]
+
+DATA = "a value that only the data give"
+BATCH = "a value that changes with the batch size"
+
+_Values = tuple[Any, ...]
+_PLAIN = (bool, int, float, str, torch.Size)
+_WHOLE = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear})
+
+
+class _ValueProxy(TrainFormProxy):
+    """A proxy that answers Python's questions from the values of its node."""
+
+    tracer: "SizesTracer"
+
+    @property
+    def values(self) -> _Values:
+        return self.tracer.values[self.node]
+
+    def __getattr__(self, k: str) -> Any:
+        found = tuple(getattr(value, k) for value in self.values)
+        if _is_plain(found):
+            return found[0]
+        if callable(found[0]):
+            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", k, (self, *args), kwargs)
+        return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+
+    def __bool__(self) -> bool:
+        return bool(_known(self.values))
+
+    def __int__(self) -> int:
+        return int(_known(self.values))
+
+    def __float__(self) -> float:
+        return float(_known(self.values))
+
+    def __index__(self) -> int:
+        return int(_known(self.values))
+
+    def __len__(self) -> int:
+        return int(_known(tuple(len(value) for value in self.values)))
+
+    def __iter__(self) -> Iterator[Any]:
+        item = self.tracer.item
+        return (item(self, index) for index in range(len(self)))
+
+
+def _known(values: _Values) -> Any:
+    """The one value of all; raises ``TraceError`` where there is none."""
+    if isinstance(values[0], Tensor):
+        raise TraceError(DATA)
+    if values[0] != values[-1]:
+        raise TraceError(BATCH)
+    return values[0]
+
+
+def _is_plain(values: _Values) -> bool:
+    """Whether this is one number, truth value, text or shape that traced code can be handed."""
+    return isinstance(values[0], _PLAIN) and values[0] == values[-1]
+
+
+class SizesTracer(TrainFormTracer):
+    """A :class:`~chainfx.ir.capture.tracer.TrainFormTracer` that knows every size except the batch.
+
+    With ``to_read`` it knows that too, leaves plain layers whole, and puts the value of every node into
+    ``node.meta["val"]``.
+    """
+
+    def __init__(
+        self, inputs: tuple[str, ...], examples: Sequence[Tensor], leaves: Collection[str] = (), to_read: bool = False
+    ) -> None:
+        # where every size is a number, mathematics is done on numbers
+        super().__init__(inputs, leaves, () if to_read else (math,))
+        self.values: dict[Node, _Values] = {}
+        self.to_read = to_read
+        batches = [(without_data(example),) for example in examples] if to_read else _two_batches(examples)
+        self._examples = dict(zip(inputs, batches, strict=True))
+
+    def run(self, model: nn.Module) -> Trace:
+        """As the base class."""
+        self._evaluator = MetaEvaluator(modules_by_path(model))
+        return super().run(model)
+
+    def proxy(self, node: Node) -> Proxy:
+        """A proxy that knows the values of its node."""
+        return _ValueProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """As the base class; of a graph to be read also a layer that does nothing but what its class says."""
+        whole = self.to_read and type(m) in _WHOLE and not m._forward_hooks and not m._forward_pre_hooks
+        return (whole and "forward" not in vars(m)) or super().is_leaf_module(m, module_qualified_name)
+
+    def item(self, proxy: Proxy, index: int) -> Any:
+        """Item ``index`` of a proxied tuple or tensor: a number where it is known, else a node."""
+        return self.create_proxy("call_function", operator.getitem, (proxy, index), {})
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Record a node, unless its value is a number, truth value or text that is known: then hand out that.
+
+        A function wrapped for FX because its code asks for sizes is traced through where that works.
+        """
+        if kind == "call_function" and isinstance(target, FunctionType) and _may_be_entered(target, args, kwargs):
+            last = next(iter(reversed(self.graph.nodes)), None)
+            try:
+                return target(*args, **kwargs)
+            except Exception:  # whatever its code does with proxies: then it stays the one call it was wrapped to be
+                for node in itertools.takewhile(lambda each: each is not last, list(reversed(self.graph.nodes))):
+                    if node.op != "get_attr":  # others may read it again
+                        self._forget(node)
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        recorded = isinstance(proxy, _ValueProxy) and kind in ("call_function", "call_method")
+        return self._resolved(proxy) if recorded else proxy
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Node:
+        """Record a node and evaluate it."""
+        node = super().create_node(kind, target, args, kwargs, *rest, **more)
+        if kind != "output":
+            self.values[node] = self._evaluate(node)
+            if self.to_read:
+                node.meta["val"] = self.values[node][0]
+        return node
+
+    def _resolved(self, proxy: Any) -> Any:
+        values = self.values[proxy.node]
+        if _is_plain(values):
+            self._forget(proxy.node)
+            return values[0]
+        if isinstance(values[0], torch.Size):
+            parts = tuple(proxy)
+            if not proxy.node.users:
+                self._forget(proxy.node)
+            return parts
+        return proxy
+
+    def _forget(self, node: Node) -> None:
+        steps = self.result.steps[self.result.scopes[node]]
+        steps.remove(node)
+        del self.values[node]
+        self.graph.erase_node(node)
+
+    def _evaluate(self, node: Node) -> _Values:
+        if node.op == "placeholder":
+            return self._examples[str(node.target)]
+        if node.op == "get_attr" and str(node.target) in self.result.constants:
+            constant = self._evaluator.tensor(self.result.constants[str(node.target)])
+            return (constant,) if self.to_read else (constant, constant)
+        self.evaluating = True
+        try:
+            first = self._evaluator.value(node, lambda source: self.values[source][0])
+            return (
+                (first,)
+                if self.to_read
+                else (first, self._evaluator.value(node, lambda source: self.values[source][1]))
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise TraceError(DATA) if needs_data(error) else error from error
+        finally:
+            self.evaluating = False
+
+
+def _may_be_entered(function: FunctionType, args: Any, kwargs: Any) -> bool:
+    """Whether a function is the user's own and not told a mode, on which what it does may depend."""
+    given = [each.values[0] if isinstance(each, _ValueProxy) else each for each in (*args, *kwargs.values())]
+    own = function.__module__.partition(".")[0] not in ("torch", "chainfx")
+    return own and not any(isinstance(each, bool) for each in given)
+
+
+def _two_batches(examples: Sequence[Tensor]) -> list[_Values]:
+    """The examples without data, with a batch of at least two and with twice that.
+
+    The batch is the first axis of the first example, and of every other one of the same length there.
+    """
+    length = examples[0].shape[0] if examples[0].dim() else None
+
+    def sized(example: Tensor, batch: int) -> Tensor:
+        if not example.dim() or example.shape[0] != length:
+            return example.detach().to("meta")
+        return torch.empty((batch, *example.shape[1:]), dtype=example.dtype, device="meta")
+
+    first = max(2, length or 0)
+    return [(sized(example, first), sized(example, 2 * first)) for example in examples]

@@ -1,0 +1,319 @@
+"""Capture: a model as a graph in train form.
+
+The ways, in order: symbolic tracing (batch and resolution stay free), tracing with the sizes of the example inputs
+(the batch stays free), ``torch.export`` (the same), and the innermost module that none of them can follow kept as an
+opaque leaf. A module without parameters that cannot be followed becomes a leaf before ``torch.export`` is asked: it
+hides nothing.
+"""
+
+import contextlib
+import inspect
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
+
+from chainfx.errors import CaptureError, InputError
+from chainfx.ir.capture.build import build, build_to_read, simplify
+from chainfx.ir.capture.export import export_trace
+from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
+from chainfx.ir.capture.sizes import BATCH, DATA, SizesTracer
+from chainfx.ir.capture.tracer import Trace, TrainFormTracer
+from chainfx.ir.graph import evaluate_graph, evaluating, modules_by_path, needs_data
+
+__all__ = ["CaptureReport", "OpaqueLeaf", "capture", "capture_to_read", "capture_with_report"]
+
+Method = Literal["symbolic", "sizes", "export"]
+
+_HIDING = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueLeaf:
+    """A module whose inside no pass sees: path, class name, parameters, and their share of the model's in [0, 1]."""
+
+    path: str
+    class_name: str
+    parameters: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureReport:
+    """How a graph was captured, and what of the model it does not show.
+
+    ``method``: ``"symbolic"`` (batch and resolution free), ``"sizes"`` or ``"export"`` (batch free). ``opaque``: leaves
+    that hide matrix multiplications or could not be followed. ``dropped``: ``state_dict`` names of the model that the
+    graph does not use, such as auxiliary heads of train mode. ``aliases``: (other name, kept name) of tensors that have
+    several. ``eval_structure``: the model's own ``forward`` does other things in train mode; the graph does those of
+    eval mode.
+    """
+
+    method: Method
+    opaque: tuple[OpaqueLeaf, ...] = ()
+    dropped: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    eval_structure: bool = False
+
+
+def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule:
+    """The graph of a model in train form; see :func:`capture_with_report` for what it may leave out.
+
+    ``example_inputs`` are the positional inputs, batch first, on the model's device (meta included). Other arguments of
+    ``forward`` keep their defaults. The graph *shares* parameters, buffers and leaf modules with ``model``, as
+    ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. The mode of ``model`` is left as it was, and
+    the graph starts in it.
+
+    Raises :class:`~chainfx.errors.InputError` if the model does not accept the inputs, and
+    :class:`~chainfx.errors.CaptureError`, with the line of its code, if no way leads to a graph.
+
+    >>> graph_module = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), (torch.zeros(1, 4),))
+    >>> [node.name for node in graph_module.graph.nodes]
+    ['input_1', '_0_weight', '_0_bias', '_0', '_1', 'output']
+    """
+    return capture_with_report(model, example_inputs)[0]
+
+
+def capture_with_report(model: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[GraphModule, CaptureReport]:
+    """As :func:`capture`, with the :class:`CaptureReport` of how it went and what the graph does not show."""
+    return _capture_of(model, example_inputs).run()
+
+
+def capture_to_read(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule | None:
+    """What eval mode does for inputs of these very shapes, to be read and not run; ``None`` if tracing fails.
+
+    It takes a fraction of the time of :func:`capture`, and differs from its graph in this: sizes are numbers, those of
+    the batch too, so that no node computes them; plain convolution and linear layers are ``call_module``; what works
+    otherwise in train mode is followed in eval mode, not kept whole; every node has its value in ``node.meta["val"]``.
+    Raises as :func:`capture` for arguments that nothing can be captured from.
+    """
+    return _capture_of(model, example_inputs).to_read()
+
+
+def _capture_of(model: nn.Module, example_inputs: Sequence[Tensor]) -> "_Capture":
+    examples = tuple(example_inputs)
+    _check(model, examples)
+    return _Capture(model, examples, _input_names(model, len(examples)))
+
+
+class _Failure(Exception):  # noqa: N818
+    """One way that did not work: the path of the innermost module entered, and what was raised there."""
+
+    def __init__(self, path: str, cause: Exception) -> None:
+        super().__init__(path, cause)
+        self.path = path
+        self.cause = cause
+
+
+@dataclass
+class _Capture:
+    """One run of capture. ``unfollowed`` are leaves because of their code, ``by_mode`` because of ``self.training``."""
+
+    model: nn.Module
+    examples: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    unfollowed: set[str] = field(default_factory=set)
+    by_mode: set[str] = field(default_factory=set)
+    eval_structure: bool = False
+
+    def run(self) -> tuple[GraphModule, CaptureReport]:
+        exported = False
+        while True:
+            result = self._first("symbolic", "sizes")
+            if not isinstance(result, _Failure):
+                return result
+            _check_runs(self.model, self.examples)
+            if isinstance(result.cause, InputError):
+                raise result.cause
+            hides = bool(result.path) and _count_parameters(self.model.get_submodule(result.path)) > 0
+            if (hides or not result.path) and not exported:
+                exported = True
+                by_export = self._first("export", "strict export")
+                if not isinstance(by_export, _Failure):
+                    return by_export
+            if not result.path or result.path in self.unfollowed:
+                raise _explained(self.model, result) from result.cause
+            self.unfollowed.add(result.path)
+
+    def to_read(self) -> GraphModule | None:
+        try:
+            with _one_attention_kernel():
+                return build_to_read(self.model, self._trace("to read", False))
+        except _Failure:
+            return None
+
+    def _first(self, *ways: str) -> "tuple[GraphModule, CaptureReport] | _Failure":
+        """The graph of the first way that works, or how the last one failed."""
+        for way in ways:
+            try:
+                return self._follow(way)
+            except _Failure as failure:
+                failed = failure
+        return failed
+
+    def _follow(self, way: str) -> tuple[GraphModule, CaptureReport]:
+        with _one_attention_kernel():
+            evaluation, training = self._trace(way, False), self._trace(way, True)
+            while inner := (differing := self._mode_dependent(way, evaluation, training)) - {""}:
+                self.by_mode |= inner
+                evaluation, training = self._trace(way, False), self._trace(way, True)
+        self.eval_structure = bool(differing)
+        graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
+        if way != "sizes":
+            self._check_shapes(graph_module)
+        return graph_module, self._report(way.removeprefix("strict "), graph_module)
+
+    def _check_shapes(self, graph_module: GraphModule) -> None:
+        """See on shapes alone that the graph accepts the example inputs; what needs data cannot be seen so."""
+        try:
+            with evaluating(graph_module):
+                evaluate_graph(graph_module, self.examples)
+        except Exception as error:
+            if not needs_data(error):
+                raise _Failure("", error) from error
+
+    def _mode_dependent(self, way: str, evaluation: Trace, training: Trace) -> set[str]:
+        """The modules that do other operations in train mode, so that they have to become leaves; ``""`` cannot."""
+        if "export" in way:
+            follow_training_wiring(self.model, evaluation, training)
+        differing = set(mode_dependent(evaluation, training))
+        if "export" in way and differing:
+            raise _Failure("", CaptureError("the exported graphs of train and eval mode differ."))
+        return differing
+
+    def _trace(self, way: str, training: bool) -> Trace:
+        """The trace of one mode; whatever the model's code raises on the way becomes a ``_Failure`` that keeps it."""
+        leaves = self.unfollowed | self.by_mode
+        tracer: TrainFormTracer | None = None
+        try:
+            with in_mode(self.model, training):
+                if "export" in way:
+                    strict = way.startswith("strict")
+                    return simplify(export_trace(self.model, self.inputs, self.examples, strict=strict))
+                if way in ("sizes", "to read"):
+                    tracer = SizesTracer(self.inputs, self.examples, leaves, to_read=way == "to read")
+                else:
+                    tracer = TrainFormTracer(self.inputs, leaves)
+                return simplify(tracer.run(self.model))
+        except Exception as error:
+            raise _Failure((tracer and tracer.failed_at) or "", error) from error
+
+    def _report(self, way: str, graph_module: GraphModule) -> CaptureReport:
+        kept = graph_module.state_dict(keep_vars=True)
+        names = {id(tensor): name for name, tensor in reversed(kept.items())}
+        missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in kept}
+        return CaptureReport(
+            method=way,  # type: ignore[arg-type]
+            opaque=tuple(self._opaque(graph_module)),
+            dropped=tuple(name for name, tensor in missing.items() if id(tensor) not in names),
+            aliases=tuple((name, names[id(tensor)]) for name, tensor in missing.items() if id(tensor) in names),
+            eval_structure=self.eval_structure,
+        )
+
+    def _opaque(self, graph_module: GraphModule) -> Iterator[OpaqueLeaf]:
+        modules = modules_by_path(graph_module)
+        for path in dict.fromkeys(str(node.target) for node in graph_module.graph.find_nodes(op="call_module")):
+            unfollowed = path in self.unfollowed
+            if unfollowed or path in self.by_mode or isinstance(modules[path], _HIDING):
+                count = _count_parameters(modules[path])
+                if count or unfollowed:
+                    total = _count_parameters(self.model)
+                    yield OpaqueLeaf(path, type(modules[path]).__name__, count, count / max(1, total))
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextlib.contextmanager
+def _one_attention_kernel() -> Iterator[None]:
+    """Without the fused eval path of ``nn.TransformerEncoderLayer``, whose preconditions cannot be traced."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _check(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Raise :class:`InputError` for arguments that nothing can be captured from."""
+    wrong = next((x for x in examples if not isinstance(x, Tensor)), None)
+    if not examples or wrong is not None:
+        given = "is empty" if not examples else f"has a {type(wrong).__name__}"
+        raise InputError(
+            f"example_inputs {given}; give a tuple of tensors, one for each positional input of the model."
+        )
+    modules = modules_by_path(model).items()
+    named = ((path, name, p) for path, module in modules for name, p in module._parameters.items() if p is not None)
+    lazy = next((f"{path}.{name}".lstrip(".") for path, name, p in named if is_lazy(p)), None)
+    if lazy is not None:
+        raise InputError(f"parameter {lazy!r} has no shape yet; run the model once before capturing it.")
+
+
+def _input_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """The names of the first ``count`` positional parameters of ``forward``."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL:
+            names += [f"{p.name}_{index}" for index in range(count - len(names))]
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [name for name in required if name not in names[:count]]
+    if count > len(names) or missing:
+        raise InputError(
+            f"{type(model).__name__}.forward takes {', '.join(names) or 'nothing'} and needs "
+            f"{', '.join(required) or 'nothing'}, but example_inputs has {count}; give one tensor for each input."
+        )
+    return tuple(names[:count])
+
+
+def _check_runs(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Raise :class:`InputError` if the model itself fails on the example inputs; models without data are not run."""
+    if any(tensor.is_meta for tensor in (*examples, *model.parameters(), *model.buffers())):
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(model, False):
+            model(*examples)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in examples)
+        raise InputError(
+            f"the model does not accept example_inputs of shape {shapes}: {_first_line(error)}; "
+            "give inputs of the shape it was made for."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+_REASONS = {
+    DATA: "needs a value that only the data give",
+    BATCH: "needs a value that changes with the batch size",
+}
+
+
+def _explained(model: nn.Module, failure: _Failure) -> CaptureError:
+    """The one sentence: where, why, and the ways out."""
+    reason = _first_line(failure.cause)
+    why = _REASONS.get(reason, f"raises {type(failure.cause).__name__} ({reason})")
+    frame = _user_frame(failure.cause)
+    where = type(model).__name__ if frame is None else f"{type(model).__name__} at {frame.filename}:{frame.lineno}"
+    code = "its forward" if frame is None else f"`{frame.line}`"
+    return CaptureError(
+        f"cannot capture {where}: {code} {why}; replace the branch by torch.where, or move these lines into a "
+        "submodule without parameters, which then stays one opaque node."
+    )
+
+
+def _user_frame(error: Exception) -> traceback.FrameSummary | None:
+    """The innermost line of the traceback that belongs neither to torch nor to chainfx."""
+    rooms = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(rooms)]
+    return frames[-1] if frames else None

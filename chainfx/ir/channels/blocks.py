@@ -1,0 +1,158 @@
+"""Residual blocks: which parts of a graph can be taken out without changing any shape, and which belong together."""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from chainfx.ir.channels.analyse import ChannelAnalysis
+from chainfx.ir.graph import edit, shape_of
+
+__all__ = ["Block", "Stage", "drop_block", "stages_of"]
+
+_ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+_RECTIFIERS: tuple[Callable[..., Any] | str, ...] = (torch.relu, F.relu, F.relu6, "relu", "relu_")
+_RECTIFIER_MODULES = (nn.ReLU, nn.ReLU6)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block that ends in ``out``; without it ``out`` would be ``entry``. ``entry`` is ``None`` if it must stay.
+
+    ``layers``: those of the branch of a residual block.
+    """
+
+    out: Node
+    entry: Node | None
+    layers: frozenset[Node] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive blocks with outputs of one shape that add to the same channels."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def removable(self) -> tuple[Block, ...]:
+        """The blocks whose input and output shapes match, in graph order."""
+        return tuple(block for block in self.blocks if block.entry is not None)
+
+
+def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[Stage, ...]:
+    """The stages of residual blocks; if the network has none, the stages of plain layers.
+
+    Residual blocks are of one stage if their outputs have one shape and ``analysis`` couples what their branches add:
+    two residual streams of the same shape are two stages, unless neither can be pruned.
+
+    A residual block is an addition ``entry + branch(entry)`` whose branch holds a layer, reads nothing but ``entry``
+    and is read by nothing else; one with a stride or a projection changes the shape (or has layers on both sides) and
+    must stay. A plain block is a convolution with the norm and activation that follow it. Shapes must be in
+    ``node.meta``.
+    """
+    layers = set(edit.layers_of(graph_module))
+    ancestors = _Ancestors()
+    blocks = [block for node in graph_module.graph.nodes if (block := _residual(node, layers, ancestors)) is not None]
+    if not any(block.entry is not None for block in blocks):
+        blocks = [_plain(graph_module, node) for node in layers if node.target in edit.CONVOLUTIONS]
+        blocks.sort(key=lambda block: block.out)
+    return _grouped(blocks, analysis)
+
+
+def drop_block(graph_module: GraphModule, block: Block) -> None:
+    """Take a removable block out: whoever read its output reads its input (the caller calls :func:`edit.tidy`)."""
+    if block.entry is None:
+        raise ValueError(f"the block that ends in {block.out.name} cannot be taken out")
+    users = list(block.out.users)
+    block.out.replace_all_uses_with(block.entry)
+    if len(users) == 1 and _rectifies(graph_module, users[0]) and _rectifies(graph_module, block.entry):
+        users[0].replace_all_uses_with(block.entry)
+
+
+class _Ancestors:
+    """The set of nodes each node is computed from, itself included; computed once per node asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, frozenset[Node]] = {}
+
+    def of(self, start: Node) -> frozenset[Node]:
+        if start not in self._known:
+            waiting, seen = [start], {start}
+            while waiting:
+                for node in waiting.pop().all_input_nodes:
+                    if node not in seen:
+                        seen.add(node)
+                        waiting.append(node)
+            self._known[start] = frozenset(seen)
+        return self._known[start]
+
+
+def _residual(node: Node, layers: set[Node], ancestors: _Ancestors) -> Block | None:
+    """The residual block that ends in ``node``, or ``None`` if ``node`` is no addition of two branches."""
+    if node.target not in _ADDITIONS or len(node.args) < 2:
+        return None
+    one, other = node.args[:2]
+    if not (isinstance(one, Node) and isinstance(other, Node)) or not _is_activation(one, other):
+        return None
+    for entry, branch in ((one, other), (other, one)):
+        inside = ancestors.of(branch) - ancestors.of(entry)
+        if branch in inside and inside & layers and _is_closed(inside, entry, node):
+            same = shape_of(entry) == shape_of(node)
+            return Block(node, entry if same else None, inside & layers)
+    differing = (ancestors.of(one) ^ ancestors.of(other)) & layers
+    return Block(node, None, differing) if differing else None
+
+
+def _is_activation(*nodes: Node) -> bool:
+    return all(node.op != "get_attr" and isinstance(node.meta.get("val"), Tensor) for node in nodes)
+
+
+def _is_closed(inside: frozenset[Node], entry: Node, out: Node) -> bool:
+    """Whether the branch reads nothing but ``entry`` and parameters, and is read by nothing but ``out``."""
+    reads = {value for node in inside for value in node.all_input_nodes} - inside
+    read_by = {user for node in inside if node.op != "get_attr" for user in node.users} - inside
+    return reads <= {entry} | {value for value in reads if value.op == "get_attr"} and read_by == {out}
+
+
+def _plain(graph_module: GraphModule, layer: Node) -> Block:
+    """A convolution with what follows it one to one: norm, then activation."""
+    out = layer
+    while len(out.users) == 1:
+        following = next(iter(out.users))
+        norm = edit.module_of(graph_module, following, nn.modules.batchnorm._BatchNorm)
+        if norm is None and not _rectifies(graph_module, following):
+            break
+        out = following
+    entry = layer.args[0]
+    same = isinstance(entry, Node) and entry.op != "placeholder" and shape_of(entry) == shape_of(out)
+    return Block(out, entry if same else None)  # type: ignore[arg-type]
+
+
+def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage, ...]:
+    stages: list[list[Block]] = []
+    last: Any = None
+    for block in blocks:
+        stage = shape_of(block.out), _stream(block, analysis)
+        if stage != last:
+            stages.append([])
+        stages[-1].append(block)
+        last = stage
+    return tuple(Stage(tuple(stage)) for stage in stages)
+
+
+def _stream(block: Block, analysis: ChannelAnalysis) -> frozenset[str]:
+    """The channel groups that layers of a block make together with layers outside of it; none of frozen channels."""
+    inside = {layer.name for layer in block.layers}
+    makers = ((group.name, {source.node for source in group.sources}) for group in analysis.groups)
+    return frozenset(name for name, nodes in makers if nodes & inside and nodes - inside)
+
+
+def _rectifies(graph_module: GraphModule, node: Node) -> bool:
+    if node.op == "call_module":
+        return edit.module_of(graph_module, node, *_RECTIFIER_MODULES) is not None
+    return node.target in _RECTIFIERS

@@ -1,0 +1,315 @@
+"""The ledger of what the walk over a graph finds out about labels."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chainfx.ir.channels.labels import Labels, all_of, any_of, blank, compact, identity, select_first, spread, varying
+
+__all__ = ["Ledger", "SizeNote", "Source"]
+
+IntArray = NDArray[np.int64]
+
+RECTANGLE = "it is folded with channels that must stay, so that the kept ones would not form a rectangle"
+
+
+class Source(NamedTuple):
+    """A weight dimension that makes channels: its layer's node name, parameter path, dimension and atoms (size,)."""
+
+    node: str
+    path: str
+    dim: int
+    atoms: Labels
+
+
+class SizeNote(NamedTuple):
+    """Sizes written in a node's arguments that count channels.
+
+    ``kind`` says what is written: ``size`` (one integer at ``where``), ``shape`` (a computed tuple of them), ``slice``
+    (start and stop of the slice at ``where``), ``split`` (the sizes of the parts), ``attribute`` (an integer of the
+    module that is called, named by ``where``), ``scale`` (nothing: a factor that follows from the size) or ``number``
+    (a computed number that must stay what it was). ``counts``: for each integer a label tensor and the dimension whose
+    kept positions it counts.
+    """
+
+    node: str
+    kind: str
+    where: tuple[int | str, ...]
+    counts: tuple[tuple[Labels, int], ...]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What propagation finds out: atoms, couplings, frozen atoms, parameter dimensions and literals.
+
+    Most couplings are of all atoms that were made at once with all of others, in order. Such are not written down atom
+    by atom: the younger ones only get the elder ones to stand for them.
+    """
+
+    size: int = 1
+    sources: list[Source] = field(default_factory=list)
+    slots: dict[tuple[str, int], Labels] = field(default_factory=dict)
+    plain: dict[str, Labels] = field(default_factory=dict)
+    indices: dict[str, Labels] = field(default_factory=dict)
+    literals: list[SizeNote] = field(default_factory=list)
+    parts: list[Labels] = field(default_factory=list)
+    opaque: dict[str, str] = field(default_factory=dict)
+    rectangles: dict[tuple[int, ...], Labels] = field(default_factory=dict)
+    frozen: list[tuple[Labels, str]] = field(default_factory=list)
+    _edges: list[tuple[Labels, Labels]] = field(default_factory=list)
+    _pinned: dict[tuple[Any, ...], tuple[Labels, Labels]] = field(default_factory=dict)
+    _plain_ranges: list[tuple[int, int]] = field(default_factory=list)
+    _made: dict[int, Labels] = field(default_factory=dict)  # atoms that were made at once, by the first of them
+    _whole: dict[tuple[int, ...], int] = field(default_factory=dict)  # the first of them, by where they lie
+    _elder: dict[int, int] = field(default_factory=dict)  # the first of those that they all go with
+    _found: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+
+    def fresh(self, count: int) -> Labels:
+        """New atoms, shape (count,)."""
+        self.size += count
+        atoms = torch.arange(self.size - count, self.size)
+        self._made[self.size - count] = atoms
+        self._whole[atoms.data_ptr(), count, 1] = self.size - count
+        return atoms
+
+    def eldest(self, labels: Labels) -> Labels:
+        """The first atoms that go with these, in their order, if these are all that were made at once."""
+        first = self._first(labels)
+        return labels if first is None else self._made[self._root(first)]
+
+    def unite(self, left: Labels, right: Labels) -> bool:
+        """Couple labels as :meth:`couple` if both are, along one dimension, all that were made at once: whether so."""
+        first, second = self._first(left), self._first(right)
+        if first is None or second is None or varying(left) != varying(right):
+            return False
+        elder, younger = sorted((self._root(first), self._root(second)))
+        if elder != younger:
+            self._elder[younger] = elder
+        return True
+
+    def _first(self, labels: Labels) -> int | None:
+        """The first of the atoms that were made at once, if the labels are these along one dimension."""
+        moving = varying(labels)
+        if len(moving) != 1:
+            return None
+        return self._whole.get((labels.data_ptr(), labels.size(moving[0]), labels.stride(moving[0])))
+
+    def _root(self, first: int) -> int:
+        while first in self._elder:
+            first = self._elder[first]
+        return first
+
+    def source(self, node: str, path: str, dim: int, size: int) -> Labels:
+        """The atoms of a weight dimension that makes channels; one of size 1 makes none that could be removed."""
+        known = self.slots.get((path, dim))
+        if size == 1 or (known is not None and any((path, dim) == (s.path, s.dim) for s in self.sources)):
+            return blank((size,)) if known is None else known
+        atoms = self.fresh(size)
+        self.sources.append(Source(node, path, dim, atoms))
+        self.register(path, dim, atoms)
+        return atoms
+
+    def register(self, path: str, dim: int, labels: Labels) -> None:
+        """State that dimension ``dim`` of the parameter at ``path`` has these labels, shape (size,)."""
+        known = self.slots.setdefault((path, dim), labels)
+        if known is not labels:
+            self.couple(known, labels, "it shares a parameter with channels that must stay")
+
+    def parameter(self, path: str, shape: torch.Size) -> Labels:
+        """The labels of a plain parameter: an atom for each element, so that what it meets tells its channels."""
+        if path not in self.plain:
+            first = self.size
+            count = math.prod(shape)
+            self.plain[path] = blank(shape) if count <= 1 else self.fresh(count).view(shape)
+            self._plain_ranges.append((first, self.size))
+        return self.plain[path]
+
+    def select(self, path: str, index: Tensor, labels: Labels, dim: int) -> Labels:
+        """The labels at constant positions along ``dim``; the tensor of positions at ``path`` follows the channels."""
+        line = self.vector(labels, dim, f"it is selected by {path!r} beside its channels")
+        known = self.indices.setdefault(path, line)
+        self.couple(known, line, f"it is selected by {path!r}, as are channels that must stay")
+        self.register(path, 0, line[index])
+        return line[index].view(-1, *[1] * (labels.dim() - dim - 1))
+
+    def is_plain(self, labels: Labels) -> bool:
+        """Whether all atoms of a labelled tensor are elements of plain parameters."""
+        small = compact(labels)
+        atoms = small[small > 0]
+        low, high = (int(atoms.min()), int(atoms.max())) if atoms.numel() else (0, 0)
+        if any(first <= low and high < last for first, last in self._plain_ranges):
+            return True
+        inside = torch.zeros_like(atoms, dtype=torch.bool)
+        for first, last in self._plain_ranges:
+            inside |= (atoms >= first) & (atoms < last)
+        return bool(inside.all())
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """State that no channel among these labels can be removed."""
+        if any_of(labels):
+            self.frozen.append((compact(labels).reshape(-1), reason))
+
+    def couple(self, left: Labels, right: Labels, reason: str) -> None:
+        """State that equal positions of two label tensors of one shape go together; what meets a 0 is frozen."""
+        if self.unite(left, right):
+            return
+        moving = (*varying(left), *varying(right))
+        left, right = compact(left, moving), compact(right, moving)
+        if identity(left) == identity(right):
+            return
+        if left.numel() > self.size:  # so that some pairs come more than once
+            left, right = _without_repeats(left, right)
+        left, right = left.reshape(-1), right.reshape(-1)
+        if all_of(left) and all_of(right):
+            self._edges.append((left, right))
+            return
+        differ = left != right
+        left, right = left[differ], right[differ]
+        both = (left != 0) & (right != 0)
+        self.freeze((left + right)[~both], reason)
+        self._edges.append((left[both], right[both]))
+
+    def pin(self, labels: Labels, dims: tuple[int, ...], reason: str) -> Labels:
+        """State that nothing goes along ``dims``: couple over them, or freeze if the labels differ nowhere else."""
+        moving = varying(labels)
+        along = tuple([d for d in dims if d in moving])
+        if not along:
+            return labels
+        if len(along) == len(moving):
+            self.freeze(labels, reason)
+            return blank(labels.shape)
+        key = (along, *identity(labels))
+        if key not in self._pinned:
+            self._pinned[key] = labels, select_first(labels, along).expand(labels.shape)
+            self.couple(*self._pinned[key], reason)
+        return self._pinned[key][1]
+
+    def forbid(self, labels: Labels, dims: tuple[int, ...], reason: str) -> Labels:
+        """Freeze everything if the labels differ along one of ``dims``."""
+        if not set(dims) & set(varying(labels)):
+            return labels
+        self.freeze(labels, reason)
+        return blank(labels.shape)
+
+    def vector(self, labels: Labels, dim: int, reason: str) -> Labels:
+        """The labels along ``dim``, shape (size,), after pinning all other dimensions."""
+        if varying(labels) == (dim,):
+            return labels if labels.dim() == 1 else labels.as_strided((labels.size(dim),), (labels.stride(dim),))
+        others = tuple(d for d in range(labels.dim()) if d != dim)
+        pinned = self.pin(labels, others, reason)
+        return select_first(pinned, others).reshape(-1)
+
+    def remember(self, labels: Labels) -> None:
+        """Note a tensor; if its labels differ along several dimensions, the kept elements must form a rectangle."""
+        if labels.stride().count(0) < labels.dim() - 1 and len(varying(labels)) > 1:
+            small = compact(labels)
+            self.rectangles.setdefault(identity(small), small)
+
+    def components(self) -> IntArray:
+        """The component of every atom, shape (size,), numbered by first atom; component 0 is what must stay."""
+        self._settle_parameters()
+        rectangles = [*self.rectangles.values(), *self.plain.values()]
+        while True:
+            component = self._connected()
+            again = [r for r in rectangles if self._square(r, component)]
+            if not again:
+                return component
+
+    def _settle_parameters(self) -> None:
+        """Freeze the channels of parameters that are also used in a way that their slices do not show."""
+        for path in self.plain.keys() & {path for path, _ in self.slots}:
+            self.opaque.setdefault(path, f"parameter {path!r} is used both by a layer and as a plain tensor")
+        for (path, _), labels in (*self.slots.items(), *(((path, 0), labels) for path, labels in self.plain.items())):
+            if path in self.opaque:
+                self.freeze(labels, self.opaque[path])
+
+    def reason(self, atom: int) -> str | None:
+        """The first reason that was found for the component of an atom to stay; ``None`` if it need not."""
+        component = self._found[atom]
+        return next((why for atoms, why in self.frozen if bool((self._found[atoms.numpy()] == component).any())), None)
+
+    def _connected(self) -> IntArray:
+        if len(self._found) != self.size:
+            self._found = self._united()
+        if self._edges:
+            self._join()
+        stays = np.zeros(self.size, dtype=bool)
+        stays[0] = True
+        for atoms, _ in self.frozen:
+            stays[self._found[atoms.numpy()]] = True
+        goes = np.zeros(self.size, dtype=bool)
+        goes[self._found] = True
+        goes[stays] = False
+        return (goes.cumsum() * goes)[self._found]
+
+    def _united(self) -> IntArray:
+        """Every atom, or the first one that it goes with where all that were made with it go with others."""
+        atoms = np.arange(self.size)
+        for first in self._elder:
+            root, count = self._root(first), len(self._made[first])
+            atoms[first : first + count] = atoms[root : root + count]
+        return atoms
+
+    def _join(self) -> None:
+        """Bring the couplings into what is found: of every atom the first one of its component."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        left, right = (self._found[torch.cat(side).numpy()] for side in zip(*self._edges, strict=True))
+        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.size, self.size))
+        component = connected_components(graph, directed=False)[1][self._found]
+        first = np.empty(self.size, dtype=np.int64)
+        first[component[::-1]] = np.arange(self.size)[::-1]  # of several, the last to be written
+        self._found = first[component]
+        self._edges.clear()
+
+    def _square(self, labels: Labels, component: IntArray) -> bool:
+        """Couple a tensor over all dimensions but one if its components differ along several; whether they did."""
+        labels = compact(labels)
+        if len(varying(labels)) < 2:
+            return False
+        units = spread(torch.from_numpy(component)[labels])
+        moving = varying(units)
+        if len(moving) < 2:
+            return False
+        keep = max(moving, key=lambda d: (_distinct(units, d), -_step(labels, d)))
+        others = tuple(d for d in moving if d != keep)
+        first = select_first(units, others).expand(units.shape)
+        wrong = units != first
+        origin = select_first(labels, others).expand(labels.shape)
+        both = wrong & (units != 0) & (first != 0)
+        self._edges.append((labels[both], origin[both]))
+        lone = wrong & ~both
+        self.freeze(torch.where(units != 0, labels, origin)[lone], RECTANGLE)
+        return True
+
+
+def _without_repeats(left: Labels, right: Labels) -> tuple[Labels, Labels]:
+    """Two label tensors of one shape without the lines that both repeat, as tokens do along all positions but one."""
+    for dim in range(left.dim()):
+        size = left.size(dim)
+        if size > 1:
+            same = torch.ones((), dtype=torch.bool)
+            for each in (left, right):
+                same = same & (each.narrow(dim, 1, size - 1) == each.narrow(dim, 0, size - 1))
+            new = (~same).movedim(dim, 0).flatten(1).any(1) if same.dim() > 1 else ~same
+            places = torch.cat([torch.zeros(1, dtype=torch.int64), new.nonzero()[:, 0] + 1])
+            left, right = left.index_select(dim, places), right.index_select(dim, places)
+    return left, right
+
+
+def _distinct(units: Labels, dim: int) -> int:
+    """How many units a line along ``dim`` has (the line with the most non-zero start, the first one, is looked at)."""
+    others = tuple(d for d in range(units.dim()) if d != dim)
+    return int(select_first(units, others).unique().numel())
+
+
+def _step(labels: Labels, dim: int) -> int:
+    """How far apart in their source neighbours along ``dim`` are; the nearer ones are positions within a fold."""
+    first = labels[tuple(slice(0, 2) if d == dim else 0 for d in range(labels.dim()))]
+    return abs(int(first[1] - first[0]))

@@ -1,0 +1,144 @@
+"""What indexing does to channels: slices are counted, positions stay or go together, constant selections follow."""
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from chainfx.ir.channels.labels import Labels, select_first, spread, varying
+from chainfx.ir.channels.walk import Flow, Rule, operator_name
+
+__all__ = ["INDEXING"]
+
+
+def unbind(flow: Flow, node: Node) -> Any:
+    """``unbind`` and ``select``: indices along the dimension stay."""
+    labels = flow.label(node.args[0])
+    dim = flow.argument(node, 1, "dim", 0) % labels.dim()
+    labels = flow.ledger.pin(labels, (dim,), f"it is indexed by position (node {node.name!r})")
+    if operator_name(node) == "select":
+        return spread(labels.select(dim, 0))
+    return tuple(spread(part) for part in labels.unbind(dim))
+
+
+def getitem(flow: Flow, node: Node) -> Any:
+    """Indexing: slices of channels are counted, single indices stay."""
+    parts = flow.parts(node.args[0])
+    if parts is not None:
+        return parts[flow.argument(node, 1, "index")]
+    selected = _selected(flow, node, node.args[1])
+    if selected is not None:
+        return selected
+    found = _indexed(flow, node, node.args[1], (1,))
+    return flow.unknown(node, "it is indexed by a truth value") if found is None else spread(found)
+
+
+def _selected(flow: Flow, node: Node, raw: Any) -> Labels | None:
+    """The labels of ``x[:, order]``; ``None`` if ``raw`` is no constant selection of channels."""
+    items = list(raw) if isinstance(raw, tuple) else [raw]
+    if any(item != slice(None) for item in items[:-1]):
+        return None
+    return _at(flow, node, items[-1], len(items) - 1)
+
+
+def _at(flow: Flow, node: Node, index: Any, dim: int) -> Labels | None:
+    """The labels at the channels along ``dim`` that a tensor of the network names; ``None`` for anything else."""
+    labels = flow.label(node.args[0])
+    if not isinstance(index, Node) or index.op != "get_attr" or dim not in varying(labels):
+        return None
+    positions = flow.tensor(flow.path(index))
+    known = positions.dim() == 1 and not positions.is_meta and positions.dtype in (torch.int64, torch.int32)
+    if not known or flow.ledger.is_plain(labels):
+        return None
+    return flow.ledger.select(flow.path(index), positions.cpu(), labels, dim).expand(flow.shape(node))
+
+
+def assign(flow: Flow, node: Node) -> Any:
+    """``tensor[index] = value``: the part that is assigned to meets the value."""
+    part = _indexed(flow, node, node.args[1], (1,))
+    if part is None:
+        return flow.unknown(node, "it is indexed by a truth value")
+    if flow.is_tensor(node.args[2]):
+        flow.combine(part, flow.label(node.args[2]), node)
+    return flow.label(node.args[0])
+
+
+def _indexed(flow: Flow, node: Node, raw: Any, where: tuple[int, ...]) -> Labels | None:
+    """The labels of the indexed part of the first argument; ``None`` if its size depends on the data."""
+    labels = flow.label(node.args[0])
+    items = list(raw) if isinstance(raw, tuple) else [raw]
+    items = [_item(flow, item) for item in items]
+    if any(isinstance(item, bool) for item in items):
+        return None
+    dim = 0
+    for position, item in enumerate(items):
+        if item is Ellipsis:
+            dim += labels.dim() - sum(each is not None and each is not Ellipsis for each in items)
+        elif item is not None:
+            labels = _along(flow, node, labels, dim, item, (*where, position) if isinstance(raw, tuple) else where)
+            dim += 1
+    return labels[tuple(items)]
+
+
+def _item(flow: Flow, item: Any) -> Any:
+    """One item of an index: a tensor of positions becomes one that picks the first everywhere."""
+    item = map_arg(item, lambda node: flow.values.get(node, node))
+    shape = item.meta["val"].shape if isinstance(item, Node) else None
+    if isinstance(item, Node) and item.meta["val"].dtype is torch.bool:
+        return True
+    if isinstance(item, list):
+        shape = torch.Size([len(item)])
+    return item if shape is None else torch.zeros((), dtype=torch.int64).expand(shape)
+
+
+def _along(flow: Flow, node: Node, labels: Labels, dim: int, item: Any, where: tuple[int, ...]) -> Labels:
+    """The labels ready for being indexed with one item along one dimension."""
+    if dim not in varying(labels) or item == slice(None):
+        return labels
+    reason = f"it is indexed by position (node {node.name!r})"
+    if not isinstance(item, slice):
+        return flow.ledger.pin(labels, (dim,), reason)
+    start, stop, step = item.indices(labels.size(dim))
+    if step > 1:
+        return _strided(flow, labels, dim, (start, stop, step), reason)
+    part = labels.narrow(dim, start, max(stop - start, 0))
+    if part.size(dim) < labels.size(dim):
+        flow.literal(node, "slice", where, ((labels.narrow(dim, 0, start), dim), (labels.narrow(dim, 0, stop), dim)))
+        flow.ledger.parts.append(part)
+    return labels
+
+
+def _strided(flow: Flow, labels: Labels, dim: int, bounds: tuple[int, int, int], reason: str) -> Labels:
+    """Every ``step``-th channel: as many neighbours go together, so that it stays every ``step``-th of what is kept."""
+    start, stop, step = bounds
+    size = labels.size(dim)
+    if start >= step or stop < size or size % step:
+        return flow.ledger.pin(labels, (dim,), reason)
+    blocks = flow.ledger.pin(labels.unflatten(dim, (-1, step)), (dim + 1,), reason)
+    return blocks.flatten(dim, dim + 1)
+
+
+def look_up(flow: Flow, node: Node) -> Labels:
+    """``index_select``, ``gather``: positions along one dimension are looked up, so they stay."""
+    labels, shape = flow.label(node.args[0]), flow.shape(node)
+    dim = flow.argument(node, 2 if operator_name(node) == "take_along_dim" else 1, "dim") % labels.dim()
+    if operator_name(node) == "index_select":
+        selected = _at(flow, node, flow.raw(node, 2, "index"), dim)
+        if selected is not None:
+            return selected
+    reason = f"it is indexed by position (node {node.name!r})"
+    cut = tuple(d for d in range(labels.dim()) if d == dim or shape[d] != labels.size(d))
+    labels = select_first(flow.ledger.pin(labels, cut, reason), cut)
+    if operator_name(node) == "index_select":
+        return labels.expand(shape)
+    index = next(each for each in node.all_input_nodes[1:] if flow.is_tensor(each))
+    return flow.combine(labels, flow.label(index), node).expand(shape)
+
+
+INDEXING: dict[str, Rule] = {
+    **dict.fromkeys(("gather", "index_select", "take_along_dim"), look_up),
+    **dict.fromkeys(("unbind", "select"), unbind),
+    "assign": assign,
+    "getitem": getitem,
+}

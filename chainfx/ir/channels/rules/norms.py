@@ -1,0 +1,151 @@
+"""What normalizations do to channels, as functions and as modules.
+
+Batch and instance normalization treat each channel alone. The statistics of a layer normalization, and of a group
+normalization with one group, are by definition those over the kept channels. A group normalization with more groups
+loses whole groups, which is exact.
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _NormBase
+
+from chainfx.ir.channels.labels import Labels, repeated, varying
+from chainfx.ir.channels.walk import Flow, Rule
+
+__all__ = ["NORMS", "NORM_MODULES", "channels_of", "is_channel_norm", "norm_module"]
+
+_SCALES = ("running_mean", "running_var", "weight", "bias")
+_BESIDE = "a layer reads it beside its channels"
+
+
+def channels_of(flow: Flow, node: Node) -> tuple[Labels, Labels]:
+    """The labels of (N, C, ...) pinned beside the channels, and those of the channels alone, shape (C,)."""
+    labels = flow.label(node.args[0])
+    vector = flow.ledger.vector(labels, 1, f"{_BESIDE} (node {node.name!r})")
+    return beside(vector, labels, 1), vector
+
+
+def beside(vector: Labels, labels: Labels, dim: int) -> Labels:
+    """Labels of the shape of ``labels`` that are ``vector`` along ``dim``: those themselves if they were that."""
+    if varying(labels) == (dim,):
+        return labels
+    return repeated(vector, dim, labels.shape)
+
+
+def batch_norm(flow: Flow, node: Node) -> Labels:
+    """``F.batch_norm`` and ``F.instance_norm``: each channel alone, with its own parameters."""
+    labels, vector = channels_of(flow, node)
+    for position, name in enumerate(_SCALES, start=1):
+        flow.register(node, flow.raw(node, position, name), 0, vector)
+    return labels
+
+
+def is_channel_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch or instance normalization, or a subclass without further parameters."""
+    return isinstance(module, _NormBase) and not module._modules and module._parameters.keys() <= {"weight", "bias"}
+
+
+def norm_module(flow: Flow, node: Node) -> Labels:
+    """Batch and instance normalization as modules."""
+    labels, vector = channels_of(flow, node)
+    for path in _own(flow, node, _SCALES):
+        flow.ledger.register(path, 0, vector)
+    flow.literal(node, "attribute", ("num_features",), ((vector, 0),))
+    return labels
+
+
+def _own(flow: Flow, node: Node, names: tuple[str, ...] = ("weight", "bias")) -> list[str]:
+    """The paths of those tensors that the module of a node has."""
+    return [flow.module_path(node, name) for name in names if f"{node.target}.{name}" in flow.tensors]
+
+
+def layer_norm(flow: Flow, node: Node) -> Labels:
+    """``F.layer_norm`` and ``F.rms_norm`` over the last dimensions."""
+    last = len(flow.argument(node, 1, "normalized_shape"))
+    labels, vector, dim = _normalized(flow, node, last)
+    if vector is None:
+        return labels
+    for position, name in enumerate(("weight", "bias"), start=2):
+        flow.register(node, flow.raw(node, position, name), dim, vector)
+    where: tuple[int | str, ...] = (1,) if len(node.args) > 1 else ("normalized_shape",)
+    if isinstance(flow.raw(node, 1, "normalized_shape"), Node):
+        flow.literal(node, "shape", where, tuple((labels, d) for d in range(labels.dim() - last, labels.dim())))
+    else:
+        flow.literal(node, "size", (*where, dim), ((vector, 0),))
+    return labels
+
+
+def _layer_norm_module(flow: Flow, node: Node) -> Labels:
+    module: Any = flow.modules[str(node.target)]
+    labels, vector, dim = _normalized(flow, node, len(module.normalized_shape))
+    if vector is not None:
+        for path in _own(flow, node):
+            flow.ledger.register(path, dim, vector)
+        flow.literal(node, "attribute", ("normalized_shape", dim), ((vector, 0),))
+    return labels
+
+
+def _normalized(flow: Flow, node: Node, last: int) -> tuple[Labels, Labels | None, int]:
+    """The labels, those along the one normalized dimension with channels, and which of the ``last`` ones that is."""
+    labels = flow.label(node.args[0])
+    first = labels.dim() - last
+    moving = [d for d in varying(labels) if d >= first]
+    if not moving:
+        return labels, None, 0
+    dim = max(moving, key=lambda d: (labels.size(d), d))
+    vector = flow.ledger.vector(labels, dim, f"{_BESIDE} (node {node.name!r})")
+    return beside(vector, labels, dim), vector, dim - first
+
+
+def group_norm(flow: Flow, node: Node) -> Labels:
+    """``F.group_norm``: whole groups, or channels of the only one."""
+    labels, vector, leaders = _grouped(flow, node, flow.argument(node, 1, "num_groups"))
+    for position, name in enumerate(("weight", "bias"), start=2):
+        flow.register(node, flow.raw(node, position, name), 0, vector)
+    flow.literal(node, "size", (1,) if len(node.args) > 1 else ("num_groups",), ((leaders, 0),))
+    return labels
+
+
+def _group_norm_module(flow: Flow, node: Node) -> Labels:
+    module: Any = flow.modules[str(node.target)]
+    labels, vector, leaders = _grouped(flow, node, module.num_groups)
+    for path in _own(flow, node):
+        flow.ledger.register(path, 0, vector)
+    flow.literal(node, "attribute", ("num_groups",), ((leaders, 0),))
+    flow.literal(node, "attribute", ("num_channels",), ((vector, 0),))
+    return labels
+
+
+def _grouped(flow: Flow, node: Node, groups: int) -> tuple[Labels, Labels, Labels]:
+    """The labels, those of the channels (C,), and those of the first channel of each group that can go as a whole."""
+    labels, vector = channels_of(flow, node)
+    if groups == 1:
+        return labels, vector, vector[:1] * 0
+    table = vector.view(groups, -1)
+    leaders = table[:, :1].expand_as(table)
+    flow.ledger.couple(table, leaders, f"it is normalized with channels that must stay (node {node.name!r})")
+    return labels, vector, table[:, 0]
+
+
+def _local_response(flow: Flow, node: Node) -> Labels:
+    labels = flow.label(node.args[0])
+    return flow.ledger.forbid(labels, (1,), f"it is normalized with its neighbours (node {node.name!r})")
+
+
+NORMS: dict[str, Rule] = {
+    "batch_norm": batch_norm,
+    "group_norm": group_norm,
+    "instance_norm": batch_norm,
+    "layer_norm": layer_norm,
+    "local_response_norm": _local_response,
+    "rms_norm": layer_norm,
+}
+
+NORM_MODULES: dict[str, Rule] = {
+    "GroupNorm": _group_norm_module,
+    "LayerNorm": _layer_norm_module,
+    "LocalResponseNorm": _local_response,
+    "RMSNorm": _layer_norm_module,
+}

@@ -1,0 +1,370 @@
+"""One walk over a graph that gives every tensor its labels; what each operator does is in :mod:`channel_rules`."""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from chainfx.ir.channels.labels import Labels, all_of, any_of, blank, compact, fitted, spread, varying
+from chainfx.ir.channels.ledger import Ledger, SizeNote
+from chainfx.ir.graph import get_tensor, is_dialect, ops, origin, tensors_of
+
+__all__ = ["Flow", "Fold", "Rule", "operator_name"]
+
+Fold = Literal["width", "heads"]
+Rule = Callable[["Flow", Node], Any]
+
+_HOMES = ("torch", "_operator", "math", "builtins", "chainfx")
+_READS = ("size", "shape", "numel", "nelement", "len")
+_ARITHMETIC = {
+    *(getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")),
+    *(int, min, max, round, float, math.floor, math.ceil, math.sqrt, math.log, tuple, list),
+}
+_TAKES_SIZES = (
+    *("view", "reshape", "expand", "unflatten", "view_as", "reshape_as", "split", "tensor_split", "chunk"),
+    *("getitem", "assign", "layer_norm", "rms_norm", "group_norm"),
+)
+
+
+def operator_name(node: Node) -> str:
+    """What a node calls, whatever the spelling: ``add`` for ``torch.add``, ``x.add_`` and ``aten.add.Tensor``.
+
+    Functions that belong neither to torch nor to Python nor to chainfx have the empty name.
+    """
+    if node.op == "call_method":
+        return str(node.target).rstrip("_")
+    if node.op != "call_function":
+        return ""
+    name = _function_name(node.target)
+    return str(node.args[1]) if name == "getattr" else name
+
+
+@lru_cache(maxsize=4096)
+def _function_name(function: Any) -> str:
+    home = getattr(function, "__module__", None) or "torch"
+    trusted = home.split(".")[0] in _HOMES or home.startswith("torchvision.ops")
+    return getattr(function, "__name__", "").split(".")[0].rstrip("_") if trusted else ""
+
+
+class Flow:
+    """The labels of every tensor, the values of every other node, and the ledger they are written to.
+
+    ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read.
+    ``products``: the nodes that multiply two activations, ``attended``: the labels of what they multiply.
+    ``modules``: those of the graph by path, ``tensors``: their parameters and buffers. ``fold``: what is kept of
+    channels that a product sees as (heads, width).
+    """
+
+    def __init__(self, graph_module: GraphModule, modules: Mapping[str, nn.Module], fold: Fold) -> None:
+        self.graph_module = graph_module
+        self.fold = fold
+        self.products: dict[Node, None] = {}
+        self.attended: list[Labels] = []
+        self.ledger = Ledger()
+        self.values: dict[Node, Any] = {}
+        self.taints: dict[Node, tuple[Labels, ...]] = {}
+        self.readers: dict[Node, Labels] = {}
+        self._labels: dict[Node, Any] = {}
+        self._counted: set[Node] = set()
+        self.modules = modules
+        self.tensors = tensors_of(modules)
+        self._paths: dict[str, str] = {}
+        self._first_paths: dict[int, str] = {}
+
+    def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
+        """Label every node in graph order."""
+        for node in self.graph_module.graph.nodes:
+            if node.op == "output":
+                for each in node.all_input_nodes:
+                    self.freeze_all(each, "it is an output of the network")
+            elif not _has_tensors(node.meta.get("val")):
+                self._evaluate(node)
+            elif node.op == "placeholder":
+                self._labels[node] = blank(node.meta["val"].shape)
+            elif node.op != "get_attr" and (not is_dialect(node) or self.parameter(node) is None):
+                self._label(node, rule_of(self, node))
+
+    def _label(self, node: Node, rule: Rule) -> None:
+        if self.taints and operator_name(node) not in _TAKES_SIZES:
+            self._keep_numbers(node)
+        result = rule(self, node)
+        self._labels[node] = result
+        for labels in result if isinstance(result, tuple) else (result,):
+            self.ledger.remember(labels)
+
+    def _evaluate(self, node: Node) -> None:
+        args = self.real(node.args)
+        kwargs = self.real(node.kwargs)
+        if node.op == "call_method":
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        elif node.op == "call_module":
+            value = self.modules[str(node.target)](*args, **kwargs)
+        elif node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(self.graph_module)
+        elif node.op == "placeholder":
+            value = node.args[0] if node.args else None
+        else:
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+        self.values[node] = value
+        self._taint(node)
+
+    def _taint(self, node: Node) -> None:
+        """Note which channels a number counts, so that it can be followed to where it is used."""
+        first = node.args[0] if node.args else None
+        if isinstance(first, Node) and first not in self.values:
+            if operator_name(node) in _READS and self._counts(node, first):
+                self.readers[node] = self.label(first)
+                self.taints[node] = (self.label(first),)
+                self._note_counted(node, operator_name(node) in ("size", "len") and isinstance(self.values[node], int))
+        elif (
+            node.target is operator.getitem
+            and isinstance(first, Node)
+            and first in self.readers
+            and isinstance(node.args[1], int | slice)
+        ):
+            labels = self.readers[first]
+            picked = range(labels.dim())[node.args[1]]
+            if set(varying(labels)) & {*((picked,) if isinstance(picked, int) else picked)}:
+                self.taints[node] = (labels,)
+                self._note_counted(node, isinstance(picked, int))
+        elif node.target in _ARITHMETIC:
+            found = tuple(labels for each in node.all_input_nodes for labels in self.taints.get(each, ()))
+            if found:
+                self.taints[node] = found
+                self._note_counted(node, self._counted.issuperset(node.all_input_nodes))
+        else:
+            self.spoil(node, "its number of channels is tested or computed with")
+
+    def _note_counted(self, node: Node, counted: bool) -> None:
+        """Remember a number that follows from nothing but sizes with channels, so not from batch or resolution."""
+        if counted:
+            self._counted.add(node)
+
+    def _counts(self, node: Node, tensor: Node) -> bool:
+        """Whether a size that a node reads counts channels."""
+        moving = varying(self.label(tensor))
+        dim = node.args[1] if operator_name(node) == "size" and len(node.args) > 1 else None
+        if operator_name(node) == "len":
+            dim = 0
+        return dim % self.label(tensor).dim() in moving if isinstance(dim, int) else bool(moving)
+
+    def spoil(self, node: Node, why: str, number: Node | None = None) -> None:
+        """Freeze the channels that are counted by a number among the arguments of ``node``."""
+        for each in node.all_input_nodes if number is None else (number,):
+            for labels in self.taints.get(each, ()):
+                self.freeze(labels, node, why)
+
+    def _keep_numbers(self, node: Node) -> None:
+        """Numbers of channels in the arithmetic of ``node`` stay what they were, or else the channels do."""
+        numbers = [each for each in node.all_input_nodes if each in self.taints]
+        if not numbers:
+            return
+        given = [((i,), each) for i, each in enumerate(node.args)] + [((k,), each) for k, each in node.kwargs.items()]
+        where: dict[Any, tuple[int | str, ...]] = {each: at for at, each in given if isinstance(each, Node)}
+        for each in numbers:
+            if each in self._counted and each in where and isinstance(self.values[each], int | float):
+                self.literal(node, "number", where[each], ())
+            else:
+                self.spoil(node, "a number of channels is used in its arithmetic", each)
+
+    def real(self, value: Any) -> Any:
+        """Arguments with every node replaced by its value: fake tensors for tensors."""
+        return map_arg(value, lambda node: self.values[node] if node in self.values else node.meta["val"])
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether an argument is a node whose value is a tensor."""
+        return isinstance(value, Node) and value not in self.values and isinstance(value.meta.get("val"), Tensor)
+
+    def argument(self, node: Node, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name, with the nodes in it that are not tensors replaced by their values."""
+        value = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+        return map_arg(value, lambda each: self.values.get(each, each))
+
+    def raw(self, node: Node, position: int, name: str) -> Any:
+        """An argument by position or name as it stands in the graph; ``None`` if it is not given."""
+        return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+    def parameter(self, value: Any) -> Node | None:
+        """The parameter behind an argument, through quantizers, masks and look-ups that can be cut as it is."""
+        if isinstance(value, Node) and value.op == "get_attr":
+            return value
+        source = value
+        while isinstance(source, Node) and is_dialect(source):
+            if source.target is ops.dequantize_weight:
+                return None
+            source = source.args[0]
+        return origin(value)
+
+    def register(self, node: Node, value: Any, dim: int, vector: Labels) -> None:
+        """State that dimension ``dim`` of what ``node`` is given as ``value`` (``None``: nothing) has these labels."""
+        source = self.parameter(value)
+        if source is not None:
+            self.ledger.register(self.path(source), dim, vector)
+            for call in _masks_of(value):
+                self.ledger.register(self.path(call.args[1]), dim, vector)
+                if dim == 1 and ":" in str(call.args[2]):
+                    self._keep_pattern(call, vector)
+        elif self.is_tensor(value):
+            reason = f"it meets a computed parameter whose size is fixed (node {node.name!r})"
+            self.ledger.couple(vector, self.ledger.vector(self.label(value), dim, reason), reason)
+
+    def _keep_pattern(self, call: Node, vector: Labels) -> None:
+        """``N:M`` zeros of every M neighbours stay that if neighbours go together."""
+        period = int(str(call.args[2]).partition(":")[2])
+        first = vector[torch.arange(len(vector)) // period * period]
+        self.ledger.couple(vector, first, f"its neighbour in a pattern of zeros must stay (node {call.name!r})")
+
+    def source(self, node: Node, value: Any, dim: int, size: int) -> Labels:
+        """The channels that ``node`` makes with dimension ``dim`` of the weight ``value``, shape (size,)."""
+        weight = self.parameter(value)
+        made = self.ledger.source(node.name, self.path(weight), dim, size)
+        self.register(node, value, dim, made)
+        return made
+
+    def label(self, node: Any) -> Labels:
+        """The labels of a tensor node; a parameter gets one atom for each element when it is first asked for."""
+        source = None if node in self._labels else self.parameter(node)
+        if source is not None:
+            tensor = self.tensor(self.path(source))
+            shape = node.meta["val"].shape
+            plain = node.meta["val"].is_floating_point() and tensor.shape == shape
+            self._labels[node] = self.ledger.parameter(self.path(source), shape) if plain else blank(shape)
+            for call in _masks_of(node) if plain else ():
+                self.ledger.plain[self.path(call.args[1])] = self._labels[node]
+        found: Labels = self._labels[node]
+        return found
+
+    def parts(self, node: Any) -> tuple[Labels, ...] | None:
+        """The labels of a node that is a tuple of tensors; ``None`` for any other node."""
+        found = self._labels.get(node)
+        return found if isinstance(found, tuple) else None
+
+    def path(self, node: Any) -> str:
+        """The path of a parameter; a tensor with several names always goes by the first one that was met."""
+        if node is None:
+            raise ValueError("the node has no parameter")
+        return self._canonical(str(node.target))
+
+    def module_path(self, node: Node, name: str) -> str:
+        """The path of tensor ``name`` of the module that a node calls, canonical as in :meth:`path`."""
+        return self._canonical(f"{node.target}.{name}")
+
+    def _canonical(self, path: str) -> str:
+        if path not in self._paths:
+            self._paths[path] = self._first_paths.setdefault(id(self.tensor(path)), path)
+        return self._paths[path]
+
+    def tensor(self, path: str) -> Tensor:
+        """The parameter, buffer or constant at a path."""
+        return self.tensors[path] if path in self.tensors else get_tensor(self.graph_module, path)
+
+    def shape(self, node: Node) -> torch.Size:
+        """The shape of a tensor node."""
+        shape: torch.Size = node.meta["val"].shape
+        return shape
+
+    def freeze(self, labels: Labels, node: Node, why: str) -> None:
+        """Freeze the channels of ``labels`` because of what ``node`` does."""
+        self.ledger.freeze(labels, f"{why} (node {node.name!r})")
+
+    def freeze_all(self, node: Node, reason: str) -> None:
+        """Freeze every channel that a node carries or counts."""
+        parameter = self.parameter(node)
+        if parameter is not None and node not in self._labels:
+            self.ledger.opaque.setdefault(self.path(parameter), reason)
+            return
+        carried = () if node in self.values else self.parts(node) or (self.label(node),)
+        for labels in (*carried, *self.taints.get(node, ())):
+            self.ledger.freeze(labels, reason)
+
+    def unknown(self, node: Node, why: str) -> Any:
+        """Freeze everything that goes into a node; what comes out must stay."""
+        for each in node.all_input_nodes:
+            self.freeze_all(each, f"{why} (node {node.name!r})")
+        value = node.meta["val"]
+        return blank(value.shape) if isinstance(value, Tensor) else tuple(blank(v.shape) for v in _tensors(value))
+
+    def combine(self, left: Labels, right: Labels, node: Node) -> Labels:
+        """The labels of an element-wise operation of two tensors with broadcasting; equal positions are coupled."""
+        rank = max(left.dim(), right.dim())
+        left, right = (each[(None,) * (rank - each.dim())] if each.dim() < rank else each for each in (left, right))
+        shape = torch.Size([b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
+        if self.ledger.unite(left, right):
+            return left.expand(shape)
+        if not any_of(right):
+            return self._beside(left, right, shape, node)
+        if not any_of(left):
+            return self._beside(right, left, shape, node)
+        over_left = [d for d in varying(right) if left.size(d) == 1]
+        over_right = [d for d in varying(left) if right.size(d) == 1]
+        if not over_left and not over_right:
+            left, right = left.expand(shape), right.expand(shape)
+            self.ledger.couple(left, right, f"it meets channels that must stay (node {node.name!r})")
+            smaller, other = sorted((left, right), key=lambda each: len(varying(each)))
+            if all_of(smaller):
+                return smaller
+            moving = (*varying(left), *varying(right))
+            smaller, other = compact(smaller, moving), compact(other, moving)
+            return spread(torch.where(smaller != 0, smaller, other)).expand(shape)
+        if over_left and (not over_right or self.ledger.is_plain(left)):
+            left, right = right, left
+        self.freeze(right, node, "it is broadcast over other channels")
+        return self._beside(left, blank(right.shape), shape, node)
+
+    def meet(self, labels: Labels, value: Node, node: Node) -> Labels:
+        """The labels of an element-wise operation with the tensor ``value``, as :meth:`combine`.
+
+        A plain parameter without labels takes those that it meets, instead of atoms of its own.
+        """
+        taken = fitted(labels, value.meta["val"].shape) if self.is_fresh(value) else None
+        if taken is None:
+            return self.combine(labels, self.label(value), node)
+        self._labels[value] = self.ledger.plain[self.path(value)] = taken
+        return labels
+
+    def is_fresh(self, value: Node) -> bool:
+        """Whether a node is a plain parameter, of several elements, that has no labels yet."""
+        if value.op != "get_attr" or value in self._labels or self.path(value) in self.ledger.plain:
+            return False
+        return value.meta["val"].is_floating_point() and bool(value.meta["val"].numel() > 1)
+
+    def _beside(self, labels: Labels, fixed: Labels, shape: torch.Size, node: Node) -> Labels:
+        """An element-wise operation with a tensor that must stay as it is, wherever that one is not broadcast."""
+        dims = tuple(d for d in varying(labels) if fixed.size(d) > 1)
+        reason = f"it meets a tensor whose size is fixed (node {node.name!r})"
+        return self.ledger.pin(labels, dims, reason).expand(shape)
+
+    def literal(
+        self, node: Node, kind: str, where: tuple[int | str, ...], counts: tuple[tuple[Labels, int], ...]
+    ) -> None:
+        """Note integers in the arguments of ``node`` that count channels."""
+        self.ledger.literals.append(SizeNote(node.name, kind, where, counts))
+
+
+def _masks_of(value: Any) -> Iterator[Node]:
+    """The calls that mask a parameter on the way to where it is used."""
+    while isinstance(value, Node) and is_dialect(value):
+        if value.target is ops.mask_weight:
+            yield value
+        value = value.args[0]
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or any(True for _ in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)

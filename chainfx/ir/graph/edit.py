@@ -1,0 +1,266 @@
+"""Reading and editing graphs in train form.
+
+A *layer* is a call of ``F.linear``, ``F.conv1d/2d/3d`` or ``F.conv_transpose1d/2d/3d`` whose arguments are all
+positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride, padding, dilation, groups)``,
+``depthwise_conv*(input, weight, bias, stride, padding, dilation)`` (:mod:`chainfx.ir.graph.depthwise`),
+``conv_transpose*(input, weight, bias, stride, padding, output_padding, groups, dilation)``. Its weight and bias are
+``get_attr`` nodes, possibly with dialect ops (quantizers, masks) between them and the call.
+"""
+
+import gc
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from chainfx.ir.graph.depthwise import DEPTHWISE
+
+__all__ = [
+    "CONVOLUTIONS",
+    "LAYERS",
+    "TRANSPOSED",
+    "ends_of",
+    "evaluating",
+    "fresh_path",
+    "get_tensor",
+    "groups_of",
+    "is_product",
+    "layers_of",
+    "module_of",
+    "modules_by_path",
+    "no_garbage_search",
+    "origin",
+    "parent_of",
+    "place_module",
+    "place_tensor",
+    "set_tensor",
+    "tensors_of",
+    "tidy",
+]
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, *DEPTHWISE.values())
+TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
+_M = TypeVar("_M", bound=nn.Module)
+_PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, torch.einsum, F.scaled_dot_product_attention)
+
+
+def layers_of(graph_module: GraphModule) -> Iterator[Node]:
+    """The conv and linear calls with a weight that is a parameter of the network, in graph order."""
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and node.target in LAYERS and origin(node.args[1]) is not None:
+            yield node
+
+
+def origin(value: Any) -> Node | None:
+    """The ``get_attr`` node a weight argument comes from, through dialect ops; ``None`` if it is computed otherwise."""
+    while isinstance(value, Node) and value.op == "call_function" and is_dialect(value):
+        value = value.args[0]
+    return value if isinstance(value, Node) and value.op == "get_attr" else None
+
+
+def is_dialect(node: Node) -> bool:
+    """Whether a node calls one of the ops of :mod:`chainfx.ir.graph.ops`."""
+    return node.op == "call_function" and getattr(node.target, "__module__", None) == "chainfx.ir.graph.ops"
+
+
+def is_product(node: Node) -> bool:
+    """Whether a node multiplies two activations as matrices (``matmul``, ``bmm``, scaled dot-product attention)."""
+    return (node.op == "call_function" and node.target in _PRODUCTS) or (
+        node.op == "call_method"
+        and node.target
+        in (
+            "matmul",
+            "bmm",
+        )
+    )
+
+
+def ends_of(graph_module: GraphModule) -> tuple[frozenset[Node], frozenset[Node]]:
+    """The first and the last layers: those with no layer before them, and those with none after (each exit has one)."""
+    layers = list(layers_of(graph_module))
+    first = frozenset(node for node in layers if not _reaches_layer(node, set(layers), forward=False))
+    last = frozenset(node for node in layers if not _reaches_layer(node, set(layers), forward=True))
+    return first, last
+
+
+def _reaches_layer(start: Node, layers: set[Node], *, forward: bool) -> bool:
+    waiting, seen = [start], {start}
+    while waiting:
+        node = waiting.pop()
+        for other in node.users if forward else node.all_input_nodes:
+            if other in layers:
+                return True
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return False
+
+
+def groups_of(node: Node, shape: Sequence[int]) -> int:
+    """The number of groups of a conv call whose weight has this shape; 1 for linear."""
+    if node.target is F.linear:
+        return 1
+    return int(node.args[6]) if len(node.args) > 6 else shape[0]  # type: ignore[arg-type]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
+    """Put a network into eval mode and every module back into its own mode afterwards; gives the modules by path."""
+    modules = modules_by_path(model)
+    in_training = [module for module in modules.values() if module.training]
+    for module in in_training:  # not model.eval(), which modules made by torch.export refuse
+        module.training = False
+    try:
+        yield modules
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+@contextmanager
+def no_garbage_search() -> Iterator[None]:
+    """Without a search for garbage among objects that are all in use: it takes a tenth of the time of a count."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module of a model by its path, the root by ``""``; one that is shared is there under each of its paths.
+
+    What ``named_modules`` gives, at a fraction of its time.
+    """
+    found = {"": model}
+
+    def collect(module: nn.Module, prefix: str) -> None:
+        for name, child in module._modules.items():
+            if child is not None:
+                path = prefix + name
+                found[path] = child
+                if child._modules:
+                    collect(child, f"{path}.")
+
+    collect(model, "")
+    return found
+
+
+def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All parameters and buffers by path, of modules by path; one that has several paths is there several times."""
+    tensors: dict[str, Tensor] = {}
+    for path, module in modules.items():
+        prefix = f"{path}." if path else ""
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    tensors[prefix + name] = tensor
+    return tensors
+
+
+def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the attribute of a dotted path, and the attribute's own name."""
+    prefix, _, name = path.rpartition(".")
+    module = graph_module
+    for part in prefix.split(".") if prefix else ():
+        module = module._modules.get(part) or getattr(module, part)
+    return module, name
+
+
+def get_tensor(graph_module: nn.Module, path: str) -> Tensor:
+    """The parameter or buffer at a dotted path."""
+    parent, name = parent_of(graph_module, path)
+    tensor = getattr(parent, name)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{path} is a {type(tensor).__name__}, not a tensor")
+    return tensor
+
+
+def set_tensor(graph_module: nn.Module, path: str, value: Tensor, *, parameter: bool | None = None) -> None:
+    """Put a tensor at a dotted path, making the modules on the way.
+
+    It becomes what was there before (a parameter keeps ``requires_grad``), or what ``parameter`` says for a new one.
+    """
+    prefix, _, name = path.rpartition(".")
+    old = getattr(_holder(graph_module, prefix), name, None)
+    if isinstance(old, nn.Parameter) if parameter is None else parameter:
+        trains = old.requires_grad if isinstance(old, nn.Parameter) else value.is_floating_point()
+        place_tensor(graph_module, path, nn.Parameter(value.detach(), requires_grad=trains))
+    else:
+        place_tensor(graph_module, path, value.detach())
+
+
+def place_tensor(graph_module: nn.Module, path: str, value: Tensor) -> None:
+    """Put this very tensor at a dotted path, as a parameter if it is one, else as a buffer."""
+    prefix, _, name = path.rpartition(".")
+    holder = _holder(graph_module, prefix)
+    if hasattr(holder, name):
+        delattr(holder, name)
+    if isinstance(value, nn.Parameter):
+        holder.register_parameter(name, value)
+    else:
+        holder.register_buffer(name, value)
+
+
+def place_module(graph_module: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making the modules on the way."""
+    prefix, _, name = path.rpartition(".")
+    _holder(graph_module, prefix).add_module(name, module)
+
+
+def _holder(root: nn.Module, prefix: str) -> nn.Module:
+    for part in prefix.split(".") if prefix else ():
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    return root
+
+
+def module_of(graph_module: GraphModule, node: Any, *types: type[_M]) -> _M | None:
+    """The module a ``call_module`` node calls, if it is of one of ``types``; else ``None``."""
+    if not isinstance(node, Node) or node.op != "call_module":
+        return None
+    module = graph_module.get_submodule(str(node.target))
+    return module if isinstance(module, types) else None
+
+
+def fresh_path(graph_module: nn.Module, prefix: str) -> str:
+    """A top-level module name that is not taken: ``prefix``, ``prefix_1``, ..."""
+    name, count = prefix, 0
+    while hasattr(graph_module, name):
+        count += 1
+        name = f"{prefix}_{count}"
+    return name
+
+
+def tidy(graph_module: GraphModule) -> None:
+    """Remove dead nodes, the modules and tensors no node refers to, and recompile."""
+    graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op in ("get_attr", "call_module")}
+    for name, module in list(graph_module.named_modules()):
+        if any(name == path or name.startswith(f"{path}.") for path in used):
+            continue
+        for key in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
+            if (f"{name}.{key}" if name else key) not in used:
+                delattr(module, key)
+    _drop_empty(graph_module, used, "")
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+def _drop_empty(module: nn.Module, used: set[str], prefix: str) -> bool:
+    """Delete submodules that hold nothing any more; returns whether ``module`` itself holds nothing."""
+    for name, child in list(module.named_children()):
+        path = f"{prefix}{name}"
+        if path not in used and _drop_empty(child, used, f"{path}."):
+            delattr(module, name)
+    holds = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    return not holds and not any(path.startswith(prefix) for path in used if prefix)

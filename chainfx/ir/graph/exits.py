@@ -1,0 +1,101 @@
+"""Early exits on a graph: where they are, which work lies between them, and which answer a sample gets."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from chainfx.ir.graph import edit, ops
+
+__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "output_node", "segments"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """One exit point: its node (``exit_point`` call), literal name, threshold and criterion."""
+
+    node: Node
+    name: str
+    threshold: float
+    criterion: str
+
+
+def output_node(graph_module: GraphModule) -> Node:
+    """The single output node of a graph."""
+    (output,) = graph_module.graph.find_nodes(op="output")
+    return output  # type: ignore[no-any-return]
+
+
+def exits_of(graph_module: GraphModule) -> tuple[Exit, ...]:
+    """The exits in the order a sample meets them; empty for a network without exits."""
+    found = graph_module.graph.find_nodes(op="call_function", target=ops.exit_point)
+    return tuple(Exit(node, *node.args[1:]) for node in found)
+
+
+def segments(graph_module: GraphModule) -> tuple[tuple[Node, ...], ...]:
+    """The compute nodes split at the exits: segment i is what exit i needs beyond segments 0 .. i-1.
+
+    The last segment is the rest. Placeholders and the output node belong to no segment. Nodes keep graph order.
+    Without exits there is one segment.
+    """
+    segment_of: dict[Node, int] = {}
+    marks = exits_of(graph_module)
+    for index, mark in enumerate(marks):
+        waiting = [mark.node]
+        while waiting:
+            node = waiting.pop()
+            if node not in segment_of and node.op not in ("placeholder", "output"):
+                segment_of[node] = index
+                waiting.extend(node.all_input_nodes)
+    parts: tuple[list[Node], ...] = tuple([] for _ in range(len(marks) + 1))
+    for node in graph_module.graph.nodes:
+        if node.op not in ("placeholder", "output"):
+            parts[segment_of.get(node, len(marks))].append(node)
+    return tuple(tuple(part) for part in parts)
+
+
+def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
+    """For each sample the index of the first exit that is sure enough, ``len(exits)`` if none: shape (N,), int64.
+
+    ``logits``: the outputs (N, classes) of a network with exits, in exit order, the final one last.
+    """
+    index = torch.full((len(logits[-1]),), len(exits))
+    for place in reversed(range(len(exits))):
+        sure = ops.confidence(logits[place], exits[place].criterion) >= exits[place].threshold
+        index[sure.cpu()] = place
+    return index
+
+
+class Answer(nn.Module):
+    """A network with all its exits computed, answering like the staged one: each sample by the first exit that is sure.
+
+    The reference that staged execution is tested against, and what accuracies of a train form are measured on.
+    Without exits it is the network itself.
+    """
+
+    def __init__(self, graph_module: GraphModule) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The logits (N, classes) of the exit each sample takes."""
+        outputs: tuple[Tensor, ...] = self.graph_module(*inputs)
+        exits = exits_of(self.graph_module)
+        if not exits:
+            return outputs  # type: ignore[return-value]
+        index = choose(outputs, exits).to(outputs[-1].device)
+        return torch.stack(outputs)[index, torch.arange(len(index), device=index.device)]
+
+
+def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, ...], Tensor]]) -> dict[str, float]:
+    """The share of all samples in ``batches`` (inputs, targets) that leaves at each exit; empty without exits."""
+    exits = exits_of(graph_module)
+    if not exits:
+        return {}
+    counts = torch.zeros(len(exits) + 1, dtype=torch.int64)
+    with edit.evaluating(graph_module), torch.no_grad():
+        for inputs, _ in batches:
+            counts += torch.bincount(choose(graph_module(*inputs), exits), minlength=len(exits) + 1)
+    return {mark.name: int(count) / int(counts.sum()) for mark, count in zip(exits, counts, strict=False)}

@@ -1,0 +1,55 @@
+"""What the pruning passes share: importance, selection, targets, constants, compensation."""
+
+import chainfx.passes.pruning.criteria  # noqa: F401 (registers its importances)
+from chainfx.passes.pruning.compensation import removed_inputs, take_over
+from chainfx.passes.pruning.constants import constants_of, fold_removed
+from chainfx.passes.pruning.importance import (
+    Criterion,
+    GroupSlices,
+    get_importance,
+    importance_names,
+    register_importance,
+    score_groups,
+)
+from chainfx.passes.pruning.measurements import Evidence, gather
+from chainfx.passes.pruning.narrowing import narrow
+from chainfx.passes.pruning.selection import (
+    Candidate,
+    Keep,
+    Ladder,
+    Limits,
+    Removed,
+    first_step,
+    removed_units,
+    wanted_units,
+)
+from chainfx.passes.pruning.targets import COSTS, Cost, CostModel
+from chainfx.passes.pruning.weights import Weights
+
+__all__ = [
+    "COSTS",
+    "Candidate",
+    "Cost",
+    "CostModel",
+    "Criterion",
+    "Evidence",
+    "GroupSlices",
+    "Keep",
+    "Ladder",
+    "Limits",
+    "Removed",
+    "Weights",
+    "constants_of",
+    "first_step",
+    "fold_removed",
+    "gather",
+    "get_importance",
+    "importance_names",
+    "narrow",
+    "register_importance",
+    "removed_inputs",
+    "removed_units",
+    "score_groups",
+    "take_over",
+    "wanted_units",
+]

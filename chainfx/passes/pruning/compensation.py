@@ -1,0 +1,96 @@
+"""What removed channels gave, given by those that stay: the weights of the layers that read them are fitted anew."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from chainfx.ir.channels import ChannelAnalysis
+from chainfx.ir.graph import edit
+from chainfx.passes.base import Skipped
+from chainfx.passes.pruning.constants import obstacle
+from chainfx.passes.pruning.measurements import Evidence, reading_dims, shrunk_covariance
+from chainfx.passes.pruning.selection import Keep, Removed, removed_units
+
+__all__ = ["removed_inputs", "take_over"]
+
+_FIXED = "its weight is tied, masked or quantized, or that of a transposed convolution in groups"
+
+
+def removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep) -> dict[str, Removed]:
+    """Which positions of the dimension that reads channels every weight loses, by path."""
+    gone = removed_units(analysis, keep)
+    units = {path: _units(graph_module, analysis, path, dim) for path, dim in reading_dims(graph_module).items()}
+    return {path: gone[each] for path, each in units.items() if each is not None}
+
+
+def take_over(
+    graph_module: GraphModule, removed: Mapping[str, Removed], evidence: Evidence
+) -> tuple[dict[str, Tensor], tuple[Skipped, ...]]:
+    """Change the weights that read the channels which stay, so that they give most of what the others gave.
+
+    ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
+    Every removed channel x is replaced by its least-squares prediction ``A^T y + b`` from the channels y that stay, at
+    the same place: with the weights W, ``W_y += A W_x`` (He et al. 2017, "Channel pruning for accelerating very deep
+    neural networks", eq. 4, with one factor for a whole kernel). The covariance is that of the calibration data,
+    see ``shrunk_covariance``; a layer without a bias of its own that could take b is fitted
+    without one. Layers of more than 4096 channels stay as they are, and weights that are quantized, masked or tied.
+
+    Returns what is still to be added to biases, b for every removed position, by the path of the weight, and the layers
+    that stay as they are, with the reason.
+    """
+    readers: dict[str, list[Node]] = {}
+    for node in edit.layers_of(graph_module):
+        readers.setdefault(str(edit.origin(node.args[1]).target), []).append(node)  # type: ignore[union-attr]
+    dims = reading_dims(graph_module)
+    left: dict[str, Tensor] = {}
+    skipped: list[Skipped] = []
+    for path, gone in removed.items():
+        mean, moment = evidence.mean.get(path), evidence.moment.get(path)
+        if mean is None or not gone.any():
+            continue
+        left[path] = mean
+        if moment is None or not _can_change(graph_module, path):
+            why = _FIXED if moment is not None else "it reads too many channels"
+            skipped.append(Skipped(readers[path][0].name, f"it is not fitted to the channels that stay: {why}"))
+            continue
+        if any(obstacle(graph_module, node, exact=False) for node in readers[path]):
+            mean = torch.zeros_like(mean)
+        stays, goes = torch.from_numpy(np.flatnonzero(~gone)), torch.from_numpy(np.flatnonzero(gone))
+        covariance = shrunk_covariance(mean, moment, evidence.samples)[stays]
+        factors = torch.linalg.solve(covariance[:, stays], covariance[:, goes])
+        left[path] = torch.zeros_like(mean)
+        left[path][goes] = mean[goes] - mean[stays] @ factors
+        parent, name = edit.parent_of(graph_module, path)
+        old = getattr(parent, name)
+        weight = old.detach().movedim(dims[path], 0).clone()
+        weight[stays] += torch.tensordot(factors.to(weight), weight[goes], dims=1)
+        setattr(parent, name, nn.Parameter(weight.movedim(0, dims[path]), old.requires_grad))
+    return left, tuple(skipped)
+
+
+def _can_change(graph_module: GraphModule, path: str) -> bool:
+    """Whether a weight is a parameter of one name that nothing but layers reads, as it is."""
+    tensor = edit.get_tensor(graph_module, path)
+    names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
+    readers = [user for node in graph_module.graph.find_nodes(op="get_attr", target=path) for user in node.users]
+    called = graph_module.graph.find_nodes(op="call_module", target=path.rpartition(".")[0])  # an embedding
+    plain = all(user.target in edit.LAYERS and not _in_groups(user, tensor) for user in readers)
+    return len(names) == 1 and plain and not called
+
+
+def _in_groups(node: Node, weight: Tensor) -> bool:
+    """Whether a layer is a transposed convolution in groups: one dimension of its weight holds the inputs of all."""
+    return node.target in edit.TRANSPOSED and edit.groups_of(node, weight.shape) > 1
+
+
+def _units(graph_module: GraphModule, analysis: ChannelAnalysis, path: str, dim: int) -> NDArray[np.int64] | None:
+    """The units along a dimension of a weight, which the analysis may know by another name of the same tensor."""
+    if (path, dim) in analysis.slots:
+        return analysis.slots[path, dim]
+    tensor = edit.get_tensor(graph_module, path)
+    names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
+    return next((analysis.slots[name, dim] for name in names if (name, dim) in analysis.slots), None)

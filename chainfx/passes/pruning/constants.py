@@ -1,0 +1,312 @@
+"""What a removed channel gave that does not depend on the input, moved into the layers that read it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from chainfx.ir.channels import operator_name
+from chainfx.ir.graph import edit
+from chainfx.passes.base import Skipped
+from chainfx.passes.pruning.weights import Weights
+
+__all__ = ["Constants", "constants_of", "fold_removed", "obstacle"]
+
+_KEEPS = """identity contiguous clone detach dropout dropout1d dropout2d dropout3d max_pool1d max_pool2d max_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d"""
+_MAPS = """relu relu6 silu gelu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus
+    softsign logsigmoid tanhshrink hardshrink softshrink threshold exp abs neg square sqrt quantize_activation"""
+_KEEPING_MODULES = (
+    *(nn.Identity, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd),
+    *(nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd),
+)
+_MAPPING_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
+    *(nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Softsign),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constants:
+    """The value of every channel along dimension ``axis`` in eval mode, shape (channels,); NaN where it varies."""
+
+    axis: int
+    values: Tensor
+
+
+def constants_of(weights: Weights) -> dict[Node, Constants]:
+    """The channels that are the same for every input and everywhere, of every node that has some.
+
+    They come from a BatchNorm whose scale is exactly 0 (the channel is its bias) and from filters of zeros, and go
+    through element-wise functions, pooling, sums, products, concatenation and flattening. Needs the shapes in
+    ``node.meta["val"]``.
+    """
+    found: dict[Node, Constants] = {}
+    with torch.no_grad():
+        for node in weights.graph_module.graph.nodes:
+            if node.op == "call_module":
+                known = _of_module(weights.modules[str(node.target)], node, found)
+            elif node.target in edit.LAYERS:
+                known = _of_layer(weights, node)
+            else:
+                known = _known(weights.graph_module, node, found) if found else None
+            if known is not None and not bool(known.values.isnan().all()):
+                found[node] = known
+    return found
+
+
+def _known(graph_module: GraphModule, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+    if not node.op.startswith("call") or not node.args:
+        return None
+    given = _first(node, found)
+    name = operator_name(node)
+    if name in ("add", "iadd", "mul", "imul") and len(node.args) == 2 and not node.kwargs:
+        return _of_pair(name, node, found)
+    if name in ("cat", "concat", "concatenate"):
+        return _of_concatenation(node, found)
+    if given is None:
+        return None
+    if name in _KEEPS.split():
+        return given
+    if name in _MAPS.split():
+        return Constants(given.axis, _mapped(graph_module, node, given.values))
+    if name == "flatten" and (*node.args, node.kwargs.get("start_dim"))[1] == 1:
+        return _flattened(node, given)
+    return given if name == "mean" and _reduces_space(node, given.axis) else None
+
+
+def _first(node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+    return found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
+
+
+def _of_module(module: nn.Module, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+    given = _first(node, found)
+    if isinstance(module, _BatchNorm):
+        return _of_norm(module, given)
+    if given is None:
+        return None
+    if isinstance(module, _MAPPING_MODULES):
+        return Constants(given.axis, module(given.values.clone()))
+    if isinstance(module, nn.Flatten) and module.start_dim == 1:
+        return _flattened(node, given)
+    return given if isinstance(module, _KEEPING_MODULES) else None
+
+
+def _of_norm(norm: _BatchNorm, given: Constants | None) -> Constants | None:
+    scales = norm.weight
+    if scales is None or (given is None and bool(scales.all())):  # no scale is 0
+        return None
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    values = torch.full_like(scales, math.nan) if given is None else given.values
+    scaled = (values - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * scales + norm.bias
+    return Constants(1, torch.where(scales == 0, norm.bias, scaled))
+
+
+def _of_layer(weights: Weights, node: Node) -> Constants | None:
+    """The outputs of filters of zeros."""
+    source: Any = node.args[1]
+    if node.target in edit.TRANSPOSED:
+        return None
+    if source.op == "get_attr" and bool(weights.row_sums(str(source.target)).all()):  # no filter is of zeros
+        return None
+    graph_module = weights.graph_module
+    weight = _value(graph_module, source)
+    if weight is None:
+        return None
+    bias = _value(graph_module, node.args[2])
+    if bias is None and node.args[2] is not None:
+        return None
+    rows = weight.flatten(1)
+    dead = rows[:, 0] == 0
+    dead[dead.clone()] = ~rows[dead].any(1)
+    values = torch.zeros_like(rows[:, 0]) if bias is None else bias
+    rank = len(node.meta["val"].shape)
+    return Constants(rank + 1 - weight.dim(), torch.where(dead, values, math.nan))
+
+
+def _value(graph_module: GraphModule, argument: Any) -> Tensor | None:
+    """The tensor that a weight or bias argument is, through dialect ops; ``None`` if it is computed otherwise."""
+    if not isinstance(argument, Node) or edit.origin(argument) is None:
+        return None
+    if argument.op == "get_attr":
+        return edit.get_tensor(graph_module, str(argument.target)).detach()
+    args = map_arg(argument.args, lambda each: _value(graph_module, each))
+    return argument.target(*args)  # type: ignore[operator, no-any-return]
+
+
+def _of_pair(name: str, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+    sides = [found.get(each) if isinstance(each, Node) else each for each in node.args]
+    product = "mul" in name
+    known = [each for each in sides if isinstance(each, Constants)]
+    if not known:
+        return None
+    number = next((each for each in sides if isinstance(each, int | float)), None)
+    if number is not None:
+        return Constants(known[0].axis, known[0].values * number if product else known[0].values + number)
+    values = [each.meta.get("val") for each in node.args if isinstance(each, Node)]
+    ranks = {value.dim() if isinstance(value, Tensor) else None for value in values}
+    fits = all(node.meta["val"].shape[each.axis] == len(each.values) for each in known)
+    if not fits or len(values) < 2 or len(ranks) > 1 or len({each.axis for each in known}) > 1:
+        return None
+    if product:
+        nothing = torch.stack([each.values == 0 for each in known]).any(0)
+        both = known[0].values * known[1].values if len(known) == 2 else torch.full_like(known[0].values, math.nan)
+        return Constants(known[0].axis, torch.where(nothing, torch.zeros_like(both), both))
+    return None if len(known) < 2 else Constants(known[0].axis, known[0].values + known[1].values)
+
+
+def _of_concatenation(node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+    given: Any = node.args[0] if node.args else node.kwargs.get("tensors")
+    dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    known = [found.get(each) for each in given] if isinstance(given, list | tuple) else [None]
+    first = next((each for each in known if each is not None), None)
+    if first is None or dim % len(node.meta["val"].shape) != first.axis:
+        return None
+    parts = [
+        torch.full((each.meta["val"].shape[first.axis],), math.nan).to(first.values) if own is None else own.values
+        for each, own in zip(given, known, strict=True)
+    ]
+    return Constants(first.axis, torch.cat(parts))
+
+
+def _mapped(graph_module: GraphModule, node: Node, values: Tensor) -> Tensor:
+    """An element-wise call on the values of the channels alone."""
+    args = map_arg(node.args[1:], lambda each: _value(graph_module, each))
+    kwargs = map_arg(node.kwargs, lambda each: _value(graph_module, each))
+    if node.op == "call_method":
+        return getattr(values.clone(), str(node.target))(*args, **kwargs)  # type: ignore[no-any-return]
+    return node.target(values.clone(), *args, **kwargs)  # type: ignore[operator, no-any-return]
+
+
+def _flattened(node: Node, given: Constants) -> Constants | None:
+    """(N, C, H, W) -> (N, C * H * W)."""
+    if given.axis != 1:
+        return None
+    return Constants(1, given.values.repeat_interleave(node.meta["val"].shape[1] // len(given.values)))
+
+
+def _reduces_space(node: Node, axis: int) -> bool:
+    dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    rank = len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+    dims = (dims,) if isinstance(dims, int) else dims
+    return dims is not None and all(d % rank > axis for d in dims)
+
+
+def fold_removed(
+    graph_module: GraphModule,
+    removed: Mapping[str, NDArray[np.bool_]],
+    known: Mapping[Node, Constants],
+    means: Mapping[str, Tensor] | None = None,
+) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
+    """Add what layers read from removed channels to their biases, in place, before the channels go.
+
+    ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
+    What a channel gave is its constant where it has one, which is exact for a linear layer and a convolution without
+    padding, else what ``means`` says of it (by the path of the weight, shape (positions,)). It goes into the layer's
+    bias, or, without one, off the running mean of a BatchNorm that alone reads the layer. Returns the names of the
+    layers that were changed, and what could not be folded exactly, with the reason.
+    """
+    changed: list[str] = []
+    skipped: list[Skipped] = []
+    with torch.no_grad():
+        for node in list(edit.layers_of(graph_module)):
+            gone = removed.get(str(edit.origin(node.args[1]).target))  # type: ignore[union-attr]
+            given = _given(node, gone, known, means) if gone is not None and gone.any() else None
+            if given is None:
+                continue
+            reason = obstacle(graph_module, node, exact=means is None)
+            if reason:
+                number = int((given != 0).sum())
+                skipped.append(Skipped(node.name, f"{number} removed inputs were constants that are lost: {reason}"))
+            else:
+                _shift(graph_module, node, _effect(graph_module, node, given))
+                changed.append(node.name)
+    return tuple(changed), tuple(skipped)
+
+
+def _given(
+    node: Node, gone: NDArray[np.bool_], known: Mapping[Node, Constants], means: Mapping[str, Tensor] | None
+) -> Tensor | None:
+    """What every input channel of a layer gave that is now missing, shape (channels,); ``None`` if that is nothing."""
+    groups = edit.groups_of(node, node.args[1].meta["val"].shape)  # type: ignore[union-attr]
+    lost = torch.from_numpy(np.tile(gone, groups))
+    source: Any = node.args[0]
+    values = known[source].values.detach().clone() if source in known else torch.full((len(lost),), math.nan)
+    if len(values) != len(lost):
+        values = torch.full((len(lost),), math.nan)
+    if means is not None and (mean := means.get(str(edit.origin(node.args[1]).target))) is not None:  # type: ignore[union-attr]
+        values = torch.where(values.isnan(), mean.repeat(groups).to(values), values)
+    values = values.nan_to_num(0) * lost.to(values)
+    return values if bool(values.any()) else None
+
+
+def obstacle(graph_module: GraphModule, node: Node, *, exact: bool) -> str:
+    """Why a layer cannot take up a constant; empty if it can."""
+    if node.target in edit.TRANSPOSED:
+        return "it is a transposed convolution, whose border differs"
+    if exact and _pads(node):
+        return "it pads with zeros, so that they differ at the border"
+    if _own_bias(graph_module, node) is None and _own_norm(graph_module, node) is None:
+        return "it has neither a bias of its own nor a BatchNorm after it"
+    return ""
+
+
+def _pads(node: Node) -> bool:
+    if node.target not in edit.CONVOLUTIONS:
+        return False
+    padding: Any = node.args[4]
+    if padding == "same":
+        kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+        return any(size > 1 for size in kernel)
+    return padding != "valid" and any((padding,) if isinstance(padding, int) else padding)
+
+
+def _own_bias(graph_module: GraphModule, node: Node) -> str | None:
+    """The path of a layer's bias if nothing else reads it."""
+    bias = node.args[2]
+    if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1:
+        return None
+    tensor = edit.get_tensor(graph_module, str(bias.target))
+    names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
+    readers = graph_module.graph.find_nodes(op="get_attr", target=bias.target)
+    return str(bias.target) if len(names) == len(readers) == 1 else None
+
+
+def _own_norm(graph_module: GraphModule, node: Node) -> str | None:
+    """The path of the BatchNorm with running statistics that alone reads a layer, if it reads nothing else."""
+    reader = next(iter(node.users)) if len(node.users) == 1 else None
+    norm = edit.module_of(graph_module, reader, _BatchNorm)
+    calls = graph_module.graph.find_nodes(op="call_module", target=reader.target) if reader is not None else []
+    if norm is None or norm.running_mean is None or len(calls) != 1 or reader is None:
+        return None
+    return str(reader.target)
+
+
+def _effect(graph_module: GraphModule, node: Node, given: Tensor) -> Tensor:
+    """What constant input channels, shape (channels,), add to every output channel, shape (outputs,)."""
+    weight = _value(graph_module, node.args[1])
+    if weight is None:
+        return torch.zeros(())
+    groups = edit.groups_of(node, weight.shape)
+    summed = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+    each = summed.view(groups, -1, summed.shape[1]) @ given.to(weight).view(groups, -1, 1)
+    return each.flatten()
+
+
+def _shift(graph_module: GraphModule, node: Node, effect: Tensor) -> None:
+    bias, norm = _own_bias(graph_module, node), _own_norm(graph_module, node)
+    path, sign = (bias, 1) if bias is not None else (f"{norm}.running_mean", -1)
+    parent, name = edit.parent_of(graph_module, path)
+    old = getattr(parent, name)
+    new = old.detach() + sign * effect
+    setattr(parent, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

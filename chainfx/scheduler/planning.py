@@ -1,0 +1,222 @@
+"""In what order passes go, and why: a topological sort of edges that each carry a reason and a source."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+from pathlib import Path
+from typing import Literal
+
+import networkx as nx
+
+from chainfx.errors import InputError, ScheduleError
+from chainfx.passes import Pass
+from chainfx.scheduler.evidence import EVIDENCE, Evidence, gather
+from chainfx.scheduler.law import LAW, Law
+
+__all__ = ["Edge", "Finding", "Plan", "plan"]
+
+EdgeKind = Literal["property", "cited", "measured", "fact"]
+
+# from weak to strong: an edge gives way to stronger ones that contradict it
+_STRENGTH: tuple[EdgeKind, ...] = ("property", "cited", "measured", "fact")
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Pass ``before`` goes before pass ``after``, and why.
+
+    ``kind``: ``"property"`` (the law), ``"cited"`` or ``"measured"`` (evidence), ``"fact"`` (one establishes what the
+    other requires). ``overrides``: the weaker edges, from ``after`` to ``before``, that gave way to this one.
+    """
+
+    before: str
+    after: str
+    reason: str
+    source: str
+    kind: EdgeKind
+    overrides: tuple["Edge", ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.before} before {self.after}: {self.reason} [{self.kind}: {self.source}]"
+        return text + "".join(f"; overrides {edge}" for edge in self.overrides)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An edge that a given order breaks: ``edge.before`` stands at ``position`` (from 1), after ``edge.after``."""
+
+    edge: Edge
+    position: int
+    after_position: int
+
+    def __str__(self) -> str:
+        edge = self.edge
+        where = f"{edge.before} stands at {self.position}, behind {edge.after} at {self.after_position}"
+        return f"{where}, but {edge}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The order of a chain of passes, and every edge that decided it.
+
+    ``passes`` in order, ``order`` their names. ``edges``: every edge that holds. ``ties``: pairs of names that no edge
+    orders, in written order. ``findings``: the edges that the order breaks, for ``order="given"``.
+    """
+
+    passes: tuple[Pass, ...]
+    edges: tuple[Edge, ...]
+    ties: tuple[tuple[str, str], ...]
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The names of the passes in order."""
+        return tuple(step.info.name for step in self.passes)
+
+    def __str__(self) -> str:
+        lines = [f"order: {' -> '.join(self.order) or 'no passes'}"]
+        lines += [f"  {edge}" for edge in self.edges]
+        lines += [f"  tie: {first} and {second}, kept as written" for first, second in self.ties]
+        lines += [f"  broken: {finding}" for finding in self.findings]
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class _Link:
+    """An edge between two positions of the written chain."""
+
+    first: int
+    second: int
+    edge: Edge
+    overridden: list[Edge]
+
+
+def plan(
+    passes: Sequence[Pass],
+    order: Literal["auto", "given"] = "auto",
+    *,
+    law: Law = LAW,
+    evidence: Iterable[Evidence | str | Path] = EVIDENCE,
+) -> Plan:
+    """Put passes in order, or check the order they are given in.
+
+    Edges come from ``law`` (declared kind and granularity), ``evidence`` (:class:`Evidence` or paths of TOML files;
+    what is given replaces the shipped :data:`EVIDENCE`, so add to that one), and from facts (who establishes a fact
+    goes before who requires it, who requires it before who invalidates it). Facts are stronger than measured evidence,
+    that than cited evidence, and that than the law; an edge that stronger ones contradict is overridden, and the plan
+    says by which. A fact that no pass establishes is the business of the pass that requires it.
+
+    ``order="auto"`` sorts, ties keep the written order; ``"given"`` keeps the written order and reports what it breaks.
+    Raises :class:`ScheduleError` when edges of equal strength contradict each other (the text shows the cycle) and when
+    a pass stands twice that is not repeatable, :class:`InputError` when something is not a pass.
+
+    Complexity: O(n**4) for n passes in the worst case, n being a handful.
+    """
+    chain = _checked(passes, order)
+    links = _resolve(len(chain), list(_links(chain, law, gather(evidence))))
+    graph = _graph(len(chain), links)
+    edges = tuple(dict.fromkeys(_finished(link) for link in links))
+    ties = _ties(chain, graph)
+    if order == "given":
+        broken = [link for link in links if link.first > link.second]
+        findings = tuple(Finding(_finished(link), link.first + 1, link.second + 1) for link in broken)
+        return Plan(chain, edges, ties, findings)
+    if not nx.is_directed_acyclic_graph(graph):
+        raise ScheduleError(_cycle_text(chain, graph))
+    positions = nx.lexicographical_topological_sort(graph, key=int)
+    return Plan(tuple(chain[position] for position in positions), edges, ties)
+
+
+def _checked(passes: Sequence[Pass], order: str) -> tuple[Pass, ...]:
+    if order not in ("auto", "given"):
+        raise InputError(f"order={order!r} is not known; use 'auto' or 'given'.")
+    seen: set[str] = set()
+    for position, step in enumerate(passes, start=1):
+        if not isinstance(step, Pass):
+            raise InputError(
+                f"passes[{position - 1}] is {step!r}, not a pass; give instances such as Quantize(weights=8)."
+            )
+        name = step.info.name
+        if name in seen and not step.info.repeatable:
+            raise ScheduleError(
+                f"pass {name!r} stands a second time at position {position}, but it cannot repeat; leave one out."
+            )
+        seen.add(name)
+    return tuple(passes)
+
+
+def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Iterator[_Link]:
+    """Every edge that the law, the evidence and the facts give between two positions."""
+    for first, second in permutations(range(len(chain)), 2):
+        before, after = chain[first].info, chain[second].info
+        if before.name == after.name:
+            continue
+        reason = law.reason(before, after)
+        found = [] if reason is None else [Edge(before.name, after.name, reason, law.source, "property")]
+        for item in evidence:
+            if (item.before, item.after) == (before.name, after.name):
+                kind: EdgeKind = "measured" if item.confidence == "measured" else "cited"
+                found.append(Edge(before.name, after.name, item.reason, item.source, kind))
+        for fact in sorted((before.establishes - before.requires) & after.requires):
+            found.append(
+                _fact(before.name, after.name, f"{before.name} establishes {fact!r}, {after.name} requires it")
+            )
+        for fact in sorted(before.requires & after.invalidates):
+            found.append(
+                _fact(before.name, after.name, f"{before.name} requires {fact!r}, {after.name} invalidates it")
+            )
+        yield from (_Link(first, second, edge, []) for edge in found)
+
+
+def _fact(before: str, after: str, reason: str) -> Edge:
+    return Edge(before, after, reason, "declared by the two passes", "fact")
+
+
+def _resolve(count: int, links: Sequence[_Link]) -> list[_Link]:
+    """The links that hold: from strong to weak, without those that a path of stronger links contradicts."""
+    kept: list[_Link] = []
+    for kind in reversed(_STRENGTH):
+        stronger = _graph(count, kept)
+        for link in (link for link in links if link.edge.kind == kind):
+            if not nx.has_path(stronger, link.second, link.first):
+                kept.append(link)
+                continue
+            way = nx.shortest_path(stronger, link.second, link.first)
+            for step in pairwise(way):
+                stronger.edges[step]["link"].overridden.append(link.edge)
+    return sorted(kept, key=links.index)
+
+
+def _graph(count: int, links: Sequence[_Link]) -> "nx.DiGraph[int]":
+    """The positions and, between two of them, the strongest link."""
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(count))
+    for link in sorted(links, key=lambda link: _STRENGTH.index(link.edge.kind)):
+        graph.add_edge(link.first, link.second, link=link)
+    return graph
+
+
+def _finished(link: _Link) -> Edge:
+    edge = link.edge
+    return Edge(edge.before, edge.after, edge.reason, edge.source, edge.kind, tuple(dict.fromkeys(link.overridden)))
+
+
+def _ties(chain: Sequence[Pass], graph: "nx.DiGraph[int]") -> tuple[tuple[str, str], ...]:
+    reachable = {position: nx.descendants(graph, position) for position in graph}
+    return tuple(
+        (chain[first].info.name, chain[second].info.name)
+        for first in graph
+        for second in range(first + 1, len(chain))
+        if second not in reachable[first] and first not in reachable[second]
+    )
+
+
+def _cycle_text(chain: Sequence[Pass], graph: "nx.DiGraph[int]") -> str:
+    cycle = [(first, second) for first, second, *_ in nx.find_cycle(graph)]
+    names = [chain[first].info.name for first, _ in cycle]
+    lines = [
+        f"the order is contradictory: {' -> '.join([*names, names[0]])}; "
+        "leave a pass out, mend the evidence, or use order='given'."
+    ]
+    lines += [f"  {_finished(graph.edges[step]['link'])}" for step in cycle]
+    return "\n".join(lines)

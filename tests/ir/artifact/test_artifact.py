@@ -1,0 +1,209 @@
+import json
+import operator
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from chainfx.errors import ArtifactError
+from chainfx.ir.artifact.files import fingerprint, load_graph, save_graph
+from tests.nets import graph_of, images, small_resnet
+
+
+def test_a_graph_comes_back_the_same_with_what_was_saved_beside_it(tmp_path):
+    x = images()
+    graph_module = graph_of(small_resnet(), x)
+    save_graph(graph_module, tmp_path, {"note": [1, 2]})
+    loaded, extra = load_graph(tmp_path)
+    assert extra == {"note": [1, 2]}
+    assert str(loaded.graph) == str(graph_module.graph)
+    assert torch.equal(loaded(x), graph_module(x))
+    assert list(loaded.state_dict()) == list(graph_module.state_dict())
+    assert fingerprint(loaded) == fingerprint(graph_module)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.safetensors"]
+
+
+def test_a_fresh_process_gives_the_same_bits(tmp_path):
+    x = images()
+    graph_module = graph_of(small_resnet(), x)
+    save_graph(graph_module, tmp_path)
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, pathlib, torch; from chainfx.ir.artifact import load_graph; p = pathlib.Path(sys.argv[1]);"
+        "g, _ = load_graph(p); y = g(torch.load(p / 'x.pt', weights_only=True));"
+        "torch.save(y.detach(), p / 'y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), graph_module(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    "cell",
+    [
+        nn.LSTM(5, 4, num_layers=2, dropout=0.1, bidirectional=True, proj_size=3, batch_first=True),
+        nn.GRU(5, 4, bias=False, batch_first=True),
+        nn.RNN(5, 4, nonlinearity="relu"),
+    ],
+    ids=lambda cell: type(cell).__name__,
+)
+def test_recurrent_layers_come_back(cell, tmp_path):
+    """Their constructors hide the names of their arguments."""
+    x = torch.randn(2, 6, 5)
+    graph_module = graph_of(Recurrent(cell).eval(), x)
+    save_graph(graph_module, tmp_path)
+    loaded, _ = load_graph(tmp_path)
+    assert repr(loaded.cell) == repr(cell)
+    assert torch.equal(loaded(x), Recurrent(cell)(x))
+
+
+def test_a_module_that_its_arguments_do_not_make_is_one_clear_error(tmp_path):
+    graph_module = graph_of(Recurrent(nn.LSTM(5, 4)), torch.randn(2, 6, 5))
+    graph_module.cell.proj_size = 9
+    with pytest.raises(ArtifactError) as caught:
+        save_graph(graph_module, tmp_path)
+    assert str(caught.value) == (
+        "module 'cell' (LSTM(5, 4, proj_size=9)) cannot be rebuilt from its constructor's arguments, which give "
+        "ValueError: proj_size has to be smaller than hidden_size; "
+        "replace it by torch.nn modules that keep their arguments."
+    )
+
+
+def test_a_shared_tensor_is_stored_once_and_stays_shared(tmp_path):
+    root = nn.Module()
+    root.a = nn.Linear(6, 6, bias=False)
+    root.b = nn.Module()
+    root.b.weight = root.a.weight
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(nn.functional.linear, (x, graph.get_attr("a.weight"), None))
+    y = graph.call_function(nn.functional.linear, (y, graph.get_attr("b.weight"), None))
+    graph.output(
+        graph.call_method(
+            "mean", (graph.call_function(operator.getitem, (y, (..., slice(1, None)))),), {"dim": -1, "keepdim": True}
+        )
+    )
+    graph_module = torch.fx.GraphModule(root, graph)
+    save_graph(graph_module, tmp_path)
+    loaded, _ = load_graph(tmp_path)
+    assert loaded.a.weight is loaded.b.weight
+    assert list(loaded.state_dict()) == ["a.weight", "b.weight"]
+    assert (tmp_path / "model.safetensors").stat().st_size < 300
+    x = torch.randn(2, 6)
+    assert torch.equal(loaded(x), graph_module(x))
+
+
+def test_the_fingerprint_sees_weights_and_graph():
+    graph_module = graph_of(small_resnet(), images())
+    before = fingerprint(graph_module)
+    assert fingerprint(graph_of(small_resnet(), images())) == before
+    with torch.no_grad():
+        next(graph_module.parameters()).view(-1)[0] += 1
+    assert fingerprint(graph_module) != before
+    assert fingerprint(graph_of(small_resnet((1, 2)), images())) != before
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_graph(graph_of(small_resnet(), images()), tmp_path)
+    return tmp_path
+
+
+def test_a_truncated_tensor_file_is_one_clear_error(saved):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ArtifactError) as caught:
+        load_graph(saved)
+    assert str(caught.value) == (
+        f"{path} was changed or cut short after it was saved (its SHA-256 differs); save it again."
+    )
+
+
+def test_an_edited_manifest_is_one_clear_error(saved):
+    path = saved / "manifest.json"
+    path.write_text(path.read_text().replace('"training": false', '"training": true'))
+    with pytest.raises(ArtifactError) as caught:
+        load_graph(saved)
+    assert str(caught.value) == f"{path} was changed after it was saved (its SHA-256 differs); save the model again."
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_a_broken_manifest_is_one_clear_error(saved, text):
+    path = saved / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(ArtifactError) as caught:
+        load_graph(saved)
+    assert str(caught.value) == f"{path} is not a chainfx manifest or is cut short; save the model again."
+
+
+def test_a_missing_folder_is_one_clear_error(tmp_path):
+    with pytest.raises(ArtifactError) as caught:
+        load_graph(tmp_path / "nothing")
+    path = tmp_path / "nothing" / "manifest.json"
+    assert str(caught.value) == f"{path} does not exist; give the folder that save() wrote."
+
+
+def _forged(folder, change):
+    """A manifest somebody wrote on purpose, with a right checksum."""
+    from chainfx.ir.artifact import files as artifact
+
+    path = folder / "manifest.json"
+    body = json.loads(path.read_text())
+    body.pop("sha256")
+    change(body)
+    path.write_text(json.dumps({"sha256": artifact._digest(body), **body}))
+
+
+@pytest.mark.parametrize(
+    "name", ["os:system", "torch:load", "builtins:eval", "torch:from_file", "torch.hub:load", "subprocess:run"]
+)
+def test_a_forged_manifest_cannot_name_a_function_outside_the_lists(saved, name):
+    def change(body):
+        call = next(node for node in body["nodes"] if node["op"] == "call_function")
+        call["target"] = name
+
+    _forged(saved, change)
+    with pytest.raises(ArtifactError) as caught:
+        load_graph(saved)
+    assert (
+        str(caught.value) == f"the saved graph calls {name!r}, which chainfx does not load; save it with this version."
+    )
+
+
+def test_a_forged_manifest_cannot_name_a_foreign_module_or_method(saved):
+    def foreign(body):
+        next(iter(body["modules"].values()))["class"] = "subprocess:Popen"
+
+    _forged(saved, foreign)
+    with pytest.raises(ArtifactError, match="has a module 'subprocess:Popen', which chainfx does not load"):
+        load_graph(saved)
+
+
+class Foreign(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_module_of_the_users_own_cannot_be_saved_and_the_error_says_so(tmp_path):
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_module("odd", (x,)))
+    root = nn.Module()
+    root.odd = Foreign()
+    with pytest.raises(ArtifactError) as caught:
+        save_graph(torch.fx.GraphModule(root, graph), tmp_path)
+    assert str(caught.value) == (
+        "module 'odd' is of class tests.ir.artifact.test_artifact.Foreign, whose code a safe file cannot hold; "
+        "replace it by torch.nn modules to save."
+    )

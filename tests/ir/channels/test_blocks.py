@@ -1,0 +1,97 @@
+import torch
+from torch import nn
+
+from chainfx import zoo
+from chainfx.ir.channels.analyse import analyse_channels
+from chainfx.ir.channels.blocks import drop_block, stages_of
+from chainfx.ir.graph import edit
+from tests.nets import graph_of, images, small_resnet
+
+
+def staged(model, x):
+    """A graph and its stages."""
+    graph_module = graph_of(model, x)
+    return graph_module, stages_of(graph_module, analyse_channels(graph_module, (x,)))
+
+
+def test_a_resnet_has_one_stage_per_width_and_its_strided_blocks_must_stay():
+    _, stages = staged(small_resnet((2, 3, 2)), images())
+    assert [len(stage.blocks) for stage in stages] == [2, 3, 2]
+    assert [len(stage.removable) for stage in stages] == [2, 2, 1]
+
+
+def test_dropping_a_block_equals_a_network_built_without_it():
+    x = images()
+    full = small_resnet((3, 2))
+    graph_module, stages = staged(full, x)
+    drop_block(graph_module, stages[0].removable[-1])
+    edit.tidy(graph_module)
+    short = small_resnet((2, 2))
+    missing = short.load_state_dict(graph_module.state_dict(), strict=False)
+    assert not missing.missing_keys
+    assert not missing.unexpected_keys
+    assert torch.equal(graph_module(x), short(x))
+
+
+def test_the_rectifier_that_became_idle_goes_too():
+    graph_module, stages = staged(small_resnet((2, 2)), images())
+    before = sum(isinstance(m, nn.ReLU) for m in graph_module.modules())
+    drop_block(graph_module, stages[0].removable[-1])
+    edit.tidy(graph_module)
+    assert sum(isinstance(m, nn.ReLU) for m in graph_module.modules()) == before - 2
+
+
+def test_a_plain_network_has_its_equal_convolutions_as_blocks():
+    _, stages = staged(zoo.vgg19().eval(), images(1, 32, 3))
+    assert [len(stage.blocks) for stage in stages] == [2, 2, 4, 4, 4]
+    assert [len(stage.removable) for stage in stages] == [1, 1, 3, 3, 4]
+
+
+class Leaky(nn.Module):
+    """The branch is read elsewhere, so taking the block out would change more than the addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        branch = self.b(x)
+        return (x + branch) * branch
+
+
+def test_a_branch_that_is_read_elsewhere_is_no_removable_block():
+    _, stages = staged(Leaky(), torch.randn(2, 4))
+    assert [len(stage.removable) for stage in stages] == [0] * len(stages)
+
+
+class TwoStreams(nn.Module):
+    """Three residual blocks, a layer that makes new channels of the same shape, and two blocks more."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.ModuleList(nn.Linear(6, 6) for _ in range(n)) for n in (3, 2))
+        self.stem, self.between, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.first:
+            x = x + torch.relu(layer(x))
+        x = self.between(torch.relu(x))
+        for layer in self.second:
+            x = x + torch.relu(layer(x))
+        return self.head(x)
+
+
+def test_two_residual_streams_of_one_shape_are_two_stages():
+    _, stages = staged(TwoStreams(), torch.randn(2, 4))
+    assert [len(stage.blocks) for stage in stages] == [3, 2]
+
+
+def test_streams_that_must_stay_are_told_apart_by_their_shapes_alone():
+    class Returned(TwoStreams):
+        def forward(self, x):
+            return super().forward(x), self.stem(x) + self.between(self.stem(x))
+
+    _, stages = staged(Returned(), torch.randn(2, 4))
+    assert [len(stage.blocks) for stage in stages] == [6]  # the sum that is returned ends a block, too
