@@ -78,7 +78,7 @@ def plan(
         chain: list[Pass] = list(load_recipe(passes[0]).passes)
     else:
         chain = [_declared(name) for name in passes]
-    typer.echo(str(make_plan(chain, order=order)))  # type: ignore[arg-type]
+    typer.echo(str(make_plan(chain, order=order)))  # type: ignore[arg-type]  # plan refuses other words itself
 
 
 @app.command()
@@ -123,7 +123,7 @@ def count(
         text = str(shown)
     else:
         shown = report if rates is None else report.reprice(exit_rates=rates)
-        text = render(shown, depth=depth, sort=sort)  # type: ignore[arg-type]
+        text = render(shown, depth=depth, sort=sort)  # type: ignore[arg-type]  # render refuses other words
     _write(json.dumps(shown.to_dict()) if as_json else shown.to_csv() if as_csv else text, output)
 
 

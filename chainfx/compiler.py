@@ -90,7 +90,7 @@ def compile(
                 on_stage(stage)
     except (ChainfxError, KeyboardInterrupt) as error:
         if finished:
-            error.partial = _result(finished, chain, inputs)  # type: ignore[union-attr]
+            error.partial = _result(finished, chain, inputs)  # type: ignore[union-attr]  # documented above
             error.add_note(f"finished stages: {', '.join(stage.record.name for stage in finished)}")
         raise
     finally:

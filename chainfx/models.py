@@ -85,12 +85,12 @@ def _imported(name: str) -> Factory:
         found = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"model {name!r}: module {module_name!r} cannot be imported ({error}).") from error
-    factory = getattr(found, attribute, None)
+    factory: object = getattr(found, attribute, None)
     if not callable(factory):
         close = get_close_matches(attribute, dir(found), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise InputError(f"model {name!r}: module {module_name!r} has nothing callable named {attribute!r}{hint}")
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def _listed(name: str) -> Factory:
@@ -98,13 +98,13 @@ def _listed(name: str) -> Factory:
 
     import chainfx.zoo
 
-    own = {
+    own: dict[str, Factory] = {
         key: getattr(chainfx.zoo, key) for key in chainfx.zoo.__all__ if inspect.isfunction(getattr(chainfx.zoo, key))
     }
     if name in torchvision.models.list_models():
         return _without_download(torchvision.models.get_model_builder(name))
     if name.removeprefix("zoo.") in own:
-        return own[name.removeprefix("zoo.")]  # type: ignore[no-any-return]
+        return own[name.removeprefix("zoo.")]
     known = [*torchvision.models.list_models(), *(f"zoo.{key}" for key in own), *own]
     close = sorted(set(get_close_matches(name, known, n=4)))
     hint = f"did you mean {' or '.join(close)}?" if close else "use a torchvision name or one of chainfx.zoo."

@@ -80,16 +80,15 @@ class _Inliner:
         predicate, true, false, operands = node.args if len(node.args) > 3 else (*node.args, ())
         results = []
         for side, attribute in (("true", true), ("false", false)):
-            stored = isinstance(attribute, Node) and attribute.op == "get_attr"
-            inner = _attribute(source, str(attribute.target)) if stored else None  # type: ignore[union-attr]
+            stored = str(attribute.target) if isinstance(attribute, Node) and attribute.op == "get_attr" else ""
+            inner = _attribute(source, stored) if stored else None
             if not isinstance(inner, GraphModule):
                 raise CostError(
                     f"node {node.name!r} has a branch that is no graph of the network, {attribute}; "
                     "count a graph made by torch.export."
                 )
             inputs: Any = map_arg(operands, known.__getitem__)
-            inner_path = f"{path}{attribute.target}."  # type: ignore[union-attr]
-            results.append(self.copy(inner, inner_path, f"{name}.{side}", iter(inputs)))
+            results.append(self.copy(inner, f"{path}{stored}.", f"{name}.{side}", iter(inputs)))
         chosen = map_arg(predicate, known.__getitem__)
         if isinstance(results[0], Node):
             return self.graph.call_function(either, (*results, chosen))

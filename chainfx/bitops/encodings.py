@@ -17,7 +17,7 @@ Scales and codebooks are stored as they are under all of them.
 import math
 import re
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,8 +122,9 @@ def _codes(stored: Stored) -> Tensor | None:
     value = stored.tensor.detach()
     for _, mask in stored.masks[: len(below)]:
         value = value * mask
-    _, bits, scheme, axis = coder.args
-    return ops.encode_weight(value, bits, scheme, axis)[0]  # type: ignore[arg-type]
+    literals: tuple[Any, ...] = coder.args[1:]
+    codes, _ = ops.encode_weight(value, *literals)
+    return codes
 
 
 def _shannon(symbols: Tensor) -> float:

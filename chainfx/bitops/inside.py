@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainfx.bitops.formulas import Call, find_formula
 from chainfx.bitops.widths import tensors_in
-from chainfx.ir.graph import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, evaluating, operator_key
+from chainfx.ir.graph import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, evaluating, function_of, operator_key
 
 __all__ = ["Inside", "work_inside"]
 
@@ -51,7 +51,7 @@ def _run(node: Node, module: nn.Module | None, args: Sequence[Any], kwargs: Mapp
         getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return
     if module is None:
-        node.target(*args, **kwargs)  # type: ignore[operator]
+        function_of(node)(*args, **kwargs)
         return
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     with evaluating(module):
@@ -73,7 +73,7 @@ class _Recorder(TorchDispatchMode):
     """Adds up the work of every ATen operator that has an input which depends on the sample."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
         self.macs = self.elementwise = 0
         self.unknown: list[str] = []
         self._varying: dict[

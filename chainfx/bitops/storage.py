@@ -152,4 +152,4 @@ def _scales(tensor: Tensor, coder: Node | None) -> int:
     if coder is None or coder.target is not ops.quantize_weight:
         return 0
     axis = coder.args[3] if len(coder.args) > 3 else coder.kwargs.get("axis")
-    return 1 if axis is None else int(tensor.shape[axis])  # type: ignore[index]
+    return tensor.shape[axis] if isinstance(axis, int) else 1

@@ -1,5 +1,7 @@
 """From train form to deploy form: real integer codes instead of fake-quantized weights, exits as separate stages."""
 
+from typing import Any
+
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
@@ -69,11 +71,11 @@ def split_stages(graph_module: GraphModule) -> list[GraphModule]:
     inputs = list(graph_module.graph.find_nodes(op="placeholder"))
     home = {node: index for index, part in enumerate(parts) for node in part} | dict.fromkeys(inputs, 0)
     marks = exits_of(graph_module)
-    returned = output_node(graph_module).args[0]
+    returned: Any = output_node(graph_module).args[0]
     outputs = returned if marks else [returned]
     needed = [_needed(part, home) for part in parts]
     entries, stages = inputs, []
-    for index, output in enumerate(outputs):  # type: ignore[arg-type]
+    for index, output in enumerate(outputs):
         later = {node for wanted in needed[index + 1 :] for node in wanted if home[node] <= index}
         carried = sorted(node for node in later if _is_carried(node))
         graph, made = _copied(needed[index], entries)

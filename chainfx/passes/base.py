@@ -162,19 +162,19 @@ class Pass(abc.ABC):
     @property
     def label(self) -> str:
         """The pass with its options as one line, e.g. ``quantize(weights=4, activations=8)``; defaults are left out."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        fields = _options(type(self))
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields if getattr(self, f.name) != f.default]
         return f"{self.info.name}({', '.join(shown)})"
 
     def spec(self) -> dict[str, Any]:
         """The pass as JSON: its name and every option; :meth:`from_spec` of the class rebuilds it."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        fields = _options(type(self))
         return {"pass": self.info.name, **{f.name: _plain(getattr(self, f.name)) for f in fields}}
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         """The pass that :meth:`spec` describes; lists become tuples. Raises :class:`PassError` on an unknown option."""
-        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        names = [f.name for f in _options(cls)]
         options = {key: _frozen(value) for key, value in spec.items() if key != "pass"}
         for key in options:
             if key not in names:
@@ -186,6 +186,10 @@ class Pass(abc.ABC):
         if not holds:
             value = getattr(self, option)
             raise PassError(f"{self.info.name}: {option}={value!r} is out of range; use {allowed}.")
+
+
+def _options(kind: type[Pass]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)  # type: ignore[arg-type]  # Pass is no dataclass, but every concrete one is
 
 
 def is_number(value: object, least: float) -> bool:

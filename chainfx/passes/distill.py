@@ -15,7 +15,7 @@ from chainfx.errors import PassError
 from chainfx.ir.artifact import bytes_of
 from chainfx.ir.capture import capture
 from chainfx.ir.channels import Stage, analyse_channels, drop_block, stages_of
-from chainfx.ir.graph import edit, exits_of, output_node, propagate_shapes, shape_of
+from chainfx.ir.graph import edit, exits_of, layers_of, output_node, propagate_shapes, shape_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -165,7 +165,7 @@ def _captured_student(student: nn.Module, graph_module: GraphModule, context: Pa
     propagate_shapes(captured, context.example_inputs)
     if exits_of(graph_module):
         raise PassError("distill: a student of one's own cannot replace a network with exits; distil first.")
-    expected, seen = (shape_of(output_node(graph).args[0]) for graph in (graph_module, captured))  # type: ignore[arg-type]
+    expected, seen = (shape_of(edit.input_of(output_node(graph))) for graph in (graph_module, captured))
     if expected != seen:
         raise PassError(
             f"distill: the student returns shape {seen}, the teacher {expected}; give both the same classes."
@@ -179,12 +179,11 @@ def _reinitialise(graph_module: GraphModule, rng: torch.Generator) -> None:
         if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
             module.reset_parameters()
     with torch.no_grad():
-        for node in edit.layers_of(graph_module):
-            weight, bias = edit.origin(node.args[1]), edit.origin(node.args[2])
-            tensor = edit.get_tensor(graph_module, str(weight.target))  # type: ignore[union-attr]
+        for layer in layers_of(graph_module):
+            tensor = layer.tensor
             tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=rng)
-            if bias is not None:
-                edit.get_tensor(graph_module, str(bias.target)).zero_()
+            if layer.bias is not None:
+                edit.get_tensor(graph_module, str(layer.bias.target)).zero_()
 
 
 def _identity(student: nn.Module) -> str:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir.graph import choose, edit, exits_of, ops, output_node, segments, shape_of
+from chainfx.ir.graph import choose, edit, ends_of, exits_of, layers_of, ops, output_node, segments, shape_of
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, TuneRequest, is_number
 from chainfx.passes.exiting import ExitHead, insert_head
 from chainfx.passes.quantizing import insert_quantizers, widths_in
@@ -86,7 +86,7 @@ class EarlyExit(Pass):
                 "early-exit: the network does not return one tensor of logits (N, classes); wrap it so that it does."
             )
         classes = shape_of(final_logits)[1]
-        body, end = widths_in(edit.layers_of(graph_module)), widths_in(edit.ends_of(graph_module)[1])
+        body, end = widths_in(layers_of(graph_module)), widths_in(ends_of(graph_module)[1])
         old = set(graph_module.graph.nodes)
         marks, parameters = [], []
         for index, tap in enumerate(self._taps(graph_module, context), start=1):
@@ -99,9 +99,9 @@ class EarlyExit(Pass):
         output.args = ((*marks, final_logits),)
         edit.tidy(graph_module)
         if body is not None:
-            last = edit.ends_of(graph_module)[1]
-            layers = [node for node in edit.layers_of(graph_module) if node not in old]
-            widths = {node: end if end and node in last else body for node in layers}
+            last = ends_of(graph_module)[1]
+            layers = [layer for layer in layers_of(graph_module) if layer.node not in old]
+            widths = {layer: end if end and layer in last else body for layer in layers}
             insert_quantizers(graph_module, widths, context.calibration)
             parameters = [name for name, _ in graph_module.named_parameters() if _is_new(name, graph_module, old)]
         tune = TuneRequest(tuple(parameters), optimizer="adam", learning_rate=5e-3, weight_decay=0.0, from_scratch=True)
@@ -158,10 +158,10 @@ def _is_new(name: str, graph_module: GraphModule, old: set[Node]) -> bool:
 
 def _cuts(graph_module: GraphModule) -> list[Node]:
     """The nodes where one tensor of 2 to 4 dimensions carries everything, between the first layer and the last."""
-    first, last = edit.ends_of(graph_module)
+    first, last = ends_of(graph_module)
     nodes = [node for node in graph_module.graph.nodes if node.op not in ("get_attr", "output")]
     place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    inside = range(min(place[node] for node in first), min(place[node] for node in last))
+    inside = range(*(min(place[layer.node] for layer in end) for end in (first, last)))
     cuts, live = [], set[Node]()
     for node in nodes:
         live = {value for value in live if max(place[user] for user in value.users) > place[node]}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from chainfx.ir.graph import beneath_mask, edit
+from chainfx.ir.graph import LAYERS, Layer, edit, layer_at
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped
 
 __all__ = ["Fuse"]
@@ -45,11 +45,12 @@ class Fuse(Pass):
             norm = edit.module_of(graph_module, node, _BatchNorm)
             if norm is None:
                 continue
+            layer = layer_at(graph_module, edit.input_of(node))
             reason = _obstacle(graph_module, node, norm)
-            if reason:
+            if layer is None or reason:
                 skipped.append(Skipped(node.name, reason))
             else:
-                _fold(graph_module, node.args[0], node, norm)
+                _fold(layer, node, norm)
                 count += 1
         edit.tidy(graph_module)
         return PassResult(graph_module, modified=count > 0, skipped=tuple(skipped))
@@ -57,25 +58,26 @@ class Fuse(Pass):
 
 def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
     """Why the BatchNorm called by ``node`` cannot be folded; empty if it can."""
-    layer = node.args[0]
+    call = edit.input_of(node)
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
         return f"{type(norm).__name__} may do more than a BatchNorm"
-    if not isinstance(layer, Node) or layer.op != "call_function" or layer.target not in edit.LAYERS:
+    if call.op != "call_function" or call.target not in LAYERS:
         return "what it normalises is not the output of a convolution or linear layer"
     if not norm.track_running_stats:
         return "it has no running statistics"
-    if len(layer.users) > 1:
-        return f"the output of {layer.name!r} is also read elsewhere"
-    for value in (beneath_mask(layer), layer.args[2]):
+    if len(call.users) > 1:
+        return f"the output of {call.name!r} is also read elsewhere"
+    layer = Layer(graph_module, call)
+    for value in (layer.weight_beneath_mask, layer.bias_read):
         if isinstance(value, Node) and value.op != "get_attr":
             return f"the weight of {layer.name!r} is computed by {value.name!r} (quantized)"
         if isinstance(value, Node) and _is_shared(graph_module, value):
             return f"the weight {value.target!r} is shared with another layer"
     if sum(other.target == node.target for other in graph_module.graph.find_nodes(op="call_module")) > 1:
         return "the BatchNorm is called more than once"
-    if layer.target in edit.TRANSPOSED and layer.args[6] != 1:
+    if layer.transposed and layer.groups != 1:
         return "a transposed convolution with groups keeps its output channels in two axes"
-    if layer.target is torch.nn.functional.linear and len(node.meta["val"].shape) > 2:
+    if call.target is torch.nn.functional.linear and len(node.meta["val"].shape) > 2:
         return "it normalises another axis than the layer's output features"
     return ""
 
@@ -89,21 +91,18 @@ def _is_shared(graph_module: GraphModule, attribute: Node) -> bool:
     return users > 1
 
 
-def _fold(graph_module: GraphModule, layer: Node, node: Node, norm: _BatchNorm) -> None:
-    path = str(edit.origin(layer.args[1]).target)  # type: ignore[union-attr]
+def _fold(layer: Layer, node: Node, norm: _BatchNorm) -> None:
+    graph_module, path, weight = layer.graph_module, layer.weight_path, layer.tensor
     scale, mean, shift = _affine(norm)
-    weight = edit.get_tensor(graph_module, path)
-    axis = 1 if layer.target in edit.TRANSPOSED else 0
-    shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
-    bias = edit.get_tensor(graph_module, str(layer.args[2].target)) if isinstance(layer.args[2], Node) else None
+    shape = [-1 if dim == layer.out_axis else 1 for dim in range(weight.dim())]
+    bias = None if layer.bias is None else edit.get_tensor(graph_module, str(layer.bias.target))
     folded = scale * ((bias.double() if bias is not None else 0) - mean) + shift
-    bias_path = str(layer.args[2].target) if isinstance(layer.args[2], Node) else _bias_path(graph_module, path)
+    bias_path = _bias_path(graph_module, path) if layer.bias is None else str(layer.bias.target)
     edit.set_tensor(graph_module, path, (weight.double() * scale.reshape(shape)).to(weight.dtype))
     edit.set_tensor(graph_module, bias_path, folded.to(weight.dtype), parameter=True)
     if bias is None:
-        with graph_module.graph.inserting_before(layer):
-            layer.update_arg(2, graph_module.graph.get_attr(bias_path))
-    node.replace_all_uses_with(layer)
+        layer.read_bias(bias_path)
+    node.replace_all_uses_with(layer.node)
     graph_module.graph.erase_node(node)
 
 

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, ops, select_layers, shape_of
+from chainfx.ir.graph import Layer, edit, select, shape_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -84,14 +84,14 @@ class LowRank(Pass):
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Find the ranks and replace the layers; see the class."""
-        layers, skipped = select_layers(graph_module, self.info.name, self.skip)
+        layers, skipped = select(graph_module, self.info.name, skip=self.skip)
         report = count(graph_module, context.example_inputs)  # also puts the shapes into the nodes
         working = {row.node for row in report.rows if row.macs}
         weights = []
-        for name, calls in _calls(graph_module, layers).items():
-            reason = _obstacle(graph_module, name, calls, working)
+        for name, calls in _calls(layers).items():
+            reason = _obstacle(graph_module, calls, working)
             skipped += [Skipped(call.name, reason) for call in calls if reason]
-            weights += [] if reason else [_weight(graph_module, name, calls, self.scheme)]
+            weights += [] if reason else [_weight(name, calls, self.scheme)]
         batch = len(context.example_inputs[0])
         energy = self._energy(weights, report.macs * batch)
         ranks = {}
@@ -133,7 +133,7 @@ class _Weight:
     """A weight that can be cut: the layers that call it, and its factors for any energy."""
 
     name: str
-    calls: list[Node]
+    calls: list[Layer]
     factors: SpatialFactors | TuckerFactors
 
     def macs(self, choice: _Choice) -> int:
@@ -156,33 +156,32 @@ class _Weight:
         return 0 if choice is None else self.whole() - self.macs(choice)
 
 
-def _calls(graph_module: GraphModule, layers: Iterable[Node]) -> Mapping[str, list[Node]]:
+def _calls(layers: Iterable[Layer]) -> Mapping[str, list[Layer]]:
     """The layers by the weight they read, under the first of its names."""
     names: dict[int, str] = {}
-    found: dict[str, list[Node]] = {}
+    found: dict[str, list[Layer]] = {}
     for layer in layers:
-        name = str(edit.origin(layer.args[1]).target)  # type: ignore[union-attr]
-        first = names.setdefault(id(edit.get_tensor(graph_module, name)), name)
+        first = names.setdefault(id(layer.tensor), layer.weight_path)
         found.setdefault(first, []).append(layer)
     return found
 
 
-def _obstacle(graph_module: GraphModule, name: str, calls: Sequence[Node], working: Set[str]) -> str:
+def _obstacle(graph_module: GraphModule, calls: Sequence[Layer], working: Set[str]) -> str:
     """Why a weight cannot be cut; empty if it can. ``working``: the nodes that multiply for every sample."""
     for call in calls:
-        weight, source = call.args[1], call.args[0]
-        if weight.op != "get_attr":  # type: ignore[union-attr]
-            return f"its weight is computed by {weight.name!r} (quantized or masked)"  # type: ignore[union-attr]
-        if isinstance(source, Node) and source.target is ops.quantize_activation:
+        if call.weight_read is not call.weight:
+            return f"its weight is computed by {call.weight_read.name!r} (quantized or masked)"
+        if call.input_quantizer is not None:
             return "its input is quantized"
-        if call.target in edit.TRANSPOSED:
+        if call.transposed:
             return "it is a transposed convolution"
-        if (groups := edit.groups_of(call, edit.get_tensor(graph_module, name).shape)) > 1:
-            return f"it is a convolution of {groups} groups"
+        if call.groups > 1:
+            return f"it is a convolution of {call.groups} groups"
         if call.name not in working:
             return "it is computed once, not for every sample"
-    for other in _readers(graph_module, edit.get_tensor(graph_module, name)):
-        if other not in calls or other.target is not calls[0].target:
+    nodes = [call.node for call in calls]
+    for other in _readers(graph_module, calls[0].tensor):
+        if other not in nodes or other.target is not nodes[0].target:
             return f"its weight is also read by {other.name!r}"
     return ""
 
@@ -198,8 +197,8 @@ def _readers(graph_module: GraphModule, tensor: Tensor) -> Iterator[Node]:
                 yield node
 
 
-def _weight(graph_module: GraphModule, name: str, calls: list[Node], scheme: str) -> _Weight:
-    tensor = edit.get_tensor(graph_module, name)
+def _weight(name: str, calls: list[Layer], scheme: str) -> _Weight:
+    tensor = calls[0].tensor
     if not bool(tensor.isfinite().all()):
         raise PassError(
             f"low-rank: the weight {name!r} is not finite everywhere; train the network again before factorising."
@@ -207,9 +206,9 @@ def _weight(graph_module: GraphModule, name: str, calls: list[Node], scheme: str
     return _Weight(name, calls, factors_of(tensor, scheme))
 
 
-def _macs(call: Node, choice: _Choice) -> int:
+def _macs(call: Layer, choice: _Choice) -> int:
     """The MACs of factors in place of a layer, from the shapes of its input and output."""
-    source, result = shape_of(call.args[0]), shape_of(call)  # type: ignore[arg-type]
+    source, result = shape_of(call.source), shape_of(call.node)
     axes = len(choice[0].axes)
     lead, total = math.prod(result[: len(result) - axes - 1]), 0
     sizes = list(source[len(source) - axes :])
@@ -237,13 +236,13 @@ def _replace(graph_module: GraphModule, weight: _Weight, choice: _Choice) -> Non
         edit.place_tensor(graph_module, path, trains)
     graph = graph_module.graph
     for call in weight.calls:
-        source, _, bias, *options = call.args
-        with graph.inserting_before(call):
+        source, options = call.source, call.options
+        with graph.inserting_before(call.node):
             for place, (path, factor) in enumerate(zip(paths[:-1], choice[:-1], strict=True)):
                 arguments = (source, graph.get_attr(path), None, *_options(options, factor))
-                source = graph.create_node("call_function", call.target, arguments, name=f"{call.name}_{place}")
+                source = graph.create_node("call_function", call.node.target, arguments, name=f"{call.name}_{place}")
             last = graph.get_attr(paths[-1])
-        call.args = (source, last, bias, *_options(options, choice[-1]))
+        call.node.args = (source, last, call.bias_read, *_options(options, choice[-1]))
 
 
 def _paths(graph_module: GraphModule, name: str, number: int) -> list[str]:

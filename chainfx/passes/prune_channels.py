@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -12,7 +11,7 @@ from torch.fx import GraphModule
 
 from chainfx.errors import PassError
 from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels, prune
-from chainfx.ir.graph import layer_path
+from chainfx.ir.graph import layer_path, left_alone
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -216,24 +215,12 @@ class PruneChannels(Pass):
 
     def _chosen(self, analysis: ChannelAnalysis) -> tuple[list[ChannelGroup], tuple[Skipped, ...]]:
         """The groups that the patterns leave, and what they do not."""
-        layers = [layer_path(source.path) for group in analysis.groups for source in group.sources]
-        layers += [layer_path(each.path) for each in analysis.frozen]
-        for option in ("skip", "include"):
-            for pattern in getattr(self, option):
-                if not any(fnmatchcase(layer, pattern) for layer in layers):
-                    raise PassError(
-                        f"prune-channels: the pattern {pattern!r} in {option} matches no layer; "
-                        f"layers are {', '.join(dict.fromkeys(layers))}."
-                    )
-        chosen, skipped = [], []
-        for group in analysis.groups:
-            if _matches(group, self.skip):
-                skipped.append(Skipped(group.name, "a pattern of skip matches it"))
-            elif self.include and not _matches(group, self.include):
-                skipped.append(Skipped(group.name, "no pattern of include matches it"))
-            else:
-                chosen.append(group)
-        return chosen, tuple(skipped)
+        paths = {group.name: [layer_path(source.path) for source in group.sources] for group in analysis.groups}
+        known = [path for each in paths.values() for path in each]
+        known += [layer_path(each.path) for each in analysis.frozen]
+        reasons = left_alone(paths, self.info.name, known, include=self.include, skip=self.skip)
+        chosen = [group for group in analysis.groups if group.name not in reasons]
+        return chosen, tuple(Skipped(name, reason) for name, reason in reasons.items())
 
     def _sizes_at_entry(self, analysis: ChannelAnalysis, context: PassContext) -> dict[str, int]:
         """The number of units of every group as it entered the pass, by name."""
@@ -326,7 +313,3 @@ class PruneChannels(Pass):
         means, unfitted = take_over(graph_module, removed, evidence) if self.compensate else (None, ())
         folded, lost = fold_removed(graph_module, removed, known, means)
         return folded, (*unfitted, *lost)
-
-
-def _matches(group: ChannelGroup, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(layer_path(source.path), pattern) for source in group.sources for pattern in patterns)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, cast, final
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.errors import PassError
 from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, Fold, analyse_channels, prune
-from chainfx.ir.graph import edit, layer_path
+from chainfx.ir.graph import layer_path, layers_of, left_alone
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -124,11 +123,17 @@ class PruneHeads(Pass):
                 continue
             analysis = analyse_channels(graph_module, context.example_inputs, fold=fold)
             layers = _layers(graph_module, analysis)
-            self._check_layers(layers)
+            if not layers:
+                raise PassError(
+                    "prune-heads: the network has no attention (no product of two activations that layers make); "
+                    "remove the pass."
+                )
             skipped += [Skipped(e.node, f"its {fold} stay: {e.reason}") for e in analysis.frozen if e.node in layers]
             groups = []
-            for group, single in _attention(graph_module, analysis, context):
-                reason = "it has one head" if single else self._obstacle(group, ratio)
+            found = list(_attention(graph_module, analysis, context))
+            left = self._left_alone([group for group, _ in found], layers)
+            for group, single in found:
+                reason = "it has one head" if single else left.get(group.name, _obstacle(group, ratio))
                 skipped += [Skipped(group.name, reason)] if reason else []
                 groups += [] if reason else [group]
             generator = context.rng(self.info.name)
@@ -143,24 +148,10 @@ class PruneHeads(Pass):
             modified = modified or bool(groups)
         return PassResult(graph_module, modified, TuneRequest() if modified else None, tuple(skipped))
 
-    def _check_layers(self, layers: Mapping[str, str]) -> None:
-        if not layers:
-            raise PassError(
-                "prune-heads: the network has no attention (no product of two activations that layers make); "
-                "remove the pass."
-            )
-        for pattern in self.skip:
-            if not any(fnmatchcase(path, pattern) for path in layers.values()):
-                raise PassError(
-                    f"prune-heads: the pattern {pattern!r} in skip matches no layer of attention; "
-                    f"layers are {', '.join(dict.fromkeys(layers.values()))}."
-                )
-
-    def _obstacle(self, group: ChannelGroup, ratio: float) -> str:
-        """Why a group of heads, or of the channels of a head, loses nothing; empty if it does."""
-        if any(fnmatchcase(layer_path(source.path), pattern) for source in group.sources for pattern in self.skip):
-            return "a pattern of skip matches it"
-        return f"none of {group.size} goes at a ratio of {ratio}" if _kept_of(group, ratio) == group.size else ""
+    def _left_alone(self, groups: Sequence[ChannelGroup], layers: Mapping[str, str]) -> dict[str, str]:
+        """The groups with a layer that a pattern of ``skip`` matches, by name, with the reason."""
+        paths = {group.name: [layer_path(source.path) for source in group.sources] for group in groups}
+        return left_alone(paths, self.info.name, list(layers.values()), skip=self.skip, kind="layer of attention")
 
     def _keep(
         self,
@@ -179,6 +170,11 @@ class PruneHeads(Pass):
 
 def _kept_of(group: ChannelGroup, ratio: float) -> int:
     return max(1, math.floor(group.size * (1 - ratio) + _ROUNDING))
+
+
+def _obstacle(group: ChannelGroup, ratio: float) -> str:
+    """Why a group of heads, or of the channels of a head, loses nothing; empty if it does."""
+    return f"none of {group.size} goes at a ratio of {ratio}" if _kept_of(group, ratio) == group.size else ""
 
 
 def _attention(
@@ -208,7 +204,7 @@ def _equal(one: ChannelGroup, other: ChannelGroup) -> bool:
 
 def _layers(graph_module: GraphModule, analysis: ChannelAnalysis) -> dict[str, str]:
     """The layers that make the operands of products of two activations: their paths by the names of their nodes."""
-    layers = {node: layer_path(str(edit.origin(node.args[1]).target)) for node in edit.layers_of(graph_module)}  # type: ignore[union-attr]
+    layers = {layer.node: layer.path for layer in layers_of(graph_module)}
     waiting = [node for node in graph_module.graph.nodes if node.name in analysis.products]
     seen: set[Node] = set(waiting)
     while waiting:

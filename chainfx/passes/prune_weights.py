@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, layer_path, mask_of, ops, select_layers
+from chainfx.ir.graph import Layer, edit, layer_path, ops, select, value_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -94,7 +94,7 @@ class PruneWeights(Pass):
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Rank the weights and put the masks of this round in place; see the class."""
-        layers, skipped = select_layers(graph_module, self.info.name, self.skip)
+        layers, skipped = select(graph_module, self.info.name, skip=self.skip)
         reached = 1 - (1 - (context.round + 1) / self.rounds) ** 3
         weights = []
         for weight in _weights(graph_module, layers):
@@ -116,7 +116,7 @@ class PruneWeights(Pass):
         """Why a weight cannot take the pattern; empty if it can."""
         if self.pattern == _UNSTRUCTURED:
             return ""
-        if weight.layers[0].target in edit.TRANSPOSED:
+        if weight.layers[0].transposed:
             return "dimension 1 of a transposed convolution's weight is not its input channels"
         inputs, size = weight.mask.shape[1], self._group[1]
         return f"{size} does not divide its {inputs} input channels a group" if inputs % size else ""
@@ -155,7 +155,7 @@ class _Weight:
 
     name: str
     value: Tensor
-    layers: list[Node]
+    layers: list[Layer]
     path: str
     mask: Tensor
     pattern: str
@@ -170,16 +170,15 @@ class _Weight:
         return torch.where(self.mask, self.value.abs(), -1)
 
 
-def _weights(graph_module: GraphModule, layers: Iterable[Node]) -> list[_Weight]:
+def _weights(graph_module: GraphModule, layers: Iterable[Layer]) -> list[_Weight]:
     """The weights of the layers, each once with all its layers."""
     found: dict[tuple[int, str], _Weight] = {}
     for layer in layers:
-        name = str(edit.origin(layer.args[1]).target)  # type: ignore[union-attr]
-        masked = mask_of(layer)
-        path = str(masked.args[1].target) if masked else _fresh_path(graph_module, f"{name}_mask")  # type: ignore[union-attr]
-        key = id(edit.get_tensor(graph_module, name)), path if masked else ""
+        name, masked = layer.weight_path, layer.mask
+        path = str(edit.input_of(masked, 1).target) if masked else _fresh_path(graph_module, f"{name}_mask")
+        key = id(layer.tensor), path if masked else ""
         if key not in found:
-            value = _value(graph_module, layer.args[1])
+            value = _value(layer)
             mask = edit.get_tensor(graph_module, path) if masked else torch.ones_like(value, dtype=torch.bool)
             found[key] = _Weight(name, value, [], path, mask, str(masked.args[2]) if masked else _UNSTRUCTURED)
         found[key].layers.append(layer)
@@ -191,14 +190,12 @@ def _fresh_path(graph_module: GraphModule, wanted: str) -> str:
     return wanted if not hasattr(parent, name) else _fresh_path(graph_module, f"{wanted}_")
 
 
-def _value(graph_module: GraphModule, weight: Any) -> Tensor:
-    """What a weight argument is worth beneath its mask and its quantizer, whose rounding says nothing of importance."""
-    if weight.op == "get_attr":
-        return edit.get_tensor(graph_module, str(weight.target)).detach()
-    if weight.target in (ops.mask_weight, ops.quantize_weight):
-        return _value(graph_module, weight.args[0])
-    arguments = [_value(graph_module, each) if isinstance(each, Node) else each for each in weight.args]
-    return weight.target(*arguments)  # type: ignore[no-any-return]
+def _value(layer: Layer) -> Tensor:
+    """What a weight is beneath its mask and its quantizer, whose rounding says nothing of importance."""
+    weight = layer.weight_read
+    while weight.target in (ops.mask_weight, ops.quantize_weight):
+        weight = edit.input_of(weight)
+    return value_of(layer.graph_module, weight)
 
 
 def _put(graph_module: GraphModule, weight: _Weight, mask: Tensor, pattern: str) -> bool:
@@ -207,13 +204,10 @@ def _put(graph_module: GraphModule, weight: _Weight, mask: Tensor, pattern: str)
         return False
     edit.set_tensor(graph_module, weight.path, mask, parameter=False)
     for layer in weight.layers:
-        masked = mask_of(layer)
-        if masked:
-            masked.update_arg(2, pattern)
-            continue
-        with graph_module.graph.inserting_before(layer):
-            arguments = (layer.args[1], graph_module.graph.get_attr(weight.path), pattern)
-            layer.update_arg(1, graph_module.graph.call_function(ops.mask_weight, arguments))
+        if layer.mask is None:
+            layer.put_mask(weight.path, pattern)
+        else:
+            layer.mask.update_arg(2, pattern)
     return True
 
 

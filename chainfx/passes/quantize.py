@@ -1,13 +1,12 @@
 """Fixed-point fake quantization of weights and activations."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import ClassVar, Literal, final
 
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph import edit, ends_of, ops, select
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped, TuneRequest
 from chainfx.passes.quantizing import FLOAT, LayerWidths, insert_quantizers
 
@@ -36,7 +35,8 @@ class Quantize(Pass):
     ``1024 / (weights * activations)`` per layer; stored weights to ``weights / 32``.
 
     Options: ``first`` and ``last`` are the bits of the first and last layers (weights and inputs), ``None`` for the
-    same as the rest; 8 is the usual choice (APoT, HAWQ). ``skip``: patterns of weight names to leave in float.
+    same as the rest; 8 is the usual choice (APoT, HAWQ). ``skip``: patterns (``fnmatch``) of layers to leave in
+    float, like ``"fc"`` or ``"layer1.*"``; a pattern may also name the weights, like ``"fc.weight"``.
     """
 
     weights: int = 8
@@ -71,25 +71,12 @@ class Quantize(Pass):
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Insert the quantizers, with clips from the calibration batches."""
-        layers = list(edit.layers_of(graph_module))
-        paths = {node: str(edit.origin(node.args[1]).target) for node in layers}  # type: ignore[union-attr]
-        for pattern in self.skip:
-            if not any(fnmatch(path, pattern) for path in paths.values()):
-                raise PassError(
-                    f"quantize: skip={pattern!r} matches no weight; names look like {min(paths.values())!r}."
-                )
-        skipped = [
-            Skipped(node.name, f"its weight {paths[node]} matches skip")
-            for node in layers
-            if any(fnmatch(paths[node], pattern) for pattern in self.skip)
-        ]
-        left = {item.node for item in skipped}
-        first, last = edit.ends_of(graph_module)
+        layers, skipped = select(graph_module, self.info.name, skip=self.skip, weight_names=True)
+        first, last = ends_of(graph_module)
         scheme = self.scheme or ("dorefa" if context.tunes else "uniform")
         widths = {
-            node: self._widths(self.first if node in first else self.last if node in last else None, scheme)
-            for node in layers
-            if node.name not in left
+            layer: self._widths(self.first if layer in first else self.last if layer in last else None, scheme)
+            for layer in layers
         }
         if not widths:
             raise PassError("quantize: the network has no convolution or linear layer to quantize; remove the pass.")

@@ -175,7 +175,8 @@ def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -
         )
     held = torch.cat([indices[:count] for indices, count in zip(members, counts, strict=True)])
     rest = torch.cat([indices[count:] for indices, count in zip(members, counts, strict=True)])
-    return tuple(part[torch.randperm(len(part), generator=generator)] for part in (rest, held))  # type: ignore[return-value]
+    rest = rest[torch.randperm(len(rest), generator=generator)]
+    return rest, held[torch.randperm(len(held), generator=generator)]
 
 
 def build(name: str, train: Arrays, test: Arrays | None, options: SplitOptions) -> Data:

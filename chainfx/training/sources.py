@@ -158,7 +158,7 @@ class _Loader(Split):
     loader: DataLoader[Any]
 
     def __len__(self) -> int:
-        return len(self.loader.dataset)  # type: ignore[arg-type]
+        return _samples(self.loader)
 
     def steps(self, batch_size: int) -> int:
         return len(self.loader)
@@ -167,6 +167,11 @@ class _Loader(Split):
         if self.loader.generator is not None:
             self.loader.generator.manual_seed(0 if generator is None else generator.initial_seed())
         return (_batch(item) for item in self.loader)
+
+
+def _samples(loader: DataLoader[Any]) -> int:
+    dataset: Any = loader.dataset  # torch's Dataset does not declare the length that all but iterable ones have
+    return len(dataset)
 
 
 def _batch(item: Any) -> Batch:
@@ -194,7 +199,7 @@ def _hold_out(loader: DataLoader[Any], share: float, seed: int) -> tuple[DataLoa
             f"the training DataLoader draws by its own {type(loader.sampler).__name__}, so chainfx cannot hold out "
             f"validation data; give validation=DataLoader(...)."
         )
-    count = len(loader.dataset)  # type: ignore[arg-type]
+    count = _samples(loader)
     held = round(count * share)
     if not 0 < held < count:
         raise DataError(

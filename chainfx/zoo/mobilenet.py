@@ -31,7 +31,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        return x + self.layers(x) if self.residual else self.layers(x)  # type: ignore[no-any-return]
+        out: Tensor = self.layers(x)
+        return x + out if self.residual else out
 
 
 class MobileNetV2(nn.Module):
@@ -54,7 +55,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, num_classes)."""
-        return self.classifier(self.flatten(self.pool(self.features(x))))  # type: ignore[no-any-return]
+        logits: Tensor = self.classifier(self.flatten(self.pool(self.features(x))))
+        return logits
 
 
 def mobilenet_v2(

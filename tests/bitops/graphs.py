@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 
-from chainfx.ir.graph import ops
-from chainfx.ir.graph.edit import layers_of, set_tensor
+from chainfx.ir.graph import layers_of, ops
+from chainfx.ir.graph.edit import set_tensor
 
 
 def graph_of(function: Callable[..., Any], **tensors: Tensor) -> GraphModule:
@@ -37,7 +37,7 @@ def called(module: nn.Module, inputs: int = 1) -> GraphModule:
 def quantize_layers(graph_module: GraphModule, bits: Callable[[int, Node], tuple[int, int] | None]) -> GraphModule:
     """Quantize layers in place; ``bits(index, node)`` gives (weight, activation) bits or ``None``."""
     graph = graph_module.graph
-    for index, node in enumerate(list(layers_of(graph_module))):
+    for index, node in enumerate([layer.node for layer in layers_of(graph_module)]):
         widths = bits(index, node)
         if widths is None:
             continue

@@ -6,7 +6,7 @@ from torch import nn
 
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph import layers_of
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exit_rates, exits_of, segments
 from chainfx.passes.base import PassContext
@@ -96,16 +96,14 @@ def test_exits_at_named_nodes_in_any_order():
 def test_heads_of_a_quantized_body_are_quantized_from_the_start():
     _, result, _, _ = with_exits(quantize=Quantize(2, 4))
     graph_module = result.graph_module
-    heads = [n for n in edit.layers_of(graph_module) if edit.origin(n.args[1]).target.startswith("exit")]
+    heads = [layer for layer in layers_of(graph_module) if layer.path.startswith("exit")]
     assert len(heads) == 6
-    for node in heads:
-        classifier = "fc2" in edit.origin(node.args[1]).target
-        assert node.args[1].target is ops.quantize_weight
-        assert node.args[1].args[1] == (8 if classifier else 2)
-        assert node.args[0].target is ops.quantize_activation
-        assert node.args[0].args[2] == (8 if classifier else 4)
+    for layer in heads:
+        classifier = "fc2" in layer.path
+        assert layer.weight_quantizer.args[1] == (8 if classifier else 2)
+        assert layer.input_quantizer.args[2] == (8 if classifier else 4)
     trained = set(result.tune.parameters)
-    assert all(node.args[0].args[1].target in trained for node in heads)
+    assert all(layer.input_quantizer.args[1].target in trained for layer in heads)
     assert not any(name.startswith(("conv1", "stages", "fc.")) for name in trained)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import chainfx
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit
+from chainfx.ir.graph import layers_of
 from chainfx.ir.graph.checks import verify
 from chainfx.passes import Fuse, Granularity, Kind, PassContext, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
@@ -146,7 +146,7 @@ def test_where_a_kernel_is_cut_and_who_strides(kernel, first, second, strides):
     model = low_rank_weight(nn.Conv2d(6, 8, kernel, stride=(2, 3)), 1)
     graph_module, _ = applied(LowRank(energy=1.0, scheme="spatial"), model, torch.randn(X, dtype=torch.float64))
     assert list(weights(graph_module).values()) == [(1, 6, *first), (8, 1, *second)]
-    assert tuple(layer.args[3] for layer in edit.layers_of(graph_module)) == strides
+    assert tuple(layer.options[0] for layer in layers_of(graph_module)) == strides
 
 
 def separable():
@@ -211,7 +211,7 @@ def test_new_weights_lie_under_the_old_path_and_the_rest_keeps_its_names():
     }
     assert found["fc.0.weight"][0] == found["fc.1.weight"][1]
     assert "fc.weight" not in found and "fc.bias" in graph_module.state_dict()
-    assert [n.name for n in edit.layers_of(graph_module)][-2:] == ["fc_0", "fc"]
+    assert [layer.name for layer in layers_of(graph_module)][-2:] == ["fc_0", "fc"]
     assert result.tune == TuneRequest()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import chainfx
 from chainfx.deploy.lower import fold_codes, to_codes
 from chainfx.ir.artifact.files import load_graph, save_graph
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph import edit, layers_of, ops
 from chainfx.passes import Distill, Fuse, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
 from chainfx.passes.prune_weights import PruneWeights
@@ -32,9 +32,9 @@ def test_masks_hold_through_training_with_momentum_and_weight_decay():
     for name, (mask, _) in masks(graph_module).items():
         assert not graph_module.get_parameter(name).grad[~mask].any()
         assert graph_module.get_parameter(name).grad[mask].any()
-    for layer in edit.layers_of(graph_module):
-        mask = edit.get_tensor(graph_module, layer.args[1].args[1].target)
-        assert torch.equal(seen(graph_module, layer) != 0, mask)
+    for layer in layers_of(graph_module):
+        mask = edit.get_tensor(graph_module, layer.mask.args[1].target)
+        assert torch.equal(seen(layer) != 0, mask)
 
 
 @pytest.mark.parametrize("scheme", ["dorefa", "uniform"])
@@ -44,11 +44,10 @@ def test_quantizers_go_beneath_masks_and_zeros_stay_zeros(bits, scheme):
     pruned, _ = applied(PruneWeights(0.6), small_resnet((1, 1)), x)
     one = Quantize(bits, 4, first=None, last=None, scheme=scheme)
     graph_module, _ = applied(one, None, x, graph_module=pruned)
-    for layer in edit.layers_of(graph_module):
-        mask = layer.args[1]
-        assert mask.target is ops.mask_weight and mask.args[0].target is ops.quantize_weight
-        assert not seen(graph_module, layer)[~edit.get_tensor(graph_module, mask.args[1].target)].any()
-        assert (seen(graph_module, layer) != 0).any()
+    for layer in layers_of(graph_module):
+        assert layer.mask.args[0] is layer.weight_quantizer
+        assert not seen(layer)[~edit.get_tensor(graph_module, layer.mask.args[1].target)].any()
+        assert (seen(layer) != 0).any()
     twice, _ = applied(Quantize(8, 8), None, x, graph_module=graph_module)
     direct, _ = applied(Quantize(8, 8), None, x, graph_module=pruned)
     assert torch.equal(twice(x), direct(x))
@@ -63,7 +62,7 @@ def test_pruning_after_quantizing_ranks_the_float_weights_and_masks_above_the_co
     graph_module, _ = applied(PruneWeights(0.5), None, x, graph_module=quantized)
     plain, _ = applied(PruneWeights(0.5), small_resnet((1, 1)), x)
     assert all(torch.equal(mask, masks(plain)[name][0]) for name, (mask, _) in masks(graph_module).items())
-    assert all(layer.args[1].args[0].target is ops.quantize_weight for layer in edit.layers_of(graph_module))
+    assert all(layer.mask.args[0] is layer.weight_quantizer is not None for layer in layers_of(graph_module))
 
 
 def test_fuse_folds_through_masks():
@@ -89,9 +88,9 @@ def test_the_deploy_form_decodes_and_masks_once(compressed):
     folded = fold_codes(lowered)
     assert not [node for node in folded.graph.nodes if edit.is_dialect(node) and "weight" in node.name]
     assert torch.equal(folded(x), lowered(x))
-    for layer in edit.layers_of(folded):
-        assert layer.args[1].op == "get_attr" and seen(folded, layer).is_floating_point()
-        assert int((seen(folded, layer) == 0).sum()) >= int(seen(folded, layer).numel() * 0.75)
+    for layer in layers_of(folded):
+        assert layer.weight_read is layer.weight and seen(layer).is_floating_point()
+        assert int((seen(layer) == 0).sum()) >= int(seen(layer).numel() * 0.75)
 
 
 def _calls(graph_module, target):
@@ -164,9 +163,9 @@ def test_later_passes_keep_the_masks(later):
     small = chainfx.compile(
         small_resnet(), [PruneWeights(0.5), later], example_inputs=x, trainer=FakeTrainer(x), order="given"
     )
-    layers = list(edit.layers_of(small.graph_module))
-    assert all(layer.args[1].target is ops.mask_weight for layer in layers)
+    layers = list(layers_of(small.graph_module))
+    assert all(layer.mask for layer in layers)
     for layer in layers:
-        mask = edit.get_tensor(small.graph_module, layer.args[1].args[1].target)
-        assert mask.shape == seen(small.graph_module, layer).shape and not mask.all()
-        assert not seen(small.graph_module, layer)[~mask].any()
+        mask = edit.get_tensor(small.graph_module, layer.mask.args[1].target)
+        assert mask.shape == seen(layer).shape and not mask.all()
+        assert not seen(layer)[~mask].any()

@@ -10,7 +10,7 @@ from torch import nn
 
 from chainfx.errors import PassError
 from chainfx.ir.capture.ways import capture
-from chainfx.ir.graph import edit
+from chainfx.ir.graph import edit, layers_of
 from chainfx.passes.base import Granularity, Kind, PassContext, TuneRequest
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.pruning.importance import importance_names
@@ -248,7 +248,7 @@ def test_pattern_without_match(option):
 def test_no_batch_norm():
     with pytest.raises(PassError) as caught:
         apply(PruneChannels(0.5, "bn"), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
-    name = next(iter(edit.layers_of(prepared(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))[0]))).name
+    name = next(layers_of(prepared(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))[0])).name
     assert str(caught.value) == (
         f"prune-channels: group '{name}' has no BatchNorm with a scale, which importance='bn' needs; "
         "use importance='l1' or add '0' to skip."

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph import edit, layers_of, ops, value_of
 from chainfx.ir.graph.checks import verify
 from chainfx.passes import EarlyExit, Granularity, Kind, PassContext, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
@@ -28,26 +28,15 @@ def applied(one, model, x, *, graph_module=None, **options):
 def masks(graph_module):
     """The mask and the pattern of every masked layer, by the name of its weight."""
     return {
-        str(edit.origin(layer.args[1]).target): (
-            edit.get_tensor(graph_module, layer.args[1].args[1].target),
-            layer.args[1].args[2],
-        )
-        for layer in edit.layers_of(graph_module)
-        if layer.args[1].target is ops.mask_weight
+        layer.weight_path: (edit.get_tensor(graph_module, layer.mask.args[1].target), layer.mask.args[2])
+        for layer in layers_of(graph_module)
+        if layer.mask
     }
 
 
-def seen(graph_module, layer):
+def seen(layer):
     """The weight that a layer multiplies with."""
-    return _value(graph_module, layer.args[1])
-
-
-def _value(graph_module, node):
-    if not isinstance(node, torch.fx.Node):
-        return node
-    if node.op == "get_attr":
-        return edit.get_tensor(graph_module, node.target).detach()
-    return node.target(*(_value(graph_module, each) for each in node.args))
+    return value_of(layer.graph_module, layer.weight_read)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
@@ -55,7 +44,7 @@ def test_the_smallest_weights_of_each_layer_go_and_exactly_as_many_as_said(ratio
     x = images()
     graph_module, result = applied(PruneWeights(ratio), small_resnet(), x)
     found = masks(graph_module)
-    assert len(found) == len(list(edit.layers_of(graph_module)))
+    assert len(found) == len(list(layers_of(graph_module)))
     for name, (mask, pattern) in found.items():
         weight = edit.get_tensor(graph_module, name).detach().abs()
         assert pattern == "unstructured" and mask.dtype is torch.bool
@@ -125,7 +114,7 @@ def test_any_float_type(dtype):
     for one in (PruneWeights(0.5), PruneWeights(0.5, scope="global"), PruneWeights(pattern="1:2")):
         graph_module, result = applied(one, model, images().to(dtype))
         assert result.modified
-        assert seen(graph_module, next(edit.layers_of(graph_module))).dtype is dtype
+        assert seen(next(layers_of(graph_module))).dtype is dtype
 
 
 def test_rounds_follow_the_cubic_schedule_and_only_tighten():
@@ -187,7 +176,7 @@ def test_a_2_4_mask_stays_one_under_unstructured_pruning():
 def test_codebook_weights_are_ranked_by_their_values():
     model = nn.Linear(4, 2, bias=False)
     graph_module = graph_of(model, torch.ones(1, 4))
-    layer = next(edit.layers_of(graph_module))
+    layer = next(layers_of(graph_module)).node
     edit.set_tensor(graph_module, "book.codes", torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]]), parameter=False)
     edit.set_tensor(graph_module, "book.entries", torch.tensor([5.0, -0.1, 0.2, -4.0]), parameter=True)
     with graph_module.graph.inserting_before(layer):
@@ -209,7 +198,7 @@ def test_a_shared_weight_has_one_mask():
 
     graph_module, _ = applied(PruneWeights(0.5), Tied(), torch.ones(1, 6))
     assert [name for name, _ in graph_module.named_buffers()] == ["inner.weight_mask"]
-    assert all(layer.args[1].target is ops.mask_weight for layer in edit.layers_of(graph_module))
+    assert all(layer.mask for layer in layers_of(graph_module))
 
 
 def test_a_name_that_is_taken_is_left_to_its_owner():

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph import edit, layers_of, ops
 from chainfx.ir.graph.checks import verify
-from chainfx.passes.base import PassContext
+from chainfx.passes.base import PassContext, Skipped
 from chainfx.passes.quantize import Quantize
 from chainfx.passes.quantizing import LayerWidths, widths_in
 from tests.nets import graph_of, images, small_resnet
@@ -35,12 +35,12 @@ def test_every_layer_gets_literal_widths_and_the_ends_their_own():
     assert set(activations[1:-1]) == {(4, False)}
     assert result.modified
     assert result.tune is None
-    assert widths_in(edit.layers_of(result.graph_module)) == LayerWidths(2, 4, "uniform", per_channel=True)
+    assert widths_in(layers_of(result.graph_module)) == LayerWidths(2, 4, "uniform", per_channel=True)
 
 
 def test_layers_that_read_one_activation_share_its_quantizer():
     _, result = quantized(small_resnet(), images(), Quantize(8, 8))
-    layers = len(list(edit.layers_of(result.graph_module)))
+    layers = len(list(layers_of(result.graph_module)))
     assert len(literals(result.graph_module, ops.quantize_activation)) == layers - 1
 
 
@@ -95,10 +95,11 @@ def test_tuning_gets_dorefa_and_everything_to_train():
     assert any(clip.grad.abs() > 0 for clip in clips)
 
 
-def test_skipped_layers_stay_in_float_and_are_named():
-    _, result = quantized(small_resnet(), images(), Quantize(4, 4, skip=("fc.*",)))
-    assert [item.reason for item in result.skipped] == ["its weight fc.weight matches skip"]
-    assert widths_in(edit.layers_of(result.graph_module)).weights == 4
+@pytest.mark.parametrize("pattern", ["fc", "fc.weight", "fc.*"])
+def test_skipped_layers_stay_in_float_and_are_named_by_their_path_or_that_of_their_weight(pattern):
+    _, result = quantized(small_resnet(), images(), Quantize(4, 4, skip=(pattern,)))
+    assert result.skipped == (Skipped("fc", "a pattern of skip matches it"),)
+    assert widths_in(layers_of(result.graph_module)).weights == 4
     assert len(literals(result.graph_module, ops.quantize_weight)) == 10
 
 
@@ -148,7 +149,11 @@ def test_a_skip_pattern_that_matches_nothing_and_a_weight_that_is_not_finite():
     x = images()
     with pytest.raises(PassError) as caught:
         quantized(small_resnet(), x, Quantize(skip=("nothing*",)))
-    assert str(caught.value) == ("quantize: skip='nothing*' matches no weight; names look like 'conv1.weight'.")
+    assert str(caught.value) == (
+        "quantize: the pattern 'nothing*' in skip matches no layer; "
+        "layers are conv1, stages.0.0.conv1, stages.0.0.conv2, stages.0.1.conv1, stages.0.1.conv2, stages.1.0.conv1, "
+        "stages.1.0.conv2, stages.1.0.shortcut.0, stages.1.1.conv1, stages.1.1.conv2, fc."
+    )
     broken = small_resnet()
     broken.conv1.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(PassError) as caught:

@@ -75,10 +75,10 @@ def function(name: str) -> Callable[..., Any]:
         return _OWN_FUNCTIONS[attribute]
     if module == "aten":
         return _overload(attribute)
-    found = getattr(_import(module), attribute, None) if _allowed(module, attribute) else None
+    found: object = getattr(_import(module), attribute, None) if _allowed(module, attribute) else None
     if not callable(found) or isinstance(found, type):
         raise ArtifactError(f"the saved graph calls {name!r}, which chainfx does not load; save it with this version.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def check_call(node: Node) -> None:

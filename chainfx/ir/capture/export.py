@@ -113,7 +113,8 @@ class _Translator:
         if not isinstance(tensor, Tensor):
             raise CaptureError(f"the exported graph of {type(self.model).__name__} has a sub-graph, {path}.")
         if path not in dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers()):
-            return self.tracer.create_arg(tensor.detach())  # type: ignore[no-any-return]
+            constant: Node = self.tracer.create_arg(tensor.detach())
+            return constant
         return self.tracer.create_node("get_attr", path, (), {})
 
     def _is_bookkeeping(self, node: Node) -> bool:

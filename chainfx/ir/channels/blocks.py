@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.channels.analyse import ChannelAnalysis
-from chainfx.ir.graph import edit, shape_of
+from chainfx.ir.graph import edit, layers_of, shape_of
 
 __all__ = ["Block", "Stage", "drop_block", "stages_of"]
 
@@ -55,7 +55,7 @@ def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[Sta
     must stay. A plain block is a convolution with the norm and activation that follow it. Shapes must be in
     ``node.meta``.
     """
-    layers = set(edit.layers_of(graph_module))
+    layers = {layer.node for layer in layers_of(graph_module)}
     ancestors = _Ancestors()
     blocks = [block for node in graph_module.graph.nodes if (block := _residual(node, layers, ancestors)) is not None]
     if not any(block.entry is not None for block in blocks):
@@ -128,9 +128,9 @@ def _plain(graph_module: GraphModule, layer: Node) -> Block:
         if norm is None and not _rectifies(graph_module, following):
             break
         out = following
-    entry = layer.args[0]
-    same = isinstance(entry, Node) and entry.op != "placeholder" and shape_of(entry) == shape_of(out)
-    return Block(out, entry if same else None)  # type: ignore[arg-type]
+    entry = edit.input_of(layer)
+    same = entry.op != "placeholder" and shape_of(entry) == shape_of(out)
+    return Block(out, entry if same else None)
 
 
 def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage, ...]:

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.channels.analyse import Axis, ChannelAnalysis, SizeLiteral
-from chainfx.ir.graph import modules_by_path, no_garbage_search, tensors_of
+from chainfx.ir.graph import function_of, modules_by_path, no_garbage_search, tensors_of
 
 __all__ = ["prune"]
 
@@ -151,7 +151,7 @@ class _Numbers:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return function_of(node)(*args, **kwargs)
         return self._values[node.name]
 
     def count(self, axis: Axis, dim: int) -> int:

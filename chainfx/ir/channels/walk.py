@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.channels.labels import Labels, all_of, any_of, blank, compact, fitted, spread, varying
 from chainfx.ir.channels.ledger import Ledger, SizeNote
-from chainfx.ir.graph import get_tensor, is_dialect, ops, origin, tensors_of
+from chainfx.ir.graph import function_of, get_tensor, is_dialect, ops, origin, tensors_of
 
 __all__ = ["Flow", "Fold", "Rule", "operator_name"]
 
@@ -110,7 +110,7 @@ class Flow:
         elif node.op == "placeholder":
             value = node.args[0] if node.args else None
         else:
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            value = function_of(node)(*args, **kwargs)
         self.values[node] = value
         self._taint(node)
 

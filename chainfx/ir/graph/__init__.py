@@ -8,8 +8,10 @@ from chainfx.ir.graph.edit import (
     TRANSPOSED,
     evaluating,
     fresh_path,
+    function_of,
     get_tensor,
     groups_of,
+    input_of,
     is_dialect,
     modules_by_path,
     no_garbage_search,
@@ -18,7 +20,17 @@ from chainfx.ir.graph.edit import (
 )
 from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, output_node, segments
 from chainfx.ir.graph.formats import FLOAT32, Format
-from chainfx.ir.graph.layer import Skipped, beneath_mask, layer_path, mask_of, select_layers
+from chainfx.ir.graph.layer import (
+    Layer,
+    Skipped,
+    ends_of,
+    layer_at,
+    layer_path,
+    layers_of,
+    left_alone,
+    select,
+    value_of,
+)
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
 from chainfx.ir.graph.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, TRANSPARENT, key_of, operator_key
@@ -40,24 +52,29 @@ __all__ = [
     "Exit",
     "Format",
     "GraphToRead",
+    "Layer",
     "MetaEvaluator",
     "Scalar",
     "Skipped",
     "assign_",
-    "beneath_mask",
     "choose",
     "edit",
+    "ends_of",
     "evaluate_graph",
     "evaluating",
     "exit_rates",
     "exits_of",
     "fresh_path",
+    "function_of",
     "get_tensor",
     "groups_of",
+    "input_of",
     "is_dialect",
     "key_of",
+    "layer_at",
     "layer_path",
-    "mask_of",
+    "layers_of",
+    "left_alone",
     "modules_by_path",
     "needs_data",
     "no_garbage_search",
@@ -67,9 +84,10 @@ __all__ = [
     "output_node",
     "propagate_shapes",
     "segments",
-    "select_layers",
+    "select",
     "shape_of",
     "tensors_of",
+    "value_of",
     "verify",
     "without_data",
 ]

@@ -13,7 +13,7 @@ from chainfx.ir.graph.shapes import propagate_shapes
 
 __all__ = ["verify"]
 
-_ARGUMENTS = {
+_ARGUMENTS: dict[object, int] = {
     ops.quantize_weight: 4,
     ops.quantize_activation: 4,
     ops.dequantize_weight: 4,
@@ -41,7 +41,7 @@ def verify(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
 
 
 def _verify_node(node: Node) -> None:
-    needed = _ARGUMENTS.get(node.target)  # type: ignore[arg-type]
+    needed = _ARGUMENTS.get(node.target)
     if needed is None:
         return
     if len(node.args) != needed or node.kwargs:

@@ -1,7 +1,8 @@
 """Reading and editing graphs in train form.
 
-A *layer* is a call of ``F.linear``, ``F.conv1d/2d/3d`` or ``F.conv_transpose1d/2d/3d`` whose arguments are all
-positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride, padding, dilation, groups)``,
+A *layer* (:mod:`chainfx.ir.graph.layer`) is a call of ``F.linear``, ``F.conv1d/2d/3d`` or ``F.conv_transpose1d/2d/3d``
+whose arguments are all positional: ``linear(input, weight, bias)``,
+``conv*(input, weight, bias, stride, padding, dilation, groups)``,
 ``depthwise_conv*(input, weight, bias, stride, padding, dilation)`` (:mod:`chainfx.ir.graph.depthwise`),
 ``conv_transpose*(input, weight, bias, stride, padding, output_padding, groups, dilation)``. Its weight and bias are
 ``get_attr`` nodes, possibly with dialect ops (quantizers, masks) between them and the call.
@@ -9,7 +10,7 @@ positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride
 
 import gc
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,19 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from chainfx.errors import GraphError
 from chainfx.ir.graph.depthwise import DEPTHWISE
 
 __all__ = [
     "CONVOLUTIONS",
     "LAYERS",
     "TRANSPOSED",
-    "ends_of",
     "evaluating",
     "fresh_path",
+    "function_of",
     "get_tensor",
     "groups_of",
+    "input_of",
     "is_product",
-    "layers_of",
     "module_of",
     "modules_by_path",
     "no_garbage_search",
@@ -48,13 +50,6 @@ TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
 _M = TypeVar("_M", bound=nn.Module)
 _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, torch.einsum, F.scaled_dot_product_attention)
-
-
-def layers_of(graph_module: GraphModule) -> Iterator[Node]:
-    """The conv and linear calls with a weight that is a parameter of the network, in graph order."""
-    for node in graph_module.graph.nodes:
-        if node.op == "call_function" and node.target in LAYERS and origin(node.args[1]) is not None:
-            yield node
 
 
 def origin(value: Any) -> Node | None:
@@ -81,32 +76,30 @@ def is_product(node: Node) -> bool:
     )
 
 
-def ends_of(graph_module: GraphModule) -> tuple[frozenset[Node], frozenset[Node]]:
-    """The first and the last layers: those with no layer before them, and those with none after (each exit has one)."""
-    layers = list(layers_of(graph_module))
-    first = frozenset(node for node in layers if not _reaches_layer(node, set(layers), forward=False))
-    last = frozenset(node for node in layers if not _reaches_layer(node, set(layers), forward=True))
-    return first, last
-
-
-def _reaches_layer(start: Node, layers: set[Node], *, forward: bool) -> bool:
-    waiting, seen = [start], {start}
-    while waiting:
-        node = waiting.pop()
-        for other in node.users if forward else node.all_input_nodes:
-            if other in layers:
-                return True
-            if other not in seen:
-                seen.add(other)
-                waiting.append(other)
-    return False
-
-
 def groups_of(node: Node, shape: Sequence[int]) -> int:
     """The number of groups of a conv call whose weight has this shape; 1 for linear."""
     if node.target is F.linear:
         return 1
-    return int(node.args[6]) if len(node.args) > 6 else shape[0]  # type: ignore[arg-type]
+    groups: Any = node.args[6] if len(node.args) > 6 else shape[0]
+    return int(groups)
+
+
+def input_of(node: Node, position: int = 0) -> Node:
+    """The node that another reads as its positional argument; raises :class:`GraphError` if it reads none there."""
+    value = node.args[position] if position < len(node.args) else None
+    if not isinstance(value, Node):
+        raise GraphError(
+            f"node {node.name!r} has {value!r} as argument {position}, where another node is needed; "
+            "mend the pass that made it."
+        )
+    return value
+
+
+def function_of(node: Node) -> Callable[..., Any]:
+    """The function that a ``call_function`` node calls; raises :class:`GraphError` for any other node."""
+    if not callable(node.target):
+        raise GraphError(f"node {node.name!r} calls {node.target!r}, which is no function; mend the pass that made it.")
+    return node.target
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from chainfx.errors import InputError
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.depthwise import DEPTHWISE
-from chainfx.ir.graph.edit import modules_by_path
+from chainfx.ir.graph.edit import function_of, modules_by_path
 
 __all__ = ["MetaEvaluator", "evaluate_graph", "needs_data", "without_data"]
 
@@ -45,7 +45,7 @@ class MetaEvaluator:
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._by_path = modules
-        self._tensors: dict[int, Any] = {}
+        self._tensors: dict[int, Tensor] = {}
         self._modules: dict[str, nn.Module] = {}
         self._kinds: dict[Any, str] = {}
         self._known: dict[Any, Any] = {}
@@ -54,7 +54,7 @@ class MetaEvaluator:
         """The same tensor without its data."""
         if id(tensor) not in self._tensors:
             self._tensors[id(tensor)] = without_data(tensor)
-        return self._tensors[id(tensor)]  # type: ignore[no-any-return]
+        return self._tensors[id(tensor)]
 
     def value(self, node: Node, value_of: Callable[[Node], Any]) -> Any:
         """The result of a node, whose arguments have the values that ``value_of`` gives for their nodes."""
@@ -95,7 +95,7 @@ class MetaEvaluator:
         if node.op == "call_module":
             with torch.no_grad(), torch.device("meta"):
                 return self._module(str(node.target))(*args, **kwargs)
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]
+        function = function_of(node)
         if isinstance(function, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
             result = function(*args, **kwargs)  # on the device of its arguments, so without the time of a context
             if getattr(result, "is_meta", True):

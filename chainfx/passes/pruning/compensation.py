@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from chainfx.ir.channels import ChannelAnalysis
-from chainfx.ir.graph import edit
+from chainfx.ir.graph import Layer, edit, layer_at, layers_of
 from chainfx.passes.base import Skipped
 from chainfx.passes.pruning.constants import obstacle
 from chainfx.passes.pruning.measurements import Evidence, reading_dims, shrunk_covariance
@@ -42,9 +42,9 @@ def take_over(
     Returns what is still to be added to biases, b for every removed position, by the path of the weight, and the layers
     that stay as they are, with the reason.
     """
-    readers: dict[str, list[Node]] = {}
-    for node in edit.layers_of(graph_module):
-        readers.setdefault(str(edit.origin(node.args[1]).target), []).append(node)  # type: ignore[union-attr]
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers_of(graph_module):
+        readers.setdefault(layer.weight_path, []).append(layer)
     dims = reading_dims(graph_module)
     left: dict[str, Tensor] = {}
     skipped: list[Skipped] = []
@@ -57,7 +57,7 @@ def take_over(
             why = _FIXED if moment is not None else "it reads too many channels"
             skipped.append(Skipped(readers[path][0].name, f"it is not fitted to the channels that stay: {why}"))
             continue
-        if any(obstacle(graph_module, node, exact=False) for node in readers[path]):
+        if any(obstacle(layer, exact=False) for layer in readers[path]):
             mean = torch.zeros_like(mean)
         stays, goes = torch.from_numpy(np.flatnonzero(~gone)), torch.from_numpy(np.flatnonzero(gone))
         covariance = shrunk_covariance(mean, moment, evidence.samples)[stays]
@@ -78,13 +78,14 @@ def _can_change(graph_module: GraphModule, path: str) -> bool:
     names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
     readers = [user for node in graph_module.graph.find_nodes(op="get_attr", target=path) for user in node.users]
     called = graph_module.graph.find_nodes(op="call_module", target=path.rpartition(".")[0])  # an embedding
-    plain = all(user.target in edit.LAYERS and not _in_groups(user, tensor) for user in readers)
+    layers = [layer_at(graph_module, user) for user in readers]
+    plain = all(layer is not None and not _in_groups(layer) for layer in layers)
     return len(names) == 1 and plain and not called
 
 
-def _in_groups(node: Node, weight: Tensor) -> bool:
+def _in_groups(layer: Layer) -> bool:
     """Whether a layer is a transposed convolution in groups: one dimension of its weight holds the inputs of all."""
-    return node.target in edit.TRANSPOSED and edit.groups_of(node, weight.shape) > 1
+    return layer.transposed and layer.groups > 1
 
 
 def _units(graph_module: GraphModule, analysis: ChannelAnalysis, path: str, dim: int) -> NDArray[np.int64] | None:

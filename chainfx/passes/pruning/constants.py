@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from chainfx.ir.channels import operator_name
-from chainfx.ir.graph import edit
+from chainfx.ir.graph import Layer, edit, layer_at, layers_of, shape_of, value_of
 from chainfx.passes.base import Skipped
 from chainfx.passes.pruning.weights import Weights
 
@@ -56,7 +56,8 @@ def constants_of(weights: Weights) -> dict[Node, Constants]:
             if node.op == "call_module":
                 known = _of_module(weights.modules[str(node.target)], node, found)
             elif node.target in edit.LAYERS:
-                known = _of_layer(weights, node)
+                layer = layer_at(weights.graph_module, node)
+                known = None if layer is None else _of_layer(weights, layer)
             else:
                 known = _known(weights.graph_module, node, found) if found else None
             if known is not None and not bool(known.values.isnan().all()):
@@ -112,36 +113,29 @@ def _of_norm(norm: _BatchNorm, given: Constants | None) -> Constants | None:
     return Constants(1, torch.where(scales == 0, norm.bias, scaled))
 
 
-def _of_layer(weights: Weights, node: Node) -> Constants | None:
+def _of_layer(weights: Weights, layer: Layer) -> Constants | None:
     """The outputs of filters of zeros."""
-    source: Any = node.args[1]
-    if node.target in edit.TRANSPOSED:
+    if layer.transposed:
         return None
-    if source.op == "get_attr" and bool(weights.row_sums(str(source.target)).all()):  # no filter is of zeros
+    if layer.weight_read is layer.weight and bool(weights.row_sums(layer.weight_path).all()):  # no filter is of zeros
         return None
-    graph_module = weights.graph_module
-    weight = _value(graph_module, source)
-    if weight is None:
-        return None
-    bias = _value(graph_module, node.args[2])
-    if bias is None and node.args[2] is not None:
+    weight = value_of(weights.graph_module, layer.weight_read)
+    bias = _value(weights.graph_module, layer.bias_read)
+    if bias is None and layer.bias_read is not None:
         return None
     rows = weight.flatten(1)
     dead = rows[:, 0] == 0
     dead[dead.clone()] = ~rows[dead].any(1)
     values = torch.zeros_like(rows[:, 0]) if bias is None else bias
-    rank = len(node.meta["val"].shape)
+    rank = len(shape_of(layer.node))
     return Constants(rank + 1 - weight.dim(), torch.where(dead, values, math.nan))
 
 
 def _value(graph_module: GraphModule, argument: Any) -> Tensor | None:
-    """The tensor that a weight or bias argument is, through dialect ops; ``None`` if it is computed otherwise."""
+    """The tensor that an argument is, through dialect ops; ``None`` if it is none, or computed otherwise."""
     if not isinstance(argument, Node) or edit.origin(argument) is None:
         return None
-    if argument.op == "get_attr":
-        return edit.get_tensor(graph_module, str(argument.target)).detach()
-    args = map_arg(argument.args, lambda each: _value(graph_module, each))
-    return argument.target(*args)  # type: ignore[operator, no-any-return]
+    return value_of(graph_module, argument)
 
 
 def _of_pair(name: str, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
@@ -183,9 +177,10 @@ def _mapped(graph_module: GraphModule, node: Node, values: Tensor) -> Tensor:
     """An element-wise call on the values of the channels alone."""
     args = map_arg(node.args[1:], lambda each: _value(graph_module, each))
     kwargs = map_arg(node.kwargs, lambda each: _value(graph_module, each))
-    if node.op == "call_method":
-        return getattr(values.clone(), str(node.target))(*args, **kwargs)  # type: ignore[no-any-return]
-    return node.target(values.clone(), *args, **kwargs)  # type: ignore[operator, no-any-return]
+    is_method = node.op == "call_method"
+    function = getattr(Tensor, str(node.target)) if is_method else edit.function_of(node)
+    mapped: Tensor = function(values.clone(), *args, **kwargs)
+    return mapped
 
 
 def _flattened(node: Node, given: Constants) -> Constants | None:
@@ -197,7 +192,7 @@ def _flattened(node: Node, given: Constants) -> Constants | None:
 
 def _reduces_space(node: Node, axis: int) -> bool:
     dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    rank = len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+    rank = len(shape_of(edit.input_of(node)))
     dims = (dims,) if isinstance(dims, int) else dims
     return dims is not None and all(d % rank > axis for d in dims)
 
@@ -219,62 +214,61 @@ def fold_removed(
     changed: list[str] = []
     skipped: list[Skipped] = []
     with torch.no_grad():
-        for node in list(edit.layers_of(graph_module)):
-            gone = removed.get(str(edit.origin(node.args[1]).target))  # type: ignore[union-attr]
-            given = _given(node, gone, known, means) if gone is not None and gone.any() else None
+        for layer in list(layers_of(graph_module)):
+            gone = removed.get(layer.weight_path)
+            given = _given(layer, gone, known, means) if gone is not None and gone.any() else None
             if given is None:
                 continue
-            reason = obstacle(graph_module, node, exact=means is None)
+            reason = obstacle(layer, exact=means is None)
             if reason:
                 number = int((given != 0).sum())
-                skipped.append(Skipped(node.name, f"{number} removed inputs were constants that are lost: {reason}"))
+                skipped.append(Skipped(layer.name, f"{number} removed inputs were constants that are lost: {reason}"))
             else:
-                _shift(graph_module, node, _effect(graph_module, node, given))
-                changed.append(node.name)
+                _shift(layer, _effect(layer, given))
+                changed.append(layer.name)
     return tuple(changed), tuple(skipped)
 
 
 def _given(
-    node: Node, gone: NDArray[np.bool_], known: Mapping[Node, Constants], means: Mapping[str, Tensor] | None
+    layer: Layer, gone: NDArray[np.bool_], known: Mapping[Node, Constants], means: Mapping[str, Tensor] | None
 ) -> Tensor | None:
     """What every input channel of a layer gave that is now missing, shape (channels,); ``None`` if that is nothing."""
-    groups = edit.groups_of(node, node.args[1].meta["val"].shape)  # type: ignore[union-attr]
-    lost = torch.from_numpy(np.tile(gone, groups))
-    source: Any = node.args[0]
-    values = known[source].values.detach().clone() if source in known else torch.full((len(lost),), math.nan)
-    if len(values) != len(lost):
-        values = torch.full((len(lost),), math.nan)
-    if means is not None and (mean := means.get(str(edit.origin(node.args[1]).target))) is not None:  # type: ignore[union-attr]
-        values = torch.where(values.isnan(), mean.repeat(groups).to(values), values)
+    lost = torch.from_numpy(np.tile(gone, layer.groups))
+    own = known.get(edit.input_of(layer.node))
+    if own is None or len(own.values) != len(lost):
+        values = torch.full((len(lost),), math.nan, device=layer.tensor.device)
+    else:
+        values = own.values.detach().clone()
+    if means is not None and (mean := means.get(layer.weight_path)) is not None:
+        values = torch.where(values.isnan(), mean.repeat(layer.groups).to(values), values)
     values = values.nan_to_num(0) * lost.to(values)
     return values if bool(values.any()) else None
 
 
-def obstacle(graph_module: GraphModule, node: Node, *, exact: bool) -> str:
+def obstacle(layer: Layer, *, exact: bool) -> str:
     """Why a layer cannot take up a constant; empty if it can."""
-    if node.target in edit.TRANSPOSED:
+    if layer.transposed:
         return "it is a transposed convolution, whose border differs"
-    if exact and _pads(node):
+    if exact and _pads(layer):
         return "it pads with zeros, so that they differ at the border"
-    if _own_bias(graph_module, node) is None and _own_norm(graph_module, node) is None:
+    if _own_bias(layer) is None and _own_norm(layer) is None:
         return "it has neither a bias of its own nor a BatchNorm after it"
     return ""
 
 
-def _pads(node: Node) -> bool:
-    if node.target not in edit.CONVOLUTIONS:
+def _pads(layer: Layer) -> bool:
+    if layer.node.target not in edit.CONVOLUTIONS:
         return False
-    padding: Any = node.args[4]
+    padding = layer.options[1]
     if padding == "same":
-        kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
-        return any(size > 1 for size in kernel)
+        return any(size > 1 for size in layer.tensor.shape[2:])
     return padding != "valid" and any((padding,) if isinstance(padding, int) else padding)
 
 
-def _own_bias(graph_module: GraphModule, node: Node) -> str | None:
+def _own_bias(layer: Layer) -> str | None:
     """The path of a layer's bias if nothing else reads it."""
-    bias = node.args[2]
-    if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1:
+    graph_module, bias = layer.graph_module, layer.bias_read
+    if bias is None or bias.op != "get_attr" or len(bias.users) > 1:
         return None
     tensor = edit.get_tensor(graph_module, str(bias.target))
     names = [name for name, each in graph_module.named_parameters(remove_duplicate=False) if each is tensor]
@@ -282,9 +276,10 @@ def _own_bias(graph_module: GraphModule, node: Node) -> str | None:
     return str(bias.target) if len(names) == len(readers) == 1 else None
 
 
-def _own_norm(graph_module: GraphModule, node: Node) -> str | None:
+def _own_norm(layer: Layer) -> str | None:
     """The path of the BatchNorm with running statistics that alone reads a layer, if it reads nothing else."""
-    reader = next(iter(node.users)) if len(node.users) == 1 else None
+    graph_module, users = layer.graph_module, layer.node.users
+    reader = next(iter(users)) if len(users) == 1 else None
     norm = edit.module_of(graph_module, reader, _BatchNorm)
     calls = graph_module.graph.find_nodes(op="call_module", target=reader.target) if reader is not None else []
     if norm is None or norm.running_mean is None or len(calls) != 1 or reader is None:
@@ -292,21 +287,18 @@ def _own_norm(graph_module: GraphModule, node: Node) -> str | None:
     return str(reader.target)
 
 
-def _effect(graph_module: GraphModule, node: Node, given: Tensor) -> Tensor:
+def _effect(layer: Layer, given: Tensor) -> Tensor:
     """What constant input channels, shape (channels,), add to every output channel, shape (outputs,)."""
-    weight = _value(graph_module, node.args[1])
-    if weight is None:
-        return torch.zeros(())
-    groups = edit.groups_of(node, weight.shape)
+    weight = value_of(layer.graph_module, layer.weight_read)
     summed = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    each = summed.view(groups, -1, summed.shape[1]) @ given.to(weight).view(groups, -1, 1)
+    each = summed.view(layer.groups, -1, summed.shape[1]) @ given.to(weight).view(layer.groups, -1, 1)
     return each.flatten()
 
 
-def _shift(graph_module: GraphModule, node: Node, effect: Tensor) -> None:
-    bias, norm = _own_bias(graph_module, node), _own_norm(graph_module, node)
-    path, sign = (bias, 1) if bias is not None else (f"{norm}.running_mean", -1)
-    parent, name = edit.parent_of(graph_module, path)
+def _shift(layer: Layer, effect: Tensor) -> None:
+    bias = _own_bias(layer)
+    path, sign = (bias, 1) if bias is not None else (f"{_own_norm(layer)}.running_mean", -1)
+    parent, name = edit.parent_of(layer.graph_module, path)
     old = getattr(parent, name)
     new = old.detach() + sign * effect
     setattr(parent, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit
+from chainfx.ir.graph import Layer, edit, layer_at, layers_of
 
 __all__ = ["SAMPLES", "Evidence", "gather", "reading_dims", "shrunk_covariance"]
 
@@ -64,14 +64,10 @@ def shrunk_covariance(mean: Tensor, moment: Tensor, samples: int) -> Tensor:
 def reading_dims(graph_module: GraphModule) -> dict[str, int]:
     """The dimension of every layer's weight that is summed over its inputs, by path; depthwise layers have none."""
     dims: dict[str, int] = {}
-    for node in edit.layers_of(graph_module):
-        path = _path(node)
-        dim = int(node.target not in edit.TRANSPOSED)
-        shape = edit.get_tensor(graph_module, path).shape
-        groups = edit.groups_of(node, shape)
-        inputs = shape[dim] * (groups if dim else 1)
-        if groups < max(inputs, 2):
-            dims[path] = dim
+    for layer in layers_of(graph_module):
+        inputs = layer.tensor.shape[layer.in_axis] * (1 if layer.transposed else layer.groups)
+        if layer.groups < max(inputs, 2):
+            dims[layer.weight_path] = layer.in_axis
     return dims
 
 
@@ -143,7 +139,7 @@ class _Watch(Interpreter):
 
     def __init__(self, graph_module: GraphModule, dims: Mapping[str, int], name: str, *, moments: bool) -> None:
         super().__init__(graph_module)
-        self.dims, self.name = dims, name
+        self.graph_module, self.dims, self.name = graph_module, dims, name
         self.moments = moments
         self.sums: dict[str, list[Tensor]] = {}
         self.weights: dict[str, int] = {}  # samples times calls
@@ -155,17 +151,17 @@ class _Watch(Interpreter):
         return super().run(*args, **kwargs)
 
     def run_node(self, n: Node) -> Any:
-        if n.target in edit.LAYERS and edit.origin(n.args[1]) is not None and _path(n) in self.dims:
-            self._add(n, self.env[n.args[0]])  # type: ignore[index]
+        layer = layer_at(self.graph_module, n)
+        if layer is not None and layer.weight_path in self.dims:
+            self._add(layer, self.env[edit.input_of(n)])
         return super().run_node(n)
 
-    def _add(self, node: Node, read: Tensor) -> None:
-        path = _path(node)
-        shape = edit.get_tensor(self.module, path).shape
-        groups, axis = edit.groups_of(node, shape), read.dim() + 1 - len(shape)
+    def _add(self, layer: Layer, read: Tensor) -> None:
+        path = layer.weight_path
+        axis = read.dim() + 1 - layer.tensor.dim()
         values = read.detach().movedim(axis, 0).flatten(1).to("cpu", torch.float32)
         if self.dims[path]:
-            values = values.view(groups, -1, values.shape[1]).movedim(1, 0).flatten(1)
+            values = values.view(layer.groups, -1, values.shape[1]).movedim(1, 0).flatten(1)
         each = [values.mean(1), values.square().mean(1)]
         if self.moments and len(values) <= _MOMENTS:
             each.append(values @ values.t() / values.shape[1])
@@ -219,8 +215,3 @@ def _loss(output: Any, generator: torch.Generator) -> Tensor:
         labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
         total = total + F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
     return total
-
-
-def _path(node: Node) -> str:
-    """The path of a layer's weight."""
-    return str(edit.origin(node.args[1]).target)  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 
 from chainfx.bitops import Call, CostReport, CostRow, count, find_formula, get_convention
 from chainfx.ir.channels import ChannelAnalysis, prune
-from chainfx.ir.graph import edit, key_of, ops
+from chainfx.ir.graph import edit, key_of, layer_at, ops
 from chainfx.passes.pruning.selection import Keep, Removed, removed_units
 
 __all__ = ["COSTS", "Cost", "CostModel"]
@@ -70,11 +70,12 @@ class CostModel:
         """The shares of its MACs, and of its outputs, that a node keeps."""
         if node.name in self._analysis.products:
             return self._product(node, removed)
-        if node.target not in edit.LAYERS or (weight := edit.origin(node.args[1])) is None:
+        layer = layer_at(self._graph_module, node)
+        if layer is None:
             return Fraction(1), Fraction(1)
-        tensor = edit.get_tensor(self._graph_module, str(weight.target))
+        tensor = layer.tensor
         shares = [self._share(tensor, dim, removed) for dim in (0, 1)]
-        return shares[0] * shares[1], shares[int(node.target in edit.TRANSPOSED)]
+        return shares[0] * shares[1], shares[layer.out_axis]
 
     def _share(self, tensor: Tensor, dim: int, removed: Removed) -> Fraction:
         """The share of positions along a dimension of a parameter that is kept."""

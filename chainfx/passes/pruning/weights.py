@@ -23,7 +23,8 @@ class Weights:
     def tensor(self, path: str) -> Tensor:
         """The tensor at a path."""
         prefix, _, name = path.rpartition(".")
-        return getattr(self.modules[prefix], name)  # type: ignore[no-any-return]
+        found: Tensor = getattr(self.modules[prefix], name)
+        return found
 
     def power_sum(self, path: str, dim: int, order: float) -> Tensor:
         """The sum of |w|^order at every position of a dimension, float64 on the CPU, shape (positions,)."""

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.node import Argument
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import beneath_mask, edit, mask_of, ops
+from chainfx.ir.graph import Layer, edit, ops
 
 __all__ = ["FLOAT", "LayerWidths", "insert_quantizers", "widths_in"]
 
@@ -29,80 +29,71 @@ class LayerWidths:
     per_channel: bool
 
 
-def widths_in(layers: Iterable[Node]) -> LayerWidths | None:
+def widths_in(layers: Iterable[Layer]) -> LayerWidths | None:
     """The widths most of the layers are quantized with; ``None`` if none is."""
     found: Counter[LayerWidths] = Counter()
-    for node in layers:
-        weight, source = beneath_mask(node), node.args[0]
-        if isinstance(weight, Node) and weight.target is ops.quantize_weight:
-            bits, scheme, axis = weight.args[1:]
-            quantized = isinstance(source, Node) and source.target is ops.quantize_activation
-            activations = source.args[2] if isinstance(source, Node) and quantized else FLOAT
-            found[LayerWidths(bits, activations, scheme, axis is not None)] += 1  # type: ignore[arg-type]
+    for layer in layers:
+        if layer.weight_quantizer is not None:
+            literals: tuple[Any, ...] = layer.weight_quantizer.args[1:]
+            bits, scheme, axis = literals
+            read: tuple[Any, ...] = (None, None, FLOAT) if layer.input_quantizer is None else layer.input_quantizer.args
+            found[LayerWidths(bits, read[2], scheme, axis is not None)] += 1
     return found.most_common(1)[0][0] if found else None
 
 
 def insert_quantizers(
-    graph_module: GraphModule, widths: Mapping[Node, LayerWidths], calibration: Iterable[tuple[Tensor, ...]] | None
+    graph_module: GraphModule, widths: Mapping[Layer, LayerWidths], calibration: Iterable[tuple[Tensor, ...]] | None
 ) -> bool:
     """Put quantizers before the layers of ``widths``, replacing those already there; returns whether any was put.
 
     Layers that read the same activation at the same width share one quantizer. Raises :class:`PassError` when an
     activation is to be quantized and ``calibration`` is ``None`` or empty, or when a weight is not finite.
     """
-    for node in widths:
-        _remove_quantizers(node)
-    wanted: dict[tuple[Node, int], list[Node]] = {}
-    for node, width in widths.items():
-        _quantize_weight(graph_module, node, width)
+    for layer in widths:
+        _remove_quantizers(layer)
+    wanted: dict[tuple[Node, int], list[Layer]] = {}
+    for layer, width in widths.items():
+        _quantize_weight(layer, width)
         if width.activations != FLOAT:
-            wanted.setdefault((node.args[0], width.activations), []).append(node)  # type: ignore[arg-type]
+            wanted.setdefault((layer.source, width.activations), []).append(layer)
     ranges = _observe(graph_module, {source for source, _ in wanted}, calibration) if wanted else {}
-    for (source, bits), users in wanted.items():
-        _quantize_activation(graph_module, source, bits, users, ranges[source])
+    for (source, bits), readers in wanted.items():
+        _quantize_activation(graph_module, source, bits, readers, ranges[source])
     edit.tidy(graph_module)
     return any(width.weights != FLOAT or width.activations != FLOAT for width in widths.values())
 
 
-def _remove_quantizers(node: Node) -> None:
-    source, weight = node.args[0], beneath_mask(node)
-    if isinstance(source, Node) and source.target is ops.quantize_activation:
-        node.update_arg(0, source.args[0])
-    if isinstance(weight, Node) and weight.target is ops.quantize_weight:
-        _put_weight(node, weight.args[0])
+def _remove_quantizers(layer: Layer) -> None:
+    layer.read_input(layer.source)
+    if layer.weight_quantizer is not None:
+        layer.read_weight(edit.input_of(layer.weight_quantizer))
 
 
-def _put_weight(node: Node, weight: Argument) -> None:
-    """Let a layer read another weight through its mask, which stays on top: not every code book has a zero."""
-    mask = mask_of(node)
-    if mask is not None:
-        with node.graph.inserting_before(node):
-            weight = node.graph.call_function(ops.mask_weight, (weight, *mask.args[1:]))
-    node.update_arg(1, weight)
-
-
-def _quantize_weight(graph_module: GraphModule, node: Node, width: LayerWidths) -> None:
-    weight = edit.origin(node.args[1])
-    if weight is None or width.weights == FLOAT:
+def _quantize_weight(layer: Layer, width: LayerWidths) -> None:
+    if width.weights == FLOAT:
         return
-    if not torch.isfinite(edit.get_tensor(graph_module, str(weight.target))).all():
-        raise PassError(f"quantize: weight {weight.target!r} has values that are not finite; mend the network first.")
-    axis = (1 if node.target in edit.TRANSPOSED else 0) if width.per_channel else None
-    with graph_module.graph.inserting_before(node):
-        arguments = (beneath_mask(node), width.weights, width.scheme, axis)
-        quantized = graph_module.graph.call_function(ops.quantize_weight, arguments)
-    _put_weight(node, quantized)
+    if not torch.isfinite(layer.tensor).all():
+        raise PassError(
+            f"quantize: weight {layer.weight_path!r} has values that are not finite; mend the network first."
+        )
+    axis = layer.out_axis if width.per_channel else None
+    with layer.node.graph.inserting_before(layer.node):
+        arguments = (layer.weight_beneath_mask, width.weights, width.scheme, axis)
+        quantized = layer.node.graph.call_function(ops.quantize_weight, arguments)
+    layer.read_weight(quantized)
 
 
-def _quantize_activation(graph_module: GraphModule, source: Node, bits: int, users: list[Node], values: Tensor) -> None:
+def _quantize_activation(
+    graph_module: GraphModule, source: Node, bits: int, readers: list[Layer], values: Tensor
+) -> None:
     signed = bool((values < 0).any())
     holder = edit.fresh_path(graph_module, f"quantize_{source.name}")
     edit.set_tensor(graph_module, f"{holder}.clip", _best_clip(values, bits, signed), parameter=True)
-    with graph_module.graph.inserting_before(min(users)):
+    with graph_module.graph.inserting_before(min(layer.node for layer in readers)):
         clip = graph_module.graph.get_attr(f"{holder}.clip")
         quantized = graph_module.graph.call_function(ops.quantize_activation, (source, clip, bits, signed))
-    for node in users:
-        node.update_arg(0, quantized)
+    for layer in readers:
+        layer.read_input(quantized)
 
 
 def _best_clip(values: Tensor, bits: int, signed: bool) -> Tensor:

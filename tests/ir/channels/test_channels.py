@@ -11,7 +11,7 @@ from torch import nn
 
 from chainfx import zoo
 from chainfx.ir.channels.analyse import analyse_channels
-from chainfx.ir.graph import edit
+from chainfx.ir.graph import layers_of
 from chainfx.ir.graph.shapes import propagate_shapes
 from tests.ir.channels.masked import Net, X, assert_equals_masked, captured, conv, param, random_keep, shuffle
 
@@ -201,7 +201,7 @@ def test_frozen_with_reason(name):
 
 def test_prints_readably():
     graph_module, inputs = captured(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 2)), X)
-    first, last = (node.name for node in edit.layers_of(graph_module))
+    first, last = (layer.name for layer in layers_of(graph_module))
     assert str(analyse_channels(graph_module, inputs)) == (
         "channel groups: 1, units: 4; 99.0 % of the parameters (192 of 194) lie in them\n"
         f"  {first}: 4 units, made by {first}; 7 parameter dimensions of 192 parameters\n"

@@ -12,7 +12,7 @@ from torch import nn
 from chainfx.errors import InputError
 from chainfx.ir.channels.analyse import analyse_channels
 from chainfx.ir.channels.surgery import prune
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph import edit, layers_of, ops
 from tests.ir.channels.masked import Net, X, assert_equals_masked, captured, conv, param, random_keep
 
 ORDER = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
@@ -259,7 +259,7 @@ def test_scale_of_attention_stays():
 def masked_layer(pattern):
     """Two layers; the second one's weight is quantized and masked."""
     graph_module, inputs = captured(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.Linear(4, 2)), (2, 6))
-    node = list(edit.layers_of(graph_module))[1]
+    node = list(layers_of(graph_module))[1].node
     mask = torch.arange(32).view(4, 8) % 4 < 2
     edit.set_tensor(graph_module, "masks.one", mask, parameter=False)
     graph = graph_module.graph
@@ -284,7 +284,7 @@ def test_masks_are_cut_with_their_weights(pattern, sizes):
 
 def test_codes_of_shared_weights_are_cut():
     graph_module, inputs = captured(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), (2, 6))
-    node = next(iter(edit.layers_of(graph_module)))
+    node = next(layers_of(graph_module)).node
     edit.set_tensor(graph_module, "shared.codes", torch.randint(5, (8, 6), dtype=torch.uint8), parameter=False)
     edit.set_tensor(graph_module, "shared.values", torch.randn(5, dtype=torch.float64), parameter=True)
     graph = graph_module.graph

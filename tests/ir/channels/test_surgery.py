@@ -8,19 +8,19 @@ from torch import nn
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.channels.analyse import ChannelAnalysis, analyse_channels
 from chainfx.ir.channels.surgery import prune
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph import edit, layers_of, ops
 from tests.ir.channels.masked import Net, X, assert_equals_masked, captured, conv, random_keep
 
 
 def with_quantizers(graph_module, inputs, scheme="uniform"):
     """8-bit weights per output channel and 8-bit activations, as the quantize pass leaves them."""
     graph = graph_module.graph
-    for node in list(edit.layers_of(graph_module)):
+    for layer in list(layers_of(graph_module)):
+        node = layer.node
         clip = f"clip_{node.name}.value"
         edit.set_tensor(graph_module, clip, torch.tensor(3.0, dtype=torch.float64), parameter=True)
         with graph.inserting_before(node):
-            axis = int(node.target in edit.TRANSPOSED)
-            node.update_arg(1, graph.call_function(ops.quantize_weight, (node.args[1], 8, scheme, axis)))
+            node.update_arg(1, graph.call_function(ops.quantize_weight, (layer.weight, 8, scheme, layer.out_axis)))
             read = graph.get_attr(clip)
             node.update_arg(0, graph.call_function(ops.quantize_activation, (node.args[0], read, 8, True)))
     graph_module.recompile()
@@ -69,9 +69,9 @@ def test_quantized_weights_and_exits_are_transparent():
 
 def test_deploy_codes_freeze():
     graph_module, inputs = captured(nn.Sequential(conv(3, 8), conv(8, 6), conv(6, 2)), X)
-    node = list(edit.layers_of(graph_module))[1]
-    weight = edit.get_tensor(graph_module, str(node.args[1].target)).detach()
-    codes, scale = ops.encode_weight(weight, 8, "uniform", 0)[:2]
+    layer = list(layers_of(graph_module))[1]
+    node = layer.node
+    codes, scale = ops.encode_weight(layer.tensor.detach(), 8, "uniform", 0)[:2]
     edit.set_tensor(graph_module, "packed.codes", codes.to(torch.uint8), parameter=False)
     edit.set_tensor(graph_module, "packed.scale", scale, parameter=False)
     graph = graph_module.graph

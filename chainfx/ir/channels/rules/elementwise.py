@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from chainfx.ir.channels.labels import Labels, blank, compact, select_first, spread, varying
 from chainfx.ir.channels.rules.indexing import INDEXING
 from chainfx.ir.channels.walk import Flow, Rule, operator_name
+from chainfx.ir.graph import function_of
 
 __all__ = ["RULES", "along", "padded", "resized", "same", "unknown"]
 
@@ -72,7 +73,7 @@ def move(flow: Flow, node: Node) -> Labels:
     (first, *rest), kwargs = labels
     if node.op == "call_method":
         return spread(getattr(first, str(node.target))(*rest, **kwargs))
-    return spread(node.target(first, *rest, **kwargs))  # type: ignore[operator]
+    return spread(function_of(node)(first, *rest, **kwargs))
 
 
 def reshape(flow: Flow, node: Node) -> Any:
@@ -137,7 +138,7 @@ def concatenate(flow: Flow, node: Node) -> Labels:
     given: Any = node.args[0] if node.args else node.kwargs["tensors"]
     labels = flow.parts(given) if isinstance(given, Node) else tuple(flow.label(each) for each in given)
     if labels is None:
-        return unknown(flow, node)  # type: ignore[no-any-return]
+        return unknown(flow, node)  # type: ignore[no-any-return]  # labels of the one output
     shape = flow.shape(node)
     dim = flow.argument(node, 1, "dim", 0) % len(shape)
     if operator_name(node) == "stack":

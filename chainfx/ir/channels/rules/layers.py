@@ -13,7 +13,7 @@ from chainfx.ir.channels.rules.elementwise import RULES, along, padded, resized,
 from chainfx.ir.channels.rules.norms import NORM_MODULES, NORMS, channels_of, is_channel_norm, norm_module
 from chainfx.ir.channels.rules.products import PRODUCTS, linear_product
 from chainfx.ir.channels.walk import Flow, Rule, operator_name
-from chainfx.ir.graph import LAYERS, TRANSPOSED, groups_of
+from chainfx.ir.graph import LAYERS, TRANSPOSED, groups_of, input_of
 
 __all__ = ["rule_of"]
 
@@ -41,7 +41,7 @@ def layer(flow: Flow, node: Node) -> Labels:
     if weight is None or node.kwargs:
         if node.target is F.linear and flow.is_tensor(node.args[1]):
             return linear_product(flow, node)
-        return flow.unknown(node, "its weight is computed")  # type: ignore[no-any-return]
+        return flow.unknown(node, "its weight is computed")  # type: ignore[no-any-return]  # labels of the one output
     shape = weight.meta["val"].shape
     labels = flow.label(node.args[0])
     axis = labels.dim() - (len(shape) - 1)
@@ -105,14 +105,14 @@ def embedding(flow: Flow, node: Node) -> Labels:
     """A table look-up makes one channel for each column."""
     weight = flow.parameter(flow.raw(node, 1, "weight"))
     if weight is None:
-        return unknown(flow, node)  # type: ignore[no-any-return]
+        return unknown(flow, node)  # type: ignore[no-any-return]  # labels of the one output
     size = int(weight.meta["val"].shape[1])
     return flow.source(node, flow.raw(node, 1, "weight"), 1, size).expand(flow.shape(node))
 
 
 def prelu(flow: Flow, node: Node) -> Labels:
     """``F.prelu``: one slope, or one for each channel."""
-    if node.args[1].meta["val"].numel() == 1:  # type: ignore[union-attr]
+    if input_of(node, 1).meta["val"].numel() == 1:
         return flow.label(node.args[0])
     labels, vector = channels_of(flow, node)
     flow.register(node, node.args[1], 0, vector)

@@ -47,7 +47,7 @@ def einsum(flow: Flow, node: Node) -> Labels:
     labels = [flow.label(each) for each in tensors]
     inputs, output = _parsed(str(equation), [each.dim() for each in labels])
     if any(len(set(letters)) < len(letters) for letters in inputs):
-        return flow.unknown(node, "einsum takes a diagonal")  # type: ignore[no-any-return]
+        return flow.unknown(node, "einsum takes a diagonal")  # type: ignore[no-any-return]  # labels of the one output
     operands = list(zip(labels, inputs, strict=True))
     return _contract(flow, node, operands, output).expand(flow.shape(node))
 
