@@ -117,7 +117,7 @@ def parse_inputs(texts: Sequence[str]) -> Inputs:
 def inputs_of(report: CostReport) -> Inputs:
     """Zeros of the shapes and dtypes that a report is for."""
     given = zip(report.inputs, report.dtypes, strict=True)
-    return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in given) or None
+    return tuple(torch.zeros(shape, dtype=getattr(torch, dtype), device="cpu") for shape, dtype in given) or None
 
 
 def _zeros(text: str) -> Tensor:
@@ -127,7 +127,7 @@ def _zeros(text: str) -> Tensor:
         raise InputError(f"--input {text!r} is not a shape; give at least two positive numbers, e.g. 1,3,224,224.")
     if dtype and dtype not in _DTYPES:
         raise InputError(f"--input {text!r}: there is no dtype {dtype!r}; use {', '.join(_DTYPES)}.")
-    return torch.zeros([int(part) for part in parts], dtype=_DTYPES[dtype or "float"])
+    return torch.zeros([int(part) for part in parts], dtype=_DTYPES[dtype or "float"], device="cpu")
 
 
 def parse_rates(text: str) -> dict[str, float]:

@@ -157,7 +157,8 @@ class Recipe:
     def example_inputs(self, data: Data | None) -> tuple[Tensor, ...]:
         """One batch of inputs: normal noise of the ``input`` shape, else a sample of the data."""
         if self._input is not None:
-            return (torch.randn(self._input, generator=torch.Generator().manual_seed(self.seed)),)
+            generator = torch.Generator(device="cpu").manual_seed(self.seed)
+            return (torch.randn(self._input, generator=generator, device="cpu"),)
         if data is None:
             raise self._text.error((), "needs 'input' (a shape such as [1, 3, 32, 32]) or 'data'; add one of them")
         return data.example_inputs()

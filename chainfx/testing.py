@@ -53,7 +53,7 @@ def check_pass(one: Pass, model: nn.Module, example_inputs: Sequence[Tensor], *,
 
 def _applied(one: Pass, graph_module: GraphModule, inputs: tuple[Tensor, ...], targets: int) -> PassResult:
     own = copy.deepcopy(graph_module)
-    labels = torch.arange(len(inputs[0])) % targets
+    labels = torch.arange(len(inputs[0]), device=inputs[0].device) % targets
     context = PassContext(graph_module, inputs, calibration=[inputs], validation=[(inputs, labels)], tunes=True)
     verify(own, inputs)
     result = one.apply(own, context)

@@ -109,7 +109,7 @@ def load(path: str | Path) -> CompressedModel:
     graph_module, extra = load_graph(Path(path))
     try:
         examples = tuple(
-            torch.zeros(item["shape"], dtype=getattr(torch, item["dtype"].removeprefix("torch.")))
+            torch.zeros(item["shape"], dtype=getattr(torch, item["dtype"].removeprefix("torch.")), device="cpu")
             for item in extra["examples"]
         )
         report = ChainReport.from_dict(extra["report"])

@@ -129,7 +129,7 @@ class PassContext:
     def rng(self, purpose: str) -> torch.Generator:
         """A CPU generator determined by the seed and the purpose alone."""
         digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class Pass(abc.ABC):

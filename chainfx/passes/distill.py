@@ -181,7 +181,8 @@ def _reinitialise(graph_module: GraphModule, rng: torch.Generator) -> None:
     with torch.no_grad():
         for layer in layers_of(graph_module):
             tensor = layer.tensor
-            tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=rng)
+            drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device=rng.device)
+            tensor.copy_(drawn.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=rng))
             if layer.bias is not None:
                 edit.get_tensor(graph_module, str(layer.bias.target)).zero_()
 

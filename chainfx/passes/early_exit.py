@@ -215,11 +215,11 @@ def _sweep(
     parts = segments(graph_module)
     costs = [float(sum(bit_operations.get(node.name, 0) for node in part)) for part in parts]
     sure = torch.cat([ops.confidence(part, marks[0].criterion) for part in logits[:-1]])
-    grid = torch.quantile(sure.double(), torch.linspace(0, 1, _GRID, dtype=torch.float64)).tolist()
+    grid = torch.quantile(sure.double(), torch.linspace(0, 1, _GRID, dtype=torch.float64, device=sure.device)).tolist()
     points = []
     for threshold in (0.0, *sorted({math.floor(value * 1e4) / 1e4 for value in grid}), NEVER):
         index = choose(logits, tuple(replace(mark, threshold=threshold) for mark in marks))
-        answers = torch.stack(logits)[index, torch.arange(len(index))]
+        answers = torch.stack(logits)[index, torch.arange(len(index), device=index.device)]
         rates = (torch.bincount(index, minlength=len(costs)).double() / len(index)).tolist()
         reach = [1 - sum(rates[:place]) for place in range(len(costs))]
         points.append(

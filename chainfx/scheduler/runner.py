@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
 
 from chainfx.bitops import CostReport, count
 from chainfx.errors import PassError
 from chainfx.ir.artifact import bytes_of, fingerprint
-from chainfx.ir.graph import Answer, exit_rates, verify
+from chainfx.ir.graph import Answer, device_of, exit_rates, verify
 from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer
 from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, StageRecord, StageStore, stage_fingerprint
@@ -81,7 +83,8 @@ def run(
         key = stage_fingerprint(stage.record.fingerprint, one.spec(), surroundings)
         found = store.find(key) if store else None
         if found is not None:
-            stage = Stage(*found, resumed=True)
+            record, kept = found
+            stage = Stage(record, kept.to(device_of(graph_module)), resumed=True)
         else:
             stage = _next_stage(stage, one, key, context, trainer, listener)
             if store:
@@ -171,6 +174,17 @@ def _metric(graph_module: GraphModule, trainer: Trainer | None) -> float | None:
     return trainer.evaluate(Answer(graph_module)) if trainer else None
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """Batches that are read again and again, put onto the device of the network each time."""
+
+    batches: Iterable[Any]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Any]:
+        return (tree_map_only(Tensor, lambda tensor: tensor.to(self.device), batch) for batch in self.batches)
+
+
 def _context(
     graph_module: GraphModule,
     example_inputs: tuple[Tensor, ...],
@@ -178,15 +192,17 @@ def _context(
     calibration: Sequence[tuple[Tensor, ...]] | None,
     seed: int,
 ) -> PassContext:
-    context = PassContext(graph_module, example_inputs, calibration, tunes=trainer is not None, seed=seed)
+    context = PassContext(graph_module, example_inputs, tunes=trainer is not None, seed=seed)
+    device = device_of(graph_module)
     if trainer is None:
-        return context
+        return replace(context, calibration=None if calibration is None else _Placed(calibration, device))
     own: Iterable[tuple[Tensor, ...]] = trainer.calibration if calibration is None else calibration
 
     def evaluate(candidate: GraphModule) -> float:
         return trainer.evaluate(Answer(candidate))
 
-    return replace(context, calibration=own, validation=trainer.validation, evaluate=evaluate)
+    validation = _Placed(trainer.validation, device)
+    return replace(context, calibration=_Placed(own, device), validation=validation, evaluate=evaluate)
 
 
 def _check_needs(passes: Sequence[Pass], trainer: Trainer | None, calibration: Any) -> None:

@@ -34,7 +34,7 @@ _CHUNK = 4096
 def derived_generator(*parts: object) -> torch.Generator:
     """A CPU generator determined by ``parts`` alone, for instance a seed, an epoch and a purpose."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big"))
 
 
 class Split(Protocol):
@@ -73,15 +73,17 @@ class Images:
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Batches ``((images,), labels)`` of at most ``batch_size`` samples."""
         shuffled = generator is not None
-        order = torch.randperm(len(self), generator=generator) if shuffled else torch.arange(len(self))
+        order = torch.arange(len(self), device="cpu")
+        if shuffled:
+            order = torch.randperm(len(self), generator=generator, device="cpu")
         chosen = order.split(batch_size)
         for index in chosen[: self.steps(batch_size)] if shuffled else chosen:
             yield (self._normalised(self.images[index]),), self.labels[index]
 
     def _normalised(self, images: Tensor) -> Tensor:
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        mean, std = (torch.tensor(values)[:, None, None] * unit for values in (self.mean, self.std))
-        return (images.float() - mean) / std
+        statistics = torch.tensor((self.mean, self.std), device=images.device)[..., None, None] * unit
+        return (images.float() - statistics[0]) / statistics[1]
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -
     :class:`~chainfx.errors.DataError` if no sample can be held out.
     """
     members = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
-    members = [indices[torch.randperm(len(indices), generator=generator)] for indices in members]
+    members = [indices[torch.randperm(len(indices), generator=generator, device="cpu")] for indices in members]
     counts = [min(int(share * len(indices)), len(indices) - 1) for indices in members]
     missing = math.ceil(share * len(labels)) - sum(counts)
     by_remainder = sorted(range(len(members)), key=lambda i: counts[i] - share * len(members[i]))
@@ -175,8 +177,8 @@ def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -
         )
     held = torch.cat([indices[:count] for indices, count in zip(members, counts, strict=True)])
     rest = torch.cat([indices[count:] for indices, count in zip(members, counts, strict=True)])
-    rest = rest[torch.randperm(len(rest), generator=generator)]
-    return rest, held[torch.randperm(len(held), generator=generator)]
+    rest = rest[torch.randperm(len(rest), generator=generator, device="cpu")]
+    return rest, held[torch.randperm(len(held), generator=generator, device="cpu")]
 
 
 def build(name: str, train: Arrays, test: Arrays | None, options: SplitOptions) -> Data:
@@ -239,7 +241,7 @@ def _normalisation(name: str, images: Tensor, options: SplitOptions) -> tuple[tu
                 f"{len(options.std)}; give one value per channel."
             )
         return tuple(options.mean), tuple(options.std)
-    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    total, squares = (torch.zeros(channels, dtype=torch.float64, device=images.device) for _ in range(2))
     for chunk in images.split(_CHUNK):
         values = chunk.double() / (255 if images.dtype == torch.uint8 else 1)
         total += values.sum((0, 2, 3))

@@ -205,7 +205,7 @@ def _hold_out(loader: DataLoader[Any], share: float, seed: int) -> tuple[DataLoa
         raise DataError(
             f"a share of {share} of {count} training samples cannot be held out; use more, or another share."
         )
-    order = torch.randperm(count, generator=derived_generator(seed, "validation")).tolist()
+    order = torch.randperm(count, generator=derived_generator(seed, "validation"), device="cpu").tolist()
     shuffles = isinstance(loader.sampler, RandomSampler)
     return _same_loader(loader, order[held:], shuffles), _same_loader(loader, order[:held], False)
 
@@ -220,7 +220,7 @@ def _same_loader(loader: DataLoader[Any], indices: list[int], shuffle: bool) -> 
         pin_memory=loader.pin_memory,
         drop_last=shuffle and len(indices) >= (loader.batch_size or 1),
         worker_init_fn=loader.worker_init_fn,
-        generator=torch.Generator(),
+        generator=torch.Generator(device="cpu"),
     )
 
 
@@ -288,8 +288,8 @@ def _collect(name: str, dataset: Dataset[Any]) -> Arrays:
         )
     first, _ = _sample(name, dataset, 0)
     _refuse_size(name, count, first)
-    images = torch.empty(count, *first.shape, dtype=first.dtype)
-    labels = torch.zeros(count, dtype=torch.int64)
+    images = torch.empty(count, *first.shape, dtype=first.dtype, device="cpu")
+    labels = torch.zeros(count, dtype=torch.int64, device="cpu")
     for index in range(count):
         image, labels[index] = _sample(name, dataset, index)
         if image.shape != first.shape or image.dtype != first.dtype:

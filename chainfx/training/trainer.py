@@ -280,7 +280,8 @@ class _Run:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.trainer.max_norm)
         _refuse_infinite("gradient norm", norm.item(), where)
-        self.optimizer.step()
+        with torch.device("cpu"):  # where torch's Adam counts its steps, unless a default device says otherwise
+            self.optimizer.step()
         return loss.item()
 
 

@@ -324,7 +324,9 @@ class TrainFormTracer(Tracer):
     def _recorded_factories(self) -> Iterator[None]:
         """Make ``torch.zeros`` and the like, random ones above all, nodes instead of constants of one trace."""
         with torch.device("cpu"):
-            torch.empty(0)  # torch remembers its factories when it first uses a device context: not ours, then
+            torch.empty(
+                0, device="cpu"
+            )  # torch remembers its factories when it first uses a device context: not ours, then
         originals = {name: getattr(torch, name) for name in _FACTORIES}
 
         def recorded(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,7 +31,7 @@ Labels = Tensor
 
 def blank(shape: torch.Size | tuple[int, ...]) -> Labels:
     """A label tensor of that shape in which everything must stay."""
-    return torch.zeros((), dtype=torch.int64).expand(shape)
+    return torch.zeros((), dtype=torch.int64, device="cpu").expand(shape)
 
 
 def varying(labels: Labels) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ class Ledger:
     def fresh(self, count: int) -> Labels:
         """New atoms, shape (count,)."""
         self.size += count
-        atoms = torch.arange(self.size - count, self.size)
+        atoms = torch.arange(self.size - count, self.size, device="cpu")
         self._made[self.size - count] = atoms
         self._whole[atoms.data_ptr(), count, 1] = self.size - count
         return atoms
@@ -294,11 +294,11 @@ def _without_repeats(left: Labels, right: Labels) -> tuple[Labels, Labels]:
     for dim in range(left.dim()):
         size = left.size(dim)
         if size > 1:
-            same = torch.ones((), dtype=torch.bool)
+            same = torch.ones((), dtype=torch.bool, device="cpu")
             for each in (left, right):
                 same = same & (each.narrow(dim, 1, size - 1) == each.narrow(dim, 0, size - 1))
             new = (~same).movedim(dim, 0).flatten(1).any(1) if same.dim() > 1 else ~same
-            places = torch.cat([torch.zeros(1, dtype=torch.int64), new.nonzero()[:, 0] + 1])
+            places = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), new.nonzero()[:, 0] + 1])
             left, right = left.index_select(dim, places), right.index_select(dim, places)
     return left, right
 

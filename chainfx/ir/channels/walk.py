@@ -217,7 +217,7 @@ class Flow:
     def _keep_pattern(self, call: Node, vector: Labels) -> None:
         """``N:M`` zeros of every M neighbours stay that if neighbours go together."""
         period = int(str(call.args[2]).partition(":")[2])
-        first = vector[torch.arange(len(vector)) // period * period]
+        first = vector[torch.arange(len(vector), device="cpu") // period * period]
         self.ledger.couple(vector, first, f"its neighbour in a pattern of zeros must stay (node {call.name!r})")
 
     def source(self, node: Node, value: Any, dim: int, size: int) -> Labels:

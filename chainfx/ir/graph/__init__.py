@@ -6,6 +6,7 @@ from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import (
     LAYERS,
     TRANSPOSED,
+    device_of,
     evaluating,
     fresh_path,
     function_of,
@@ -58,6 +59,7 @@ __all__ = [
     "Skipped",
     "assign_",
     "choose",
+    "device_of",
     "edit",
     "ends_of",
     "evaluate_graph",

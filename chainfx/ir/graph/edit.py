@@ -9,6 +9,7 @@ whose arguments are all positional: ``linear(input, weight, bias)``,
 """
 
 import gc
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = [
     "CONVOLUTIONS",
     "LAYERS",
     "TRANSPOSED",
+    "device_of",
     "evaluating",
     "fresh_path",
     "function_of",
@@ -175,6 +177,12 @@ def get_tensor(graph_module: nn.Module, path: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{path} is a {type(tensor).__name__}, not a tensor")
     return tensor
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network is: the device of its first parameter or buffer; the CPU for one that has neither."""
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def set_tensor(graph_module: nn.Module, path: str, value: Tensor, *, parameter: bool | None = None) -> None:

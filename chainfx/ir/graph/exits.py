@@ -62,7 +62,7 @@ def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
 
     ``logits``: the outputs (N, classes) of a network with exits, in exit order, the final one last.
     """
-    index = torch.full((len(logits[-1]),), len(exits))
+    index = torch.full((len(logits[-1]),), len(exits), device="cpu")
     for place in reversed(range(len(exits))):
         sure = ops.confidence(logits[place], exits[place].criterion) >= exits[place].threshold
         index[sure.cpu()] = place
@@ -95,7 +95,7 @@ def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, 
     exits = exits_of(graph_module)
     if not exits:
         return {}
-    counts = torch.zeros(len(exits) + 1, dtype=torch.int64)
+    counts = torch.zeros(len(exits) + 1, dtype=torch.int64, device="cpu")
     with edit.evaluating(graph_module), torch.no_grad():
         for inputs, _ in batches:
             counts += torch.bincount(choose(graph_module(*inputs), exits), minlength=len(exits) + 1)

@@ -41,7 +41,7 @@ class ExitHead:
         return cls(name, tap, classes, 4 if large else 2, hidden=not large)
 
     def parameters(self, rng: torch.Generator) -> dict[str, Tensor]:
-        """Initial values by name: uniform in +-1/sqrt(fan_in) as in ``nn.Conv2d`` and ``nn.Linear``; a = 1, c = 0."""
+        """Initial values by name, on the CPU: uniform in +-1/sqrt(fan_in) as in ``nn.Conv2d``; a = 1, c = 0."""
         shape = shape_of(self.tap)
         image = len(shape) == 4
         channels = shape[1] if image else shape[-1]
@@ -50,12 +50,12 @@ class ExitHead:
         if self.hidden:
             sizes |= {"fc1": (_HIDDEN, features)}
         sizes |= {"fc2": (self.classes, _HIDDEN if self.hidden else features)}
-        found: dict[str, Tensor] = {"slope": torch.ones(()), "shift": torch.zeros(())}
+        found: dict[str, Tensor] = {"slope": torch.ones((), device="cpu"), "shift": torch.zeros((), device="cpu")}
         for layer, (rows, columns) in sizes.items():
             bound = 1 / math.sqrt(columns)
-            weight = (torch.rand(rows, columns, generator=rng) * 2 - 1) * bound
+            weight = (torch.rand(rows, columns, generator=rng, device="cpu") * 2 - 1) * bound
             found[f"{layer}.weight"] = weight[:, :, None, None] if layer == "codebook" and image else weight
-            found[f"{layer}.bias"] = (torch.rand(rows, generator=rng) * 2 - 1) * bound
+            found[f"{layer}.bias"] = (torch.rand(rows, generator=rng, device="cpu") * 2 - 1) * bound
         return found
 
 
@@ -64,10 +64,10 @@ def insert_head(graph_module: GraphModule, head: ExitHead, rng: torch.Generator)
     holder = edit.fresh_path(graph_module, head.name)
     graph = graph_module.graph
     names = {}
-    dtype = head.tap.meta["val"].dtype
+    device, dtype = edit.device_of(graph_module), head.tap.meta["val"].dtype
     for name, tensor in head.parameters(rng).items():
         names[name] = f"{holder}.{name}"
-        edit.set_tensor(graph_module, names[name], tensor.to(dtype), parameter=True)
+        edit.set_tensor(graph_module, names[name], tensor.to(device, dtype), parameter=True)
 
     def call(target: Any, *arguments: Any) -> Node:
         return graph.call_function(target, arguments)

@@ -167,10 +167,15 @@ def _of_concatenation(node: Node, found: Mapping[Node, Constants]) -> Constants 
     if first is None or dim % len(node.meta["val"].shape) != first.axis:
         return None
     parts = [
-        torch.full((each.meta["val"].shape[first.axis],), math.nan).to(first.values) if own is None else own.values
+        _unknown(each.meta["val"].shape[first.axis], first.values) if own is None else own.values
         for each, own in zip(given, known, strict=True)
     ]
     return Constants(first.axis, torch.cat(parts))
+
+
+def _unknown(channels: int, like: Tensor) -> Tensor:
+    """Channels that vary, beside others with values ``like`` these."""
+    return torch.full((channels,), math.nan, dtype=like.dtype, device=like.device)
 
 
 def _mapped(graph_module: GraphModule, node: Node, values: Tensor) -> Tensor:

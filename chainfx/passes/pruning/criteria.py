@@ -47,7 +47,7 @@ def bn(group: GroupSlices) -> Tensor:
 @register_importance("random")
 def random(group: GroupSlices) -> Tensor:
     """Uniform random numbers from the seed."""
-    return torch.rand(group.size, generator=group.generator, dtype=torch.float64)
+    return torch.rand(group.size, generator=group.generator, dtype=torch.float64, device="cpu")
 
 
 @register_importance("fpgm")
@@ -98,7 +98,7 @@ def reconstruction(group: GroupSlices) -> Tensor:
     that channels which vary together add up or cancel (greedy selection as in Luo et al. 2017, "ThiNet", on the
     statistics of what is read). Of readers of more than 4096 channels, what varies is taken as independent.
     """
-    energy = torch.zeros(group.size, group.size, dtype=torch.float64)
+    energy = torch.zeros(group.size, group.size, dtype=torch.float64, device="cpu")
     for each in group.having("reads"):
         if each.mean is not None and each.power is not None:
             energy += each.calls * _energy(each, each.mean, each.power)
@@ -123,8 +123,8 @@ def obs(group: GroupSlices) -> Tensor:
             alone += each.calls * each.total((each.power - each.mean**2) * each.power_sum(2))
         else:
             readers.append(_Reader(each, each.mean, each.moment))
-    order, added = torch.zeros(group.size, dtype=torch.int64), group.zeros()
-    left = torch.ones(group.size, dtype=torch.bool)
+    order, added = torch.zeros(group.size, dtype=torch.int64, device="cpu"), group.zeros()
+    left = torch.ones(group.size, dtype=torch.bool, device="cpu")
     for step in range(group.size):
         loss = sum((reader.losses() for reader in readers), alone)
         unit = int(loss.masked_fill(~left, torch.inf).argmin())
@@ -148,15 +148,16 @@ class _Reader:
         self.inverse = torch.linalg.inv(covariance)
         self.products = (weight @ weight.t()).double() * read.calls
         self.precision, self.energy = self.inverse.diagonal().clone(), self.products.diagonal().clone()
-        self.left = torch.ones(len(places), dtype=torch.bool)
+        self.left = torch.ones(len(places), dtype=torch.bool, device="cpu")
         self.most = int(self.units.bincount().max())
-        self.changes = torch.zeros(3, max(_BLOCK, self.most), len(places), dtype=torch.float64)  # rows H_i, h and b
+        block = max(_BLOCK, self.most)  # rows H_i, h and b
+        self.changes = torch.zeros(3, block, len(places), dtype=torch.float64, device="cpu")
         self.waiting = 0
 
     def losses(self) -> Tensor:
         """What is lost with each unit that is left, shape (size,), were its positions to go each alone."""
         loss = self.energy / self.precision
-        return torch.zeros(self.size, dtype=torch.float64).index_add_(0, self.units, loss)
+        return torch.zeros(self.size, dtype=torch.float64, device="cpu").index_add_(0, self.units, loss)
 
     def remove(self, unit: int) -> float:
         """Remove a unit; what is lost by that."""
@@ -205,8 +206,8 @@ def _energy(read: Slice, mean: Tensor, power: Tensor) -> Tensor:
 def _removed_one_by_one(energy: Tensor) -> tuple[Tensor, Tensor]:
     """The order in which units go, and how much energy each adds to what is lost; both shape (size,)."""
     size = len(energy)
-    order, added = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.float64)
-    left, own, shared = torch.ones(size, dtype=torch.bool), energy.diag(), torch.zeros(size, dtype=torch.float64)
+    order, added = torch.zeros(size, dtype=torch.int64, device="cpu"), torch.zeros_like(energy[0])
+    left, own, shared = torch.ones(size, dtype=torch.bool, device="cpu"), energy.diag(), torch.zeros_like(energy[0])
     for step in range(size):
         loss = (own + 2 * shared).masked_fill(~left, torch.inf)
         unit = int(loss.argmin())
@@ -228,8 +229,10 @@ def _slopes(order: Tensor, added: Tensor) -> Tensor:
             before = pools.pop()
             total, count = total + before[0], count + before[1]
         pools.append((total, count))
-    steps = torch.cat([torch.full((count,), total / count, dtype=torch.float64) for total, count in pools])
-    rank = torch.arange(len(steps), dtype=torch.float64)
+    steps = torch.cat(
+        [torch.full((count,), total / count, dtype=torch.float64, device="cpu") for total, count in pools]
+    )
+    rank = torch.arange(len(steps), dtype=torch.float64, device="cpu")
     scores = torch.zeros_like(steps)
     scores[order] = steps + rank * steps.abs().amax() * 1e-12  # of one pool, the first to go is worth least
     return scores

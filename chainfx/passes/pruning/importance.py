@@ -124,7 +124,7 @@ class Slice:
         """Values at every position, shape (..., positions), summed over those of each unit: shape (..., size)."""
         if self._line.whole:
             return each.narrow(-1, 0, self.size).to(torch.float64, copy=True)
-        found = torch.zeros(*each.shape[:-1], self.size, dtype=torch.float64)
+        found = torch.zeros(*each.shape[:-1], self.size, dtype=torch.float64, device="cpu")
         return found.index_add_(-1, self.units, each[..., self.positions].to(torch.float64))
 
 
@@ -151,7 +151,7 @@ class GroupSlices:
 
     def zeros(self) -> Tensor:
         """A score of nothing, shape (size,), float64."""
-        return torch.zeros(self.size, dtype=torch.float64)
+        return torch.zeros(self.size, dtype=torch.float64, device="cpu")
 
 
 Importance = Callable[[GroupSlices], Tensor]

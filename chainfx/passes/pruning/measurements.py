@@ -204,7 +204,7 @@ def _slopes(
 
 def _loss(output: Any, generator: torch.Generator) -> Tensor:
     """The summed loss of all outputs against labels drawn from what they say themselves."""
-    total = torch.zeros(())
+    total = torch.zeros((), device="cpu")  # of no dimension, so it may meet tensors elsewhere
     for answer in tree_leaves(output):
         if not isinstance(answer, Tensor) or not answer.is_floating_point():
             continue

@@ -32,7 +32,7 @@ def narrow(graph_module: GraphModule, context: PassContext, ratio: float, name: 
     if emptied is not None:
         raise PassError(f"{name}: a share of {ratio} leaves none of the {emptied.size} units of {emptied.name!r}.")
     weights = Weights(graph_module)
-    scores = score_groups(criterion, weights, analysis.groups, Evidence(), torch.Generator(), name)
+    scores = score_groups(criterion, weights, analysis.groups, Evidence(), torch.Generator(device="cpu"), name)
     candidates = [Candidate(group, score, group.size) for group, score in zip(analysis.groups, scores, strict=True)]
     keep = Ladder(candidates, Limits()).at_share(ratio) or {}
     folded: tuple[Skipped, ...] = ()

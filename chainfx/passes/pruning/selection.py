@@ -72,7 +72,8 @@ class Ladder:
 
     def _ordered(self, ranks: Sequence[Tensor]) -> NDArray[np.int64]:
         """The places of the candidates, one for each unit that may go, that of the unit with the lowest rank first."""
-        scores, places = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
+        scores = [torch.zeros(0, dtype=torch.float64, device="cpu")]
+        places = [torch.zeros(0, dtype=torch.int64, device="cpu")]
         for place, (each, rank) in enumerate(zip(self.candidates, ranks, strict=True)):
             spare = each.group.size - self.limits.kept(0, each.whole)
             scores.append(rank.sort().values[: max(spare, 0)])

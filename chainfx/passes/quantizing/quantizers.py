@@ -99,7 +99,7 @@ def _quantize_activation(
 def _best_clip(values: Tensor, bits: int, signed: bool) -> Tensor:
     """The clip (shape ()) among fractions of max|x| with the least squared quantization error on ``values`` (n,)."""
     largest = values.abs().amax().clamp_min(1e-6)
-    clips = largest * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, dtype=values.dtype)
+    clips = largest * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, dtype=values.dtype, device=values.device)
     errors = [(ops.quantize_activation(values, clip, bits, signed) - values).square().mean() for clip in clips]
     return clips[int(torch.stack(errors).argmin())].clone()
 

@@ -89,7 +89,7 @@ def _item(flow: Flow, item: Any) -> Any:
         return True
     if isinstance(item, list):
         shape = torch.Size([len(item)])
-    return item if shape is None else torch.zeros((), dtype=torch.int64).expand(shape)
+    return item if shape is None else torch.zeros((), dtype=torch.int64, device="cpu").expand(shape)
 
 
 def _along(flow: Flow, node: Node, labels: Labels, dim: int, item: Any, where: tuple[int, ...]) -> Labels:

@@ -1,0 +1,167 @@
+"""Every tensor is made where the network, or the tensor that it meets, is: nothing follows torch's default device."""
+
+import ast
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chainfx
+from chainfx.passes import Distill, EarlyExit, Fuse, LowRank, PruneChannels, PruneHeads, PruneWeights, Quantize
+from chainfx.passes.pruning import importance_names
+from chainfx.training import Augment, Trainer, digits
+from tests.nets import images, small_resnet
+
+ROOT = Path(chainfx.__file__).parent
+FACTORIES = frozenset(
+    {
+        "arange",
+        "as_tensor",
+        "asarray",
+        "empty",
+        "empty_strided",
+        "eye",
+        "full",
+        "linspace",
+        "logspace",
+        "normal",
+        "ones",
+    }
+    | {"rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "tril_indices", "triu_indices"}
+    | {"zeros", "Generator"}
+)
+LAYERS = ("Linear", "Conv", "BatchNorm", "LayerNorm", "GroupNorm", "Embedding", "LSTM", "MultiheadAttention")
+# The networks of the zoo are the user's own once they are made: like all of torch's models they go where torch says.
+ALLOWED = ("zoo/",)
+
+
+def factories_without_device(source: str) -> list[str]:
+    """The calls in a module that make a tensor or layer and do not say where, as ``line: call``."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [node for node in calls if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)]
+    found = []
+    for node in named:
+        owner, name = node.func.value.id, node.func.attr
+        makes = (owner == "torch" and name in FACTORIES) or (owner == "nn" and name.startswith(LAYERS))
+        if makes and "device" not in {keyword.arg for keyword in node.keywords}:
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_every_factory_says_where():
+    modules = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+    missing = {name: factories_without_device(path.read_text()) for name, path in modules.items()}
+    assert {name: calls for name, calls in missing.items() if calls and not name.startswith(ALLOWED)} == {}
+
+
+def test_the_search_for_factories_finds_them():
+    source = "torch.zeros(3)\ntorch.zeros(3, device=x.device)\nnn.Linear(2, 3)\nnn.ReLU()\ntorch.zeros_like(x)"
+    assert factories_without_device(source) == ["1: torch.zeros(3)", "3: nn.Linear(2, 3)"]
+
+
+class Attention(nn.Module):
+    """One layer of self-attention of four heads over (N, tokens, 16), and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj, self.head = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        q, k, v = (each.unflatten(-1, (4, -1)).transpose(1, 2) for each in self.qkv(x).chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.proj(y).mean(1))
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device on this machine")
+    return request.param
+
+
+def astray(device):
+    """For a network on the CPU a default device that holds no data: what is made there by mistake fails at once."""
+    return torch.device("meta") if device == "cpu" else contextlib.nullcontext()
+
+
+def check(small, x, device):
+    """The compressed network is on the device, answers there, and comes back from a folder with the same answer."""
+    assert {tensor.device.type for tensor in (*small.parameters(), *small.buffers())} == {device}
+    answer = small(x)
+    assert answer.device.type == device and answer.shape == (len(x), 10) and bool(answer.isfinite().all())
+    return answer
+
+
+CHAINS = {
+    "sparse": [PruneWeights(0.5, scope="global"), Quantize(4, 4), Fuse()],
+    "codes": [PruneWeights(pattern="1:2", skip=("conv1",)), Quantize(2, 4, scheme="dorefa")],
+    "factors": [LowRank(energy=0.7), Quantize(8, 8)],
+    "spatial": [LowRank(macs=0.8, scheme="spatial"), PruneChannels(0.3, round_to=2)],
+    "folded": [Fuse(), PruneChannels(macs=0.6, scope="global", importance="activation", compensate=True)],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_chains_without_a_trainer(chain, device, tmp_path):
+    model, x = small_resnet().to(device), images(8).to(device)
+    model.bn1.weight.data[1] = 0  # a channel that is constant
+    with astray(device):
+        small = chainfx.compile(model, chain, example_inputs=x, calibration=[x], order="given")
+        answer = check(small, x, device)
+        small.save(tmp_path / "saved")
+        again = chainfx.load(tmp_path / "saved").to(device)
+        assert torch.equal(again(x), answer)
+
+
+@pytest.mark.parametrize("importance", importance_names())
+def test_every_importance(importance, device):
+    model, x = small_resnet().to(device), images(8).to(device)
+    one = PruneChannels(0.5, importance=importance, compensate=True)
+    with astray(device):
+        check(chainfx.compile(model, [one], example_inputs=x, calibration=[x]), x, device)
+
+
+@pytest.mark.parametrize("importance", ["l1", "taylor"])
+def test_heads(importance, device):
+    torch.manual_seed(0)
+    model, x = Attention().eval().to(device), torch.randn(8, 5, 16, device=device)
+    one = PruneHeads(0.5, width_ratio=0.5, importance=importance, compensate=True)
+    with astray(device):
+        check(chainfx.compile(model, [one], example_inputs=x, calibration=[x]), x, device)
+
+
+TUNED = {
+    "distilled": [Distill(depth=0.5, init="random"), PruneWeights(0.5, rounds=2), Quantize(4, 4)],
+    "narrowed": [Distill(width=0.5), PruneChannels(0.25, importance="taylor", rounds=2)],
+    "exits": [Quantize(4, 4), EarlyExit(exits=2, max_drop=0.5)],
+    "exits at a threshold": [EarlyExit(exits=2, threshold=0.2)],
+}
+
+
+@pytest.mark.parametrize("chain", TUNED.values(), ids=TUNED)
+def test_chains_with_the_default_trainer(chain, device, tmp_path):
+    model, x = small_resnet().to(device), images(32).to(device)
+    with astray(device):
+        trainer = Trainer(digits(), epochs=1, batch_size=512, augment=Augment(padding=1))
+        small = chainfx.compile(
+            model, chain, example_inputs=x[:4], trainer=trainer, workdir=tmp_path / "work", order="given"
+        )
+        answer = check(small, x, device)
+        small.save(tmp_path / "saved")
+        assert torch.equal(chainfx.load(tmp_path / "saved").to(device)(x), answer)
+        resumed = chainfx.compile(
+            model, chain, example_inputs=x[:4], trainer=trainer, workdir=tmp_path / "work", order="given"
+        )
+        assert torch.equal(check(resumed, x, device), answer)
+
+
+def test_training_from_scratch_and_counting(device):
+    model = small_resnet().to(device)
+    with astray(device):
+        data = digits()
+        Trainer(data, epochs=1, batch_size=512).fit(model)
+        report = chainfx.count(model, data.example_inputs(2)[0].to(device), encodings=("entropy",))
+    assert report.macs > 0 and {each.device.type for each in model.parameters()} == {device}
