@@ -280,7 +280,7 @@ class _Run:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.trainer.max_norm)
         _refuse_infinite("gradient norm", norm.item(), where)
-        with torch.device("cpu"):  # where torch's Adam counts its steps, unless a default device says otherwise
+        with torch.device("cpu"):  # an older Adam of torch counts its steps on the default device
             self.optimizer.step()
         return loss.item()
 

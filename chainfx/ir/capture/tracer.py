@@ -138,7 +138,7 @@ class TrainFormTracer(Tracer):
         recorded_modules: tuple[ModuleType, ...] = (math,),
     ) -> None:
         functions = (*DEPTHWISE.values(), *DIALECT, assign_)  # in the code of a graph that is captured again
-        super().__init__(recorded_modules, functions)  # type: ignore[arg-type]  # torch annotates it as a tuple of one module
+        super().__init__(recorded_modules, functions)  # type: ignore[arg-type]  # annotated as one module
         self.inputs = inputs
         self.leaves = leaves
         self.failed_at: str | None = None

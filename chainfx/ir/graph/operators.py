@@ -90,7 +90,7 @@ _PACKAGE_FUNCTIONS = frozenset({("torchvision.ops.stochastic_depth", "stochastic
 def key_of(graph_module: GraphModule, node: Node) -> tuple[str | None, str]:
     """The operator key of a node (``None`` if it is nothing that torch or chainfx defines) and the name to print."""
     if node.op == "call_module":
-        return _module_key(type(graph_module.get_submodule(str(node.target))))  # type: ignore[arg-type]  # lru_cache wants Hashable, and a class is
+        return _module_key(type(graph_module.get_submodule(str(node.target))))  # type: ignore[arg-type]  # hashable
     if node.op == "call_method":
         return operator_key(str(node.target)), str(node.target)
     return _function_key(node.target)
