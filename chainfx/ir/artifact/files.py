@@ -28,6 +28,8 @@ from chainfx.ir.graph import edit, ops
 __all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
 
 FORMAT = 1
+"""The number of the file format that this chainfx writes and reads; a manifest carries it."""
+
 _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 
 

@@ -45,7 +45,11 @@ __all__ = [
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, *DEPTHWISE.values())
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+"""The layers whose weight has its output channels in dimension 1."""
+
 LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
+"""The functions that are layers in train form: they take an input, a weight and a bias, in this order."""
+
 _M = TypeVar("_M", bound=nn.Module)
 _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, torch.einsum, F.scaled_dot_product_attention)
 

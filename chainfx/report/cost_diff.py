@@ -7,9 +7,9 @@ from typing import get_args
 
 from chainfx.bitops import ChangeKind, CostDiff, CostReport, NodeChange
 from chainfx.errors import CostError
-from chainfx.report.table import plain_table, text_of
+from chainfx.report.text_tables import lines_of, plain_table
 
-__all__ = ["DIFF_HEADINGS", "change_cells", "diff_totals", "heading_of", "render_diff"]
+__all__ = ["DIFF_HEADINGS", "change_cells", "diff_text", "diff_totals", "heading_of"]
 
 DIFF_HEADINGS = ("node", "change", "w x a", "MACs", "weights", "BitOps", "saved", "ratio")
 _LINES = 40
@@ -24,13 +24,13 @@ def heading_of(diff: CostDiff) -> str:
     return f"what changed for one sample, convention {diff.before.convention} (1 MAC = 2 FLOPs)"
 
 
-def render_diff(diff: CostDiff) -> str:
+def diff_text(diff: CostDiff) -> str:
     """Two reports side by side: the nodes with MACs that changed, at most 40, and the totals before and after."""
     shown, rest = _largest([change for change in diff.changed if _has_macs(change)])
     table = plain_table(heading_of(diff), DIFF_HEADINGS, 3)
     for change in shown:
         table.add_row(*change_cells(change))
-    lines = text_of(table) if shown else [heading_of(diff)]
+    lines = lines_of(table) if shown else [heading_of(diff)]
     if rest:
         saved = _short(sum((change.saved_bitops for change in rest), start=0)) or "0"
         lines.append(f"{len(rest)} more nodes save {saved} BitOps together")

@@ -1,17 +1,12 @@
 """Cost reports for a notebook: self-contained HTML that folds without scripts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
-from chainfx.report.diff import DIFF_HEADINGS, change_cells, diff_totals, heading_of
-from chainfx.report.table import cells_of, headings_of, title, totals
-from chainfx.report.tree import Branch, fitting_depth, tree_of
-
-if TYPE_CHECKING:
-    from chainfx.bitops import CostDiff, CostReport
+from chainfx.bitops import CostDiff, CostReport
+from chainfx.report.cost_diff import DIFF_HEADINGS, change_cells, diff_totals, heading_of
+from chainfx.report.cost_report import cells_of, headings_of, title, totals
+from chainfx.report.cost_tree import Branch, fitting_depth, tree_of
 
 __all__ = ["diff_html", "report_html"]
 

@@ -1,23 +1,16 @@
 """A cost report as a table to read: a tree by module path, folded to fit a screen."""
 
-from __future__ import annotations
-
-import io
-from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
+from rich.table import Table
+
+from chainfx.bitops import CostReport
 from chainfx.errors import InputError
-from chainfx.report.tree import Branch, Sort, fitting_depth, tree_of
+from chainfx.report.cost_tree import Branch, Sort, fitting_depth, tree_of
+from chainfx.report.text_tables import lines_of, plain_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["cells_of", "headings_of", "number", "render", "title", "totals"]
 
-    from chainfx.bitops import CostReport
-
-__all__ = ["cells_of", "headings_of", "number", "plain_table", "render", "text_of", "title", "totals"]
-
-_WIDTH = 120
 _LINES = 40
 _INDENT = "  "
 
@@ -40,7 +33,7 @@ def render(report: CostReport, *, depth: int | None = None, sort: Sort = "order"
         raise InputError(f"depth={depth!r} is not a whole number from 0; give the number of levels to unfold.")
     root = tree_of(report, sort, flat=flat)
     depth = fitting_depth(root, _LINES) if depth is None else depth
-    head = text_of(_table(report, root, depth)) if depth and root.nodes else [title(report)]
+    head = lines_of(_table(report, root, depth)) if depth and root.nodes else [title(report)]
     return "\n".join([*head, *totals(report)])
 
 
@@ -120,29 +113,6 @@ def _storage(report: CostReport) -> list[str]:
 def is_sparse(report: CostReport) -> bool:
     """Whether any weight of the network is masked."""
     return any(row.pattern for row in report.rows)
-
-
-def text_of(table: Table) -> list[str]:
-    """The lines of a table of at most 120 columns, without colours and trailing blanks."""
-    from rich.console import Console
-
-    stream = io.StringIO()
-    console = Console(file=stream, width=_WIDTH, color_system=None, markup=False, highlight=False, emoji=False)
-    console.print(table)
-    return [line.rstrip() for line in stream.getvalue().splitlines()]
-
-
-def plain_table(heading: str, columns: Sequence[str], texts: int) -> Table:
-    """An empty table in the style of all reports; the first ``texts`` columns hold text, the others numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="", pad_edge=False)
-    for column in columns[:texts]:
-        table.add_column(column, overflow="fold")
-    for column in columns[texts:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
 
 
 def _table(report: CostReport, root: Branch, depth: int) -> Table:
