@@ -18,7 +18,7 @@ from chainfx.report.cost_csv import diff_csv, report_csv
 from chainfx.report.cost_diff import diff_text
 from chainfx.report.cost_html import diff_html, report_html
 from chainfx.report.cost_report import render
-from chainfx.report.cross_check import cross_check_text
+from chainfx.report.crosscheck import cross_check_text
 from chainfx.report.demo import DemoRow, demo_table
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from chainfx.bitops import Uncounted, count
-from chainfx.report.cost_report import cells_of, headings_of, totals
+from chainfx.report.cost_report import branch_cells, report_headings, report_totals
 from chainfx.report.cost_tree import tree_of
 from tests.report.values import everything, resnet_report
 
@@ -52,8 +52,8 @@ def report():
 def test_every_module_and_node_is_a_line_with_the_cells_of_the_table(report):
     page = Page(report._repr_html_())
     branches = everything(tree_of(report))[1:]  # without the root
-    assert page.lines == [headings_of(report), *(cells_of(branch, report, folded=True) for branch in branches)]
-    assert "\n".join(totals(report)) in page.texts
+    assert page.lines == [report_headings(report), *(branch_cells(branch, report, folded=True) for branch in branches)]
+    assert "\n".join(report_totals(report)) in page.texts
 
 
 def test_modules_fold_and_the_deepest_that_do_not_fit_are_closed():
