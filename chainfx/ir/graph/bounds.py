@@ -18,7 +18,7 @@ _MOST_ITEMS = 2**16
 _MOST_BITS = 2**12
 _POWERS = (operator.pow, operator.ipow, operator.lshift, operator.ilshift)
 _REPEATS = (operator.mul, operator.imul)
-_CUTS = ("chunk", "dsplit", "hsplit", "split", "split_with_sizes", "tensor_split", "unbind", "vsplit")
+_CUTS: tuple[str, ...] = ("chunk", "dsplit", "hsplit", "split", "split_with_sizes", "tensor_split", "unbind", "vsplit")
 _CUTS += ("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
 
 
