@@ -110,15 +110,17 @@ def _answer(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
 def as_before(*models: nn.Module) -> Iterator[None]:
     """Whatever code does to the attributes and buffers of modules meanwhile, they are as before afterwards."""
     modules = {id(module): module for model in models for module in modules_by_path(model).values()}.values()
-    kept = [(module, {key: _shallow(value) for key, value in vars(module).items()}) for module in modules]
+    kept = [(vars(module), dict(vars(module))) for module in modules]
+    held = [value for _, attributes in kept for value in attributes.values() if isinstance(value, dict | list | set)]
+    contents = [(container, copy.copy(container)) for container in held]
     real = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
     buffers = [(buffer, buffer.clone()) for buffer in real if not buffer.is_meta]
     try:
         yield
     finally:
-        for module, attributes in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
+        for now, before in [*kept, *contents]:
+            now.clear()
+            now.extend(before) if isinstance(now, list) else now.update(before)
         with torch.no_grad():
             for buffer, value in buffers:
                 if not _same(buffer, value):
@@ -132,11 +134,6 @@ def source_of(module: nn.Module) -> str:
         return f"{name} at {inspect.getsourcefile(type(module))}:{inspect.getsourcelines(type(module).forward)[1]}"
     except (OSError, TypeError):  # made in a notebook or by exec
         return name
-
-
-def _shallow(value: Any) -> Any:
-    """A copy of a container that code may add to; anything else itself."""
-    return copy.copy(value) if isinstance(value, dict | list | set) else value
 
 
 def _batch_of(examples: Sequence[Tensor]) -> int:
