@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph.depthwise import DEPTHWISE
+from chainfx.ir.graph.mutation import changes_what_is_used
 
 __all__ = [
     "CONVOLUTIONS",
@@ -247,7 +248,11 @@ def fresh_path(graph_module: nn.Module, prefix: str) -> str:
 
 def tidy(graph_module: GraphModule) -> None:
     """Remove dead nodes, the modules and tensors no node refers to, and recompile."""
-    graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+    def is_needed(node: Node) -> bool:
+        return node.op in ("placeholder", "output") or changes_what_is_used(node, graph_module)
+
+    graph_module.graph.eliminate_dead_code(is_impure_node=is_needed)
     used = {str(node.target) for node in graph_module.graph.nodes if node.op in ("get_attr", "call_module")}
     for name, module in list(graph_module.named_modules()):
         if any(name == path or name.startswith(f"{path}.") for path in used):
