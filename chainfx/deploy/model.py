@@ -1,5 +1,6 @@
 """The compressed network as a module to call, compile, save and load."""
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,11 +10,13 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.lower import fold_codes, split_stages, to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.artifact import load_graph, save_graph
+from chainfx.ir.artifact import dtype_of, load_graph, save_graph
 from chainfx.ir.graph import exits_of, propagate_shapes
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
+
+_MOST_ELEMENTS = 2**28
 
 
 class CompressedModel(nn.Module):
@@ -108,11 +111,19 @@ def load(path: str | Path) -> CompressedModel:
     """
     graph_module, extra = load_graph(Path(path))
     try:
-        examples = tuple(
-            torch.zeros(item["shape"], dtype=getattr(torch, item["dtype"].removeprefix("torch.")), device="cpu")
-            for item in extra["examples"]
-        )
+        examples = tuple(_zeros(item["shape"], item["dtype"]) for item in extra["examples"])
         report = ChainReport.from_dict(extra["report"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
-    return CompressedModel(graph_module, examples, report)
+    try:
+        return CompressedModel(graph_module, examples, report)
+    except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise ArtifactError(f"{path} holds a graph that does not fit its inputs: {reason}; save it again.") from error
+
+
+def _zeros(shape: list[int], dtype: str) -> Tensor:
+    """An example input; raises :class:`ArtifactError` for one of more than 2**28 elements."""
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) > _MOST_ELEMENTS:
+        raise ArtifactError(f"the saved network has an example input of shape {shape}, which is none; save it again.")
+    return torch.zeros(shape, dtype=dtype_of(dtype), device="cpu")

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 NEEDS = frozenset({"calibration", "training", "evaluation"})
+"""What a pass may ask of a run in ``PassInfo.needs``: calibration batches, a trainer, or measured accuracy."""
 
 
 class Kind(enum.IntEnum):

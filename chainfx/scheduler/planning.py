@@ -10,6 +10,7 @@ import networkx as nx
 
 from chainfx.errors import InputError, ScheduleError
 from chainfx.passes import Pass
+from chainfx.rendering import rendered
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, gather
 from chainfx.scheduler.law import LAW, Law
 
@@ -37,8 +38,7 @@ class Edge:
     overrides: tuple["Edge", ...] = ()
 
     def __str__(self) -> str:
-        text = f"{self.before} before {self.after}: {self.reason} [{self.kind}: {self.source}]"
-        return text + "".join(f"; overrides {edge}" for edge in self.overrides)
+        return rendered(self, "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,7 @@ class Finding:
     after_position: int
 
     def __str__(self) -> str:
-        edge = self.edge
-        where = f"{edge.before} stands at {self.position}, behind {edge.after} at {self.after_position}"
-        return f"{where}, but {edge}"
+        return rendered(self, "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +72,7 @@ class Plan:
         return tuple(step.info.name for step in self.passes)
 
     def __str__(self) -> str:
-        lines = [f"order: {' -> '.join(self.order) or 'no passes'}"]
-        lines += [f"  {edge}" for edge in self.edges]
-        lines += [f"  tie: {first} and {second}, kept as written" for first, second in self.ties]
-        lines += [f"  broken: {finding}" for finding in self.findings]
-        return "\n".join(lines)
+        return rendered(self, "text")
 
 
 @dataclass(slots=True)

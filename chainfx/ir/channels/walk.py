@@ -18,6 +18,8 @@ from chainfx.ir.graph import function_of, get_tensor, is_dialect, ops, origin, t
 __all__ = ["Flow", "Fold", "Rule", "operator_name"]
 
 Fold = Literal["width", "heads"]
+"""What is kept of channels that attention sees as (heads, width): the same part of each head, or whole heads."""
+
 Rule = Callable[["Flow", Node], Any]
 
 _HOMES = ("torch", "_operator", "math", "builtins", "chainfx")

@@ -34,6 +34,7 @@ from chainfx.ir.graph.layer import (
 )
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
+from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, TRANSPARENT, key_of, operator_key
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
@@ -58,7 +59,10 @@ __all__ = [
     "Scalar",
     "Skipped",
     "assign_",
+    "changes_in_place",
+    "changes_what_is_used",
     "choose",
+    "cuts_tensor",
     "device_of",
     "edit",
     "ends_of",

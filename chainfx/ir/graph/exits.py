@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.mutation import changes_what_is_used
 
 __all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "output_node", "segments"]
 
@@ -50,11 +51,25 @@ def segments(graph_module: GraphModule) -> tuple[tuple[Node, ...], ...]:
             if node not in segment_of and node.op not in ("placeholder", "output"):
                 segment_of[node] = index
                 waiting.extend(node.all_input_nodes)
+    _place_mutations(graph_module, segment_of)
     parts: tuple[list[Node], ...] = tuple([] for _ in range(len(marks) + 1))
     for node in graph_module.graph.nodes:
         if node.op not in ("placeholder", "output"):
             parts[segment_of.get(node, len(marks))].append(node)
     return tuple(tuple(part) for part in parts)
+
+
+def _place_mutations(graph_module: GraphModule, segment_of: dict[Node, int]) -> None:
+    """Put what changes a tensor in place, and has no users, into the segment of that tensor: others there read it."""
+    for node in graph_module.graph.nodes:
+        if node.users or node in segment_of or not changes_what_is_used(node, graph_module):
+            continue
+        chain, current = [node], node.args[0]
+        while isinstance(current, Node) and current not in segment_of and current.op not in ("placeholder", "get_attr"):
+            chain.append(current)
+            current = current.args[0] if current.args else None
+        if isinstance(current, Node) and current in segment_of:
+            segment_of.update(dict.fromkeys(chain, segment_of[current]))
 
 
 def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from chainfx.errors import InputError
 from chainfx.ir.graph import ops
+from chainfx.ir.graph.bounds import check_asked, check_made
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import function_of, modules_by_path
 
@@ -79,6 +80,7 @@ class MetaEvaluator:
         key = (node.op, node.target, repr(given))  # of 1, 1.0 and True only the texts differ
         if key not in self._known:
             self._known[key] = self._run(node, value_of)
+            check_made(node.target, self._known[key])
         return _alias(self._known[key])
 
     def _kind(self, value: Any) -> Any:
@@ -90,6 +92,7 @@ class MetaEvaluator:
 
     def _run(self, node: Node, value_of: Callable[[Node], Any]) -> Any:
         args, kwargs = map(_on_meta, map_arg((node.args, node.kwargs), value_of))
+        check_asked(node.target, args)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_module":

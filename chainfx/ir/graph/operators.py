@@ -31,7 +31,6 @@ def _keys(names: str) -> frozenset[str]:
     return frozenset(operator_key(name) for name in names.split())
 
 
-# No arithmetic: values are moved, repeated or dropped. The format of the elements stays what it was.
 MOVEMENT = _keys("""
     alias alpha_dropout as_strided bfloat16 bool broadcast_tensors broadcast_to cat channel_shuffle chunk circular_pad
     circular_pad_nd clone column_stack concat concatenate constant_pad constant_pad_nd contiguous copy copy_ cpu cuda
@@ -45,15 +44,15 @@ MOVEMENT = _keys("""
     transpose tril triu type type_as unbind unflatten unfold unsafe_chunk unsafe_split unsafe_view unsqueeze view
     view_as vsplit vstack zero_pad
 """)
+"""No arithmetic: values are moved, repeated or dropped. The format of the elements stays what it was."""
 
 MAX_POOLS = _keys("""
     adaptive_max_pool2d adaptive_max_pool2d_with_indices fractional_max_pool2d max_pool2d max_pool2d_with_indices
 """)
 
-# The result holds elements of the same format as the input.
 TRANSPARENT = MOVEMENT | MAX_POOLS | _keys("relu")
+"""The result holds elements of the same format as the input."""
 
-# Work in proportion to the number of elements: arithmetic on elements, reductions, normalization, pooling, softmax.
 ELEMENTWISE = MAX_POOLS | _keys("""
     abs absolute acos acosh adaptive_avg_pool2d add addcdiv addcmul addr affine_grid all amax amin aminmax and angle
     any argmax argmin argsort asin asinh atan atan2 atanh avg_pool2d batch_norm batch_norm_no_update
@@ -76,12 +75,13 @@ ELEMENTWISE = MAX_POOLS | _keys("""
     upsample_bilinear2d upsample_linear1d upsample_nearest upsample_nearest1d upsample_nearest2d upsample_nearest3d
     upsample_trilinear3d upsamplingbilinear2d upsamplingnearest2d var var_mean where xlogy xor
 """)
+"""Work in proportion to the number of elements: arithmetic, reductions, normalization, pooling, softmax."""
 
-# The values do not depend on those of the inputs, so the work is not done for every sample.
 CONSTRUCTORS = _keys("""
     arange as_tensor empty empty_like eye full full_like linspace new_empty new_full new_ones new_tensor new_zeros
     ones ones_like rand rand_like randint randn randn_like scalar_tensor tensor zeros zeros_like
 """)
+"""The values do not depend on those of the inputs, so the work is not done for every sample."""
 
 _PLAIN_MODULES = ("torch", "_operator", "builtins", "math")
 _PACKAGE_FUNCTIONS = frozenset({("torchvision.ops.stochastic_depth", "stochastic_depth")})

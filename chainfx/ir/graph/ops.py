@@ -168,3 +168,4 @@ def confidence(logits: Tensor, criterion: str) -> Tensor:
 
 
 DIALECT = (quantize_weight, quantize_activation, dequantize_weight, mask_weight, look_up, exit_point)
+"""The functions that chainfx adds to those of torch: all that a graph may call beside torch's own."""

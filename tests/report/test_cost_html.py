@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from chainfx.bitops import Uncounted, count
-from chainfx.ir.capture.ways import capture
-from chainfx.report.table import cells_of, headings_of, totals
-from chainfx.report.tree import tree_of
-from chainfx.zoo import resnet
+from chainfx.report.cost_report import branch_cells, report_headings, report_totals
+from chainfx.report.cost_tree import tree_of
+from tests.report.values import everything, resnet_report
 
 VOID = {"br", "img", "link", "meta", "input"}
 EVIL = "<script>alert('&')</script>"
@@ -47,28 +46,20 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report():
-    with torch.device("meta"):
-        model, x = resnet((2, 1), width=4).eval(), (torch.zeros(1, 3, 8, 8),)
-        return count(capture(model, x), x)
-
-
-def everything(branch):
-    return [found for child in branch.children for found in (child, *everything(child))]
+    return resnet_report()
 
 
 def test_every_module_and_node_is_a_line_with_the_cells_of_the_table(report):
     page = Page(report._repr_html_())
-    branches = everything(tree_of(report))
-    assert page.lines == [headings_of(report), *(cells_of(branch, report, folded=True) for branch in branches)]
-    assert "\n".join(totals(report)) in page.texts
+    branches = everything(tree_of(report))[1:]  # without the root
+    assert page.lines == [report_headings(report), *(branch_cells(branch, report, folded=True) for branch in branches)]
+    assert "\n".join(report_totals(report)) in page.texts
 
 
 def test_modules_fold_and_the_deepest_that_do_not_fit_are_closed():
-    with torch.device("meta"):
-        model, x = resnet((16, 16, 16), width=4).eval(), (torch.zeros(1, 3, 8, 8),)
-        report = count(capture(model, x), x)
+    report = resnet_report((16, 16, 16))
     page = Page(report._repr_html_())
-    modules = [branch for branch in everything(tree_of(report)) if branch.children]
+    modules = [branch for branch in everything(tree_of(report))[1:] if branch.children]
     assert page.tags.count("details") == page.tags.count("summary") == len(modules)
     opened = [name for tag, name, _ in page.attributes if tag == "details" and name == "open"]
     assert 0 < len(opened) < len(modules)
@@ -91,7 +82,7 @@ def test_names_are_escaped(report):
 
 
 def test_a_diff_shows_every_node_that_changed(report):
-    diff = report.diff(report.reprice("mac_bw_ba", {"*": (4, 8)}))
+    diff = report.diff(report.reprice(widths={"*": (4, 8)}))
     head, *lines = Page(diff._repr_html_()).lines
     assert len(head) == 8
     assert [line[0] for line in lines] == [change.node for change in diff.changed]

@@ -1,17 +1,13 @@
 """Cost reports as comma-separated values, for spreadsheets and data frames."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from chainfx.bitops import CostDiff, CostReport, CostRow, NodeChange, Uncounted
+from chainfx.bitops import CostDiff, CostReport, CostRow, NodeChange, Uncounted
 
-__all__ = ["diff_sheet", "report_sheet"]
+__all__ = ["diff_csv", "report_csv"]
 
 _COSTS = ("macs", "nonzero_macs", "elementwise", "weight_bits", "activation_bits", "weight_elements", "bitops")
 _NAMES = ("node", "module", "operator")
@@ -19,7 +15,7 @@ _REPORT = (*_NAMES, "output", *_COSTS, "pattern", "segment", "branch", "conventi
 _DIFF = (*_NAMES, "change", *(f"{cost}_{side}" for cost in _COSTS for side in ("before", "after")), "convention")
 
 
-def report_sheet(report: CostReport) -> str:
+def report_csv(report: CostReport) -> str:
     """One line a node, headings first; numbers are of one sample, and the convention stands in every line.
 
     A node that nobody could count has no numbers, and the reason in the last column.
@@ -37,7 +33,7 @@ def report_sheet(report: CostReport) -> str:
     return _written(_REPORT, [{**line, "convention": report.convention} for line in lines])
 
 
-def diff_sheet(diff: CostDiff) -> str:
+def diff_csv(diff: CostDiff) -> str:
     """One line a node that changed, the one that saves most bit operations first; what is not there is empty."""
     lines = [
         {

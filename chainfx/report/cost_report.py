@@ -1,23 +1,16 @@
 """A cost report as a table to read: a tree by module path, folded to fit a screen."""
 
-from __future__ import annotations
-
-import io
-from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
+from rich.table import Table
+
+from chainfx.bitops import CostReport
 from chainfx.errors import InputError
-from chainfx.report.tree import Branch, Sort, fitting_depth, tree_of
+from chainfx.report.cost_tree import Branch, Sort, fitting_depth, tree_of
+from chainfx.report.text_tables import lines_of, plain_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["branch_cells", "render", "report_headings", "report_title", "report_totals"]
 
-    from chainfx.bitops import CostReport
-
-__all__ = ["cells_of", "headings_of", "number", "plain_table", "render", "text_of", "title", "totals"]
-
-_WIDTH = 120
 _LINES = 40
 _INDENT = "  "
 
@@ -40,31 +33,31 @@ def render(report: CostReport, *, depth: int | None = None, sort: Sort = "order"
         raise InputError(f"depth={depth!r} is not a whole number from 0; give the number of levels to unfold.")
     root = tree_of(report, sort, flat=flat)
     depth = fitting_depth(root, _LINES) if depth is None else depth
-    head = text_of(_table(report, root, depth)) if depth and root.nodes else [title(report)]
-    return "\n".join([*head, *totals(report)])
+    head = lines_of(_table(report, root, depth)) if depth and root.nodes else [report_title(report)]
+    return "\n".join([*head, *report_totals(report)])
 
 
-def title(report: CostReport) -> str:
+def report_title(report: CostReport) -> str:
     """What the numbers are, in one line."""
     return f"cost of one sample, convention {report.convention} (1 MAC = 2 FLOPs)"
 
 
-def headings_of(report: CostReport) -> list[str]:
+def report_headings(report: CostReport) -> list[str]:
     """The headings of the columns; the first three hold text, the others numbers."""
     headings = ["module", "operator", "output", "MACs", "element-wise", "w x a", "BitOps", "share"]
     optional = {"nonzero": is_sparse(report), "segment": bool(report.exits)}
     return headings + [heading for heading, shown in optional.items() if shown]
 
 
-def cells_of(branch: Branch, report: CostReport, *, folded: bool = False) -> list[str]:
+def branch_cells(branch: Branch, report: CostReport, *, folded: bool = False) -> list[str]:
     """The texts of the columns for a module or node; a folded module says how many nodes it holds."""
     row, bits = branch.row, branch.widths()
     operator = row.operator if row else f"{branch.nodes} nodes" if folded else ""
     output = "x".join(map(str, row.shape)) if row else ""
     width = "mixed" if len(bits) > 1 else "".join(f"{weight} x {activation}" for weight, activation in bits)
     share = f"{float(branch.bitops / Fraction(report.bitops)):.1%}" if branch.bitops else ""
-    cells = [branch.name, operator, output, number(branch.macs), number(branch.elementwise), width]
-    cells += [number(branch.bitops), share]
+    cells = [branch.name, operator, output, _number(branch.macs), _number(branch.elementwise), width]
+    cells += [_number(branch.bitops), share]
     if is_sparse(report):
         cells.append(f"{float(Fraction(branch.nonzero_macs) / branch.macs):.1%}" if branch.macs else "")
     if report.exits:
@@ -72,24 +65,26 @@ def cells_of(branch: Branch, report: CostReport, *, folded: bool = False) -> lis
     return cells
 
 
-def number(value: int | float | Fraction) -> str:
+def _number(value: int | float | Fraction) -> str:
     """A number with thousands separators and, if it is not whole, one decimal; nothing for zero."""
     if not value:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{float(value):,.1f}"
 
 
-def totals(report: CostReport) -> list[str]:
+def report_totals(report: CostReport) -> list[str]:
     """The lines below the table: the network's totals, and what nobody could count."""
     costs = report.cumulative[:-1]
-    lines = [f"up to {cost.exit}: MACs {cost.macs:,}, BitOps {number(cost.bitops) or '0'}" for cost in costs]
+    lines = [f"up to {cost.exit}: MACs {cost.macs:,}, BitOps {_number(cost.bitops) or '0'}" for cost in costs]
     lines += [_worst(report), *_expected(report), *_storage(report)]
     return lines + [f"NOT COUNTED: {item.node} ({item.operator}, {item.reason})" for item in report.uncounted]
 
 
 def _worst(report: CostReport) -> str:
-    nonzero = f" ({number(report.nonzero_macs) or '0'} nonzero)" if is_sparse(report) else ""
-    costs = f"MACs {report.macs:,}{nonzero}, BitOps {number(report.bitops) or '0'}, element-wise {report.elementwise:,}"
+    nonzero = f" ({_number(report.nonzero_macs) or '0'} nonzero)" if is_sparse(report) else ""
+    costs = (
+        f"MACs {report.macs:,}{nonzero}, BitOps {_number(report.bitops) or '0'}, element-wise {report.elementwise:,}"
+    )
     return f"{costs} (worst case)" if report.exits or report.conditions else costs
 
 
@@ -122,32 +117,9 @@ def is_sparse(report: CostReport) -> bool:
     return any(row.pattern for row in report.rows)
 
 
-def text_of(table: Table) -> list[str]:
-    """The lines of a table of at most 120 columns, without colours and trailing blanks."""
-    from rich.console import Console
-
-    stream = io.StringIO()
-    console = Console(file=stream, width=_WIDTH, color_system=None, markup=False, highlight=False, emoji=False)
-    console.print(table)
-    return [line.rstrip() for line in stream.getvalue().splitlines()]
-
-
-def plain_table(heading: str, columns: Sequence[str], texts: int) -> Table:
-    """An empty table in the style of all reports; the first ``texts`` columns hold text, the others numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="", pad_edge=False)
-    for column in columns[:texts]:
-        table.add_column(column, overflow="fold")
-    for column in columns[texts:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
 def _table(report: CostReport, root: Branch, depth: int) -> Table:
-    table = plain_table(title(report), headings_of(report), 3)
+    table = plain_table(report_title(report), report_headings(report), 3)
     for level, branch in root.walk(depth):
-        name, *cells = cells_of(branch, report, folded=level == depth - 1)
+        name, *cells = branch_cells(branch, report, folded=level == depth - 1)
         table.add_row(_INDENT * level + name, *cells)
     return table

@@ -8,18 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate, takewhile
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+from chainfx.bitops import CostReport, CostRow
 from chainfx.errors import InputError
-
-if TYPE_CHECKING:
-    from chainfx.bitops import CostReport, CostRow
 
 __all__ = ["Branch", "Sort", "fitting_depth", "tree_of"]
 
 Sort = Literal["order", "macs", "bitops"]
 _Path = tuple[str, ...]
-_Placed = tuple[_Path, "CostRow"]
+_Placed = tuple[_Path, CostRow]
 
 
 @dataclass(frozen=True, slots=True)

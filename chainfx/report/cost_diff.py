@@ -7,9 +7,9 @@ from typing import get_args
 
 from chainfx.bitops import ChangeKind, CostDiff, CostReport, NodeChange
 from chainfx.errors import CostError
-from chainfx.report.table import plain_table, text_of
+from chainfx.report.text_tables import lines_of, plain_table
 
-__all__ = ["DIFF_HEADINGS", "change_cells", "diff_totals", "heading_of", "render_diff"]
+__all__ = ["DIFF_HEADINGS", "diff_cells", "diff_text", "diff_title", "diff_totals"]
 
 DIFF_HEADINGS = ("node", "change", "w x a", "MACs", "weights", "BitOps", "saved", "ratio")
 _LINES = 40
@@ -19,25 +19,25 @@ def _has_macs(change: NodeChange) -> bool:
     return any(row is not None and row.macs for row in (change.before, change.after))
 
 
-def heading_of(diff: CostDiff) -> str:
+def diff_title(diff: CostDiff) -> str:
     """What the numbers are, in one line."""
     return f"what changed for one sample, convention {diff.before.convention} (1 MAC = 2 FLOPs)"
 
 
-def render_diff(diff: CostDiff) -> str:
+def diff_text(diff: CostDiff) -> str:
     """Two reports side by side: the nodes with MACs that changed, at most 40, and the totals before and after."""
     shown, rest = _largest([change for change in diff.changed if _has_macs(change)])
-    table = plain_table(heading_of(diff), DIFF_HEADINGS, 3)
+    table = plain_table(diff_title(diff), DIFF_HEADINGS, 3)
     for change in shown:
-        table.add_row(*change_cells(change))
-    lines = text_of(table) if shown else [heading_of(diff)]
+        table.add_row(*diff_cells(change))
+    lines = lines_of(table) if shown else [diff_title(diff)]
     if rest:
         saved = _short(sum((change.saved_bitops for change in rest), start=0)) or "0"
         lines.append(f"{len(rest)} more nodes save {saved} BitOps together")
     return "\n".join([*lines, *diff_totals(diff)])
 
 
-def change_cells(change: NodeChange) -> list[str]:
+def diff_cells(change: NodeChange) -> list[str]:
     """The texts of the columns for one node of a diff."""
     sides = (change.before, change.after)
     bits = _arrow(*("" if row is None or not row.macs else f"{row.weight_bits}x{row.activation_bits}" for row in sides))

@@ -1,17 +1,12 @@
 """Cost reports for a notebook: self-contained HTML that folds without scripts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
-from chainfx.report.diff import DIFF_HEADINGS, change_cells, diff_totals, heading_of
-from chainfx.report.table import cells_of, headings_of, title, totals
-from chainfx.report.tree import Branch, fitting_depth, tree_of
-
-if TYPE_CHECKING:
-    from chainfx.bitops import CostDiff, CostReport
+from chainfx.bitops import CostDiff, CostReport
+from chainfx.report.cost_diff import DIFF_HEADINGS, diff_cells, diff_title, diff_totals
+from chainfx.report.cost_report import branch_cells, report_headings, report_title, report_totals
+from chainfx.report.cost_tree import Branch, fitting_depth, tree_of
 
 __all__ = ["diff_html", "report_html"]
 
@@ -35,18 +30,18 @@ def report_html(report: CostReport) -> str:
     root = tree_of(report)
     unfolded = fitting_depth(root, _LINES)
     body = "".join(_branch(branch, report, level=0, unfolded=unfolded) for branch in root.children)
-    return _page(title(report), headings_of(report), body, totals(report))
+    return _page(report_title(report), report_headings(report), body, report_totals(report))
 
 
 def diff_html(diff: CostDiff) -> str:
     """The nodes that changed, all of them, the one that saves most bit operations first."""
-    body = "".join(f'<div class="line">{_cells(change_cells(change))}</div>' for change in diff.changed)
-    return _page(heading_of(diff), DIFF_HEADINGS, body, diff_totals(diff))
+    body = "".join(f'<div class="line">{_cells(diff_cells(change))}</div>' for change in diff.changed)
+    return _page(diff_title(diff), DIFF_HEADINGS, body, diff_totals(diff))
 
 
 def _branch(branch: Branch, report: CostReport, *, level: int, unfolded: int) -> str:
     """A node as a line, a module as a line that opens what is inside."""
-    cells = _cells(cells_of(branch, report, folded=True), level)
+    cells = _cells(branch_cells(branch, report, folded=True), level)
     if not branch.children:
         return f'<div class="line">{cells}</div>'
     inside = "".join(_branch(child, report, level=level + 1, unfolded=unfolded) for child in branch.children)
