@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --hypothesis-profile=long
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o python_files='bench_*.py'

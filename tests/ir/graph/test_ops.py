@@ -3,11 +3,12 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from chainfx.ir.graph import ops
+from tests.budget import examples
 
 
 class Quantized(nn.Module):
@@ -21,7 +22,7 @@ class Quantized(nn.Module):
         return nn.functional.linear(x, ops.quantize_weight(self.weight, 2, "dorefa", 0))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(3)
 @given(st.integers(1, 8), st.sampled_from(ops.SCHEMES), st.sampled_from([None, 0]), st.integers(0, 999))
 def test_a_b_bit_weight_has_at_most_2_to_the_b_values_and_decodes_from_its_codes(bits, scheme, axis, seed):
     weight = torch.randn(3, 400, generator=torch.Generator().manual_seed(seed))
@@ -34,7 +35,7 @@ def test_a_b_bit_weight_has_at_most_2_to_the_b_values_and_decodes_from_its_codes
     assert torch.equal(ops.dequantize_weight(codes.to(torch.uint8), scale, bits, scheme), quantized)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(3)
 @given(st.integers(1, 8), st.booleans(), st.floats(0.05, 3))
 def test_a_b_bit_activation_has_at_most_2_to_the_b_values_within_the_clip(bits, signed, clip):
     x = torch.linspace(-4, 4, 3001)
