@@ -1,7 +1,9 @@
 import copy
+import os
 import subprocess
 import sys
 from itertools import combinations, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from chainfx.errors import InputError, TuningError
 from chainfx.passes.base import Epoch, TuneRequest
-from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders
+from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
 from chainfx.training.losses import soft_loss
 from chainfx.training.machine import placed
 from chainfx.training.trainer import rate_factor
@@ -228,6 +230,74 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert [rate_factor(0, 1), rate_factor(0, 2)] == [1, 1] and 0 < rate_factor(1, 2) < 1
 
 
+def test_every_step_is_done_with_the_rate_of_the_schedule(monkeypatch):
+    """Two epochs of two steps: one step of warm-up, then (1 + cos(pi i / 4)) / 2 for i = 1, 2, 3."""
+    rates, step = [], torch.optim.SGD.step
+
+    def noted(optimizer, *args, **options):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    dataset = TensorDataset(torch.eye(8).repeat(4, 1), torch.arange(8).repeat(4))
+    data = from_loaders(DataLoader(dataset, 16), DataLoader(dataset, 16), num_classes=8)
+    trainer = Trainer(data, epochs=2, learning_rate=0.5)
+    trainer.fit(nn.Linear(8, 8))
+    shares = [1.0, 0.8535533905932737, 0.5, 0.14644660940672627]
+    assert rates == pytest.approx([0.5 * share for share in shares])
+    rates.clear()
+    tuned(trainer, symbolic_trace(nn.Sequential(nn.Linear(8, 8))))
+    assert rates == pytest.approx([0.05 * share for share in shares])
+
+
+def test_labels_are_smoothed_in_distillation_as_in_training(data):
+    """With no weight on the teacher distillation is the training on the labels, bit for bit, smoothing and all."""
+    trainer, sharp = (Trainer(data, epochs=1, label_smoothing=each) for each in (0.2, 0.0))
+    request = {"loss": "kd", "teacher": graph(seed=1), "hard_weight": 1.0, "soft_weight": 0.0}
+    smooth, direct = tuned(trainer, graph(), **request), tuned(trainer, graph())
+    assert not changed(smooth, direct)
+    assert changed(smooth, tuned(sharp, graph(), **request))
+
+
+def process(index, count=2):
+    """What accelerate says to process ``index`` of ``count``."""
+    return SimpleNamespace(
+        device=torch.device("cpu"), num_processes=count, process_index=index, is_main_process=index == 0
+    )
+
+
+def test_each_process_trains_on_its_own_share_of_every_batch(monkeypatch):
+    dataset = TensorDataset(torch.arange(40.0)[:, None].repeat(1, 4), torch.arange(40) % 4)
+    data = from_loaders(DataLoader(dataset, 8, shuffle=True), DataLoader(dataset, 8), num_classes=4)
+    monkeypatch.setattr("chainfx.training.trainer.shared", lambda model, device: model)
+    monkeypatch.setattr("chainfx.training.trainer.same_buffers", lambda model: None)
+
+    def seen(index, count):
+        monkeypatch.setattr(machine, "_state", lambda: process(index, count))
+        batches, model = [], nn.Linear(4, 4)
+        model.register_forward_pre_hook(
+            lambda module, args: batches.append(args[0][:, 0].tolist()) if module.training else None
+        )
+        epochs = []
+        Trainer(data, epochs=2, learning_rate=1e-3).fit(model, on_epoch=epochs.append)
+        assert len(epochs) == (2 if index == 0 else 0)
+        return batches
+
+    whole, first, second = seen(0, 1), seen(0, 2), seen(1, 2)
+    assert [len(batch) for batch in first] == [len(batch) for batch in second] == [4] * len(whole)
+    for batch, one, other in zip(whole, first, second, strict=True):
+        assert (batch[::2], batch[1::2]) == (one, other)
+
+
+def test_a_batch_smaller_than_the_number_of_processes_stays_whole(monkeypatch):
+    batch = (torch.arange(2.0),), torch.arange(2)
+    monkeypatch.setattr(machine, "_state", lambda: process(1, 3))
+    assert machine.own_share(batch) is batch
+    monkeypatch.setattr(machine, "_state", lambda: process(1, 2))
+    (inputs,), targets = machine.own_share(batch)
+    assert (inputs.tolist(), targets.tolist()) == ([1.0], [1])
+
+
 def test_the_best_epoch_is_kept_and_of_equal_ones_the_last(monkeypatch, trainer):
     def run(*metrics, **options):
         model = graph()
@@ -371,11 +441,14 @@ from torch import nn
 from chainfx.training import Trainer, digits
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
-epochs = []
+epochs, seen = [], []
+model.register_forward_pre_hook(
+    lambda module, args: seen.extend(hash(x.numpy().tobytes()) for x in args[0]) if module.training else None
+)
 accuracy = Trainer(digits(), epochs=2).fit(model, on_epoch=epochs.append)
 state = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 group = torch.distributed.get_world_size()
-answer = f"{len(epochs)} {group} {accuracy > 0.7} {hashlib.sha256(state).hexdigest()}"
+answer = f"{len(epochs)} {group} {accuracy > 0.7} {hashlib.sha256(state).hexdigest()} " + " ".join(map(str, seen))
 open(f"{sys.argv[1]}/{torch.distributed.get_rank()}", "w").write(answer)
 torch.distributed.destroy_process_group()
 """
@@ -385,7 +458,17 @@ torch.distributed.destroy_process_group()
 def test_two_processes_train_one_network_together(tmp_path):
     (tmp_path / "train.py").write_text(TWO_PROCESSES)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, tmp_path / "train.py", tmp_path], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [*launch, tmp_path / "train.py", tmp_path],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )
     first, second = ((tmp_path / name).read_text().split() for name in "01")
     assert (first[:3], second[:3]) == (["2", "2", "True"], ["0", "2", "True"])
     assert first[3] == second[3]
+    half = (len(first) - 4) // 2
+    assert len(first) == len(second) and half >= 500
+    for epoch in (slice(4, 4 + half), slice(4 + half, None)):
+        assert not set(first[epoch]) & set(second[epoch])
