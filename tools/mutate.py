@@ -1,7 +1,7 @@
 # ruff: noqa: D102 (the methods of a visitor are named after what they visit)
 """A round of deliberate faults: does a test notice when the code is wrong?
 
-Usage: .venv/bin/python -m tools.mutate --seed 0 --count 100 --jobs 2 --outcomes faults.json
+Usage: .venv/bin/python -m tools.mutate --seed 0 --count 100 --jobs 2
 
 Draws faults from the code of the areas below (``--areas trainer exits``, or any files with ``--files``), puts one at a
 time into a copy of the repository and runs the tests of its area, then those of the whole chain, until one fails. Says
@@ -323,7 +323,7 @@ def main() -> int:
     parser.add_argument("--files", nargs="+", help="files, as patterns from the root, in place of the areas")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one fault")
-    parser.add_argument("--outcomes", type=Path, default=Path("faults.json"))
+    parser.add_argument("--outcomes", type=Path, default=Path("runs/faults.json"))
     parser.add_argument("--again", action="store_true", help="try those again that survived")
     parser.add_argument(
         "--no-check", dest="check", action="store_false", help="do not run the tests without a fault first"
@@ -335,6 +335,7 @@ def main() -> int:
     if options.list:
         print(*faults, sep="\n")
         return 0
+    options.outcomes.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(options.outcomes.read_text()) if options.outcomes.exists() else {}
     open_ones = [f for f in faults if str(f) not in known or (options.again and known[str(f)] == "survived")]
     for number, (fault, what, seconds) in enumerate(rounds(open_ones, options) if open_ones else (), start=1):
