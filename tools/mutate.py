@@ -1,18 +1,17 @@
-# ruff: noqa: D102 (the methods of a visitor are named after what they visit)
 """A round of deliberate faults: does a test notice when the code is wrong?
 
 Usage: .venv/bin/python -m tools.mutate --seed 0 --count 100 --jobs 2
 
 Draws faults from the code of the areas below (``--areas trainer exits``, or any files with ``--files``), puts one at a
 time into a copy of the repository and runs the tests of its area, then those of the whole chain, until one fails. Says
-which faults no test noticed, and the share that was noticed; the exit status is 1 below ``--least``. What is known
-stands in ``--outcomes``: a round that was stopped goes on where it was, and after new tests the faults that survived
-are tried again with ``--again``.
+which faults no test noticed and the share that was noticed; the exit status is 1 below ``--least``. What is known
+stands in ``--outcomes``: a round that was stopped goes on where it was, and ``--again`` tries those that survived once
+more, when there are new tests.
 
 Faults: a comparison turned round or off by its edge, ``and`` for ``or``, a dropped ``not``, a number one higher, a
 truth value turned round, a sum for a difference, a product for a quotient, the first two arguments swapped, a call or a
-``raise`` left out, a function that returns at once; as many of each kind as there are, so that those which every test
-notices do not make up the share. What nobody can notice is not drawn: annotations, decorators, docstrings, texts.
+``raise`` left out, a function that returns at once. They are drawn by kind in turns, so that kinds which any test
+notices do not make up the share. What nobody can notice is not drawn: annotations, decorators, docstrings and texts.
 
 mutmut puts a trampoline around every function, which torch.fx would trace, and cosmic-ray starts a process for each
 fault, which imports torch for longer than most of the tests here run; this one forks processes that have it.
@@ -31,49 +30,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS_OF_ALL = ("tests/test_compiler.py", "tests/test_orders.py", "tests/scheduler", "tests/test_recipe.py")
-
-
-@dataclass(frozen=True)
-class Area:
-    """Files of the code, as patterns, and the tests that are there for them."""
-
-    files: tuple[str, ...]
-    tests: tuple[str, ...]
-
-
-AREAS = {
-    "trainer": Area(
-        ("training/trainer.py", "training/losses.py", "training/machine.py", "training/modes.py"), ("training",)
+WHOLE_CHAIN = "test_compiler.py test_orders.py scheduler test_recipe.py"
+AREAS = {  # name: files of chainfx, and the tests that are there for them
+    "trainer": ("training/trainer.py training/losses.py training/machine.py training/modes.py", "training"),
+    "quantizers": (
+        "ir/graph/ops.py passes/quantize.py passes/quantizing/*.py",
+        "passes/test_quantize.py passes/test_golden.py ir/graph/test_ops.py passes/test_masks.py deploy",
     ),
-    "quantizers": Area(
-        ("ir/graph/ops.py", "passes/quantize.py", "passes/quantizing/*.py"),
-        ("passes/test_quantize.py", "passes/test_golden.py", "ir/graph/test_ops.py", "passes/test_masks.py", "deploy"),
+    "exits": (
+        "ir/graph/exits.py passes/early_exit.py passes/exiting/*.py",
+        "passes/test_early_exit.py passes/test_golden.py ir/graph/test_exits.py bitops/test_exits.py deploy",
     ),
-    "exits": Area(
-        ("ir/graph/exits.py", "passes/early_exit.py", "passes/exiting/*.py"),
-        (
-            "passes/test_early_exit.py",
-            "passes/test_golden.py",
-            "ir/graph/test_exits.py",
-            "bitops/test_exits.py",
-            "deploy",
-        ),
-    ),
-    "deploy": Area(("deploy/*.py",), ("deploy", "passes/test_masks.py")),
-    "artefact": Area(("ir/artifact/*.py",), ("ir/artifact", "deploy", "passes/test_masks.py")),
-    "runner": Area(("scheduler/runner.py", "progress.py"), ("scheduler", "test_progress.py", "test_compiler.py")),
-    "records": Area(
-        ("scheduler/records.py", "scheduler/store.py", "scheduler/keys.py"), ("scheduler", "test_compiler.py")
-    ),
+    "deploy": ("deploy/*.py", "deploy passes/test_masks.py"),
+    "artefact": ("ir/artifact/*.py", "ir/artifact deploy passes/test_masks.py"),
+    "runner": ("scheduler/runner.py progress.py", "scheduler test_progress.py"),
+    "records": ("scheduler/records.py scheduler/store.py scheduler/keys.py", "scheduler"),
 }
 
 COMPARISONS = {
@@ -81,13 +59,15 @@ COMPARISONS = {
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
 }
 ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
-UNNOTICEABLE = {"strict", "digest_size", "indent"}  # arguments by keyword that guard or format
+WORDING = ast.JoinedStr | ast.Raise  # what stands in them is not looked at
+HIDDEN_FIELDS = {"annotation", "returns", "decorator_list", "bases"}
+GUARDS = {"strict", "digest_size", "indent"}  # arguments by keyword that guard or format
 ASKING = {"isinstance", "issubclass", "hasattr", "getattr"}  # what cannot even run with swapped arguments
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One change of a file: the source between two offsets and what stands there instead."""
+    """One change of a file: the bytes between two offsets and the text that stands there instead."""
 
     path: str
     line: int
@@ -99,217 +79,152 @@ class Fault:
 
     def __str__(self) -> str:
         before, after = (" ".join(text.split())[:60] for text in (self.before, self.after))
-        return f"{self.path}:{self.line}: {self.kind}: {before} -> {after}"
+        return f"{self.path}:{self.line} (byte {self.start}): {self.kind}: {before} -> {after}"
 
-
-class Finder(ast.NodeVisitor):
-    """Finds all faults of one file."""
-
-    def __init__(self, path: str, source: str) -> None:
-        self.path, self.source = path, source
-        self.starts = [0]
-        for line in source.encode().splitlines(keepends=True):
-            self.starts.append(self.starts[-1] + len(line))
-        self.faults: list[Fault] = []
-
-    def add(self, node: ast.expr | ast.stmt, kind: str, after: str) -> None:
-        start = self.starts[node.lineno - 1] + node.col_offset
-        end = self.starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
-        before = self.source.encode()[start:end].decode()
-        self.faults.append(Fault(self.path, node.lineno, start, end, kind, before, after))
-
-    def visit_Compare(self, node: ast.Compare) -> None:
-        for place, operator in enumerate(node.ops):
-            operators = [*node.ops]
-            operators[place] = COMPARISONS[type(operator)]()
-            self.add(node, "comparison", f"({ast.unparse(ast.Compare(node.left, operators, node.comparators))})")
-        self.generic_visit(node)
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> None:
-        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-        self.add(node, "and/or", f"({ast.unparse(ast.BoolOp(other, node.values))})")
-        self.generic_visit(node)
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
-        if isinstance(node.op, ast.Not):
-            self.add(node, "dropped not", f"({ast.unparse(node.operand)})")
-        self.generic_visit(node)
-
-    def visit_BinOp(self, node: ast.BinOp) -> None:
-        other = ARITHMETIC.get(type(node.op))
-        if other is not None and not isinstance(node.left, ast.Constant | ast.JoinedStr | ast.Tuple | ast.List):
-            self.add(node, "arithmetic", f"({ast.unparse(ast.BinOp(node.left, other(), node.right))})")
-        self.generic_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> None:
-        if isinstance(node.value, bool):
-            self.add(node, "truth value", str(not node.value))
-        elif isinstance(node.value, int | float):
-            self.add(node, "number", repr(node.value + 1))
-
-    def visit_Call(self, node: ast.Call) -> None:
-        asks = isinstance(node.func, ast.Name) and node.func.id in ASKING
-        if len(node.args) > 1 and not asks and not any(isinstance(each, ast.Starred) for each in node.args[:2]):
-            first, second, *others = node.args
-            self.add(
-                node, "swapped arguments", ast.unparse(ast.Call(node.func, [second, first, *others], node.keywords))
-            )
-        self.generic_visit(node)
-
-    def visit_keyword(self, node: ast.keyword) -> None:
-        if node.arg not in UNNOTICEABLE:
-            self.generic_visit(node)
-
-    def visit_Expr(self, node: ast.Expr) -> None:
-        if isinstance(node.value, ast.Call):
-            self.add(node, "dropped call", "pass")
-        if not isinstance(node.value, ast.Constant):
-            self.generic_visit(node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-        if body:
-            self.add(body[0], "early return", "return None")
-        for value in (*node.args.defaults, *filter(None, node.args.kw_defaults), *body):
-            self.visit(value)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for statement in node.body:
-            self.visit(statement)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if node.value is not None:
-            self.visit(node.value)
-
-    def visit_Assign(self, node: ast.Assign) -> None:
-        if not any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets):
-            self.generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> None:
-        self.add(node, "dropped raise", "pass")
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """What stands in a text is wording."""
+    def put_into(self, source: bytes) -> bytes:
+        """The source with the fault in it."""
+        return source[: self.start] + self.after.encode() + source[self.end :]
 
 
 def faults_of(path: str) -> list[Fault]:
-    """All faults of a file that still compile."""
-    source = (ROOT / path).read_text()
-    finder = Finder(path, source)
-    finder.visit(ast.parse(source))
-    return [fault for fault in finder.faults if _compiles(changed(source, fault))]
+    """All faults of a file with which it still compiles."""
+    source = (ROOT / path).read_bytes()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found = []
+    for node in looked_at(ast.parse(source)):
+        for place, kind, after in faults_at(node):
+            start = starts[place.lineno - 1] + place.col_offset
+            end = starts[(place.end_lineno or place.lineno) - 1] + (place.end_col_offset or 0)
+            fault = Fault(path, place.lineno, start, end, kind, source[start:end].decode(), after)
+            with contextlib.suppress(SyntaxError):
+                compile(fault.put_into(source), path, "exec")
+                found.append(fault)
+    return found
 
 
-def _compiles(source: str) -> bool:
-    try:
-        compile(source, "<fault>", "exec")
-    except SyntaxError:
-        return False
-    return True
+def looked_at(node: ast.AST) -> Iterator[ast.AST]:
+    """The node and what stands in it, without what nobody can notice."""
+    yield node
+    if isinstance(node, WORDING):
+        return
+    for name, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+            guard = isinstance(child, ast.keyword) and child.arg in GUARDS
+            if isinstance(child, ast.AST) and name not in HIDDEN_FIELDS and not text and not guard:
+                yield from looked_at(child)
 
 
-def changed(source: str, fault: Fault) -> str:
-    """The source with the fault in it."""
-    data = source.encode()
-    return (data[: fault.start] + fault.after.encode() + data[fault.end :]).decode()
+def faults_at(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
+    """The faults that can be put in place of a node or a statement in it: the place, the kind and the text."""
+    match node:
+        case ast.Compare(left, operators, others):
+            for place, operator in enumerate(operators):
+                turned = [*operators[:place], COMPARISONS[type(operator)](), *operators[place + 1 :]]
+                yield node, "comparison", f"({ast.unparse(ast.Compare(left, turned, others))})"
+        case ast.BoolOp(operator, values):
+            other = ast.Or() if isinstance(operator, ast.And) else ast.And()
+            yield node, "and/or", f"({ast.unparse(ast.BoolOp(other, values))})"
+        case ast.UnaryOp(ast.Not(), value):
+            yield node, "dropped not", f"({ast.unparse(value)})"
+        case ast.BinOp(left, operator, right) if type(operator) in ARITHMETIC:
+            yield node, "arithmetic", f"({ast.unparse(ast.BinOp(left, ARITHMETIC[type(operator)](), right))})"
+        case ast.Constant(bool(value)):
+            yield node, "truth value", str(not value)
+        case ast.Constant(int(value) | float(value)):
+            yield node, "number", repr(value + 1)
+        case ast.Call(ast.Name(name)) if name in ASKING:
+            pass
+        case ast.Call(function, [first, second, *others], keywords) if not isinstance(first, ast.Starred):
+            yield node, "swapped arguments", ast.unparse(ast.Call(function, [second, first, *others], keywords))
+        case ast.Expr(ast.Call()):
+            yield node, "dropped call", "pass"
+        case ast.Raise():
+            yield node, "dropped raise", "pass"
+        case ast.FunctionDef(body=body):
+            first = body[0 if ast.get_docstring(node) is None or len(body) == 1 else 1]
+            yield first, "early return", "return None"
 
 
 def tests_of(path: str) -> tuple[str, ...]:
     """The tests to run for a file: those of its area, or of the mirrored folder, then those of the whole chain."""
     inner = Path(path).relative_to("chainfx")
-    for area in AREAS.values():
-        if any(
-            inner.full_match(pattern) if sys.version_info >= (3, 13) else inner.match(pattern) for pattern in area.files
-        ):
-            return (*(f"tests/{name}" for name in area.tests), *TESTS_OF_ALL)
-    folder = next(
-        each for each in [ROOT / "tests" / inner.parent, *(ROOT / "tests" / inner.parent).parents] if each.is_dir()
-    )
-    return (str(folder.relative_to(ROOT)), *TESTS_OF_ALL)
+    mirrored = next(str(each) for each in inner.parents if (ROOT / "tests" / each).is_dir())
+    of_area = (tests for files, tests in AREAS.values() if any(fnmatch(str(inner), each) for each in files.split()))
+    return tuple(f"tests/{name}" for name in [*next(of_area, mirrored).split(), *WHOLE_CHAIN.split()])
 
 
-_scratch: Path | None = None
+def drawn(options: argparse.Namespace) -> list[Fault]:
+    """The faults of this round: always the same for a seed and a code."""
+    patterns = options.files or [f"chainfx/{each}" for name in options.areas for each in AREAS[name][0].split()]
+    paths = sorted({str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)})
+    found = [fault for path in paths for fault in faults_of(path)]
+    random.Random(options.seed).shuffle(found)
+    turn = {fault: [each for each in found if each.kind == fault.kind].index(fault) for fault in found}
+    return sorted(found, key=turn.__getitem__)[: options.count]
 
 
-def prepare() -> None:
-    """In each worker: a copy of the repository, and the libraries that every test imports."""
-    global _scratch  # noqa: PLW0603
-    _scratch = Path(tempfile.mkdtemp(prefix="mutate-"))
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in listed.stdout.splitlines():
+_copy = Path()  # of this worker
+
+
+def prepare(folder: str) -> None:
+    """In each worker: make a copy of the repository below the folder."""
+    global _copy  # noqa: PLW0603
+    _copy = Path(tempfile.mkdtemp(dir=folder))
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file():
-            (_scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, _scratch / name)
+            (_copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, _copy / name)
 
 
-def outcome(fault: Fault | None, tests: tuple[str, ...], timeout: float) -> tuple[str, float]:
-    """``noticed``, ``survived`` or ``timeout`` (a test hung: noticed, too), and the seconds that took."""
-    assert _scratch is not None
-    start = time.monotonic()
-    target = _scratch / (fault.path if fault else "README.md")
-    source = target.read_text()
-    target.write_text(changed(source, fault) if fault else source)
+def outcome(fault: Fault, tests: tuple[str, ...], timeout: float) -> tuple[str, float]:
+    """``noticed``, ``survived`` or ``timeout`` (something waits for ever: noticed, too), and the seconds that took."""
+    start, target = time.monotonic(), _copy / fault.path
+    source = target.read_bytes()
+    target.write_bytes(fault.put_into(source))
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(tests,))
     try:
-        child = multiprocessing.get_context("fork").Process(target=_run, args=(tests,))
         child.start()
         child.join(timeout)
-        if child.exitcode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid or 0, signal.SIGKILL)
-            child.join()
-            return "timeout", time.monotonic() - start
-        return ("noticed" if child.exitcode else "survived"), time.monotonic() - start
+        found = "timeout" if child.exitcode is None else "noticed" if child.exitcode else "survived"
     finally:
-        target.write_text(source)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid or 0, signal.SIGKILL)
+        target.write_bytes(source)
+    return found, time.monotonic() - start
 
 
 def _run(tests: tuple[str, ...]) -> None:
+    """In a process of its own: run the tests in the copy, in silence; the exit status is 1 if one fails."""
     os.setsid()
-    os.chdir(_scratch or ".")
-    os.environ["PYTHONPATH"] = str(_scratch)
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.chdir(_copy)
+    os.environ |= {"PYTHONPATH": str(_copy), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
-    sys.path[:] = [str(_scratch), *(each for each in sys.path if Path(each or ".").resolve() != ROOT)]
+    sys.path[:] = [str(_copy), *(each for each in sys.path if Path(each or ".").resolve() not in (ROOT, _copy))]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     import pytest
 
-    status = pytest.main(["-x", "-q", "--tb=no", "--show-capture=no", "-m", "not slow", *tests])
-    os._exit(0 if status in (0, 5) else 1)
+    failed = pytest.main(["-x", "-q", "--tb=no", "--show-capture=no", "-m", "not slow", *tests])
+    os._exit(1 if failed else 0)
 
 
-def drawn(options: argparse.Namespace) -> list[Fault]:
-    """The faults of this round, always the same for a seed and a code."""
-    patterns = options.files or [f"chainfx/{each}" for name in options.areas for each in AREAS[name].files]
-    paths = sorted({str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)})
-    found = [fault for path in paths for fault in faults_of(path)]
-    random.Random(options.seed).shuffle(found)
-    seen: Counter[str] = Counter()
-    turns = []
-    for fault in found:
-        turns.append((seen[fault.kind], fault))
-        seen[fault.kind] += 1
-    return [fault for _, fault in sorted(turns, key=lambda turn: turn[0])][: options.count]
-
-
-def rounds(faults: list[Fault], options: argparse.Namespace) -> Iterator[tuple[Fault, str, float]]:
-    """The outcome of each fault as it is known."""
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork"), prepare) as workers:
-        broken, _ = (
-            workers.submit(
-                outcome, None, tuple(dict.fromkeys(test for fault in faults for test in tests_of(fault.path))), 1e4
-            ).result()
-            if options.check
-            else ("survived", 0.0)
-        )
-        if broken != "survived":
-            raise SystemExit("the tests fail without a fault; mend them first")
-        waiting = {
-            workers.submit(partial(outcome, fault, tests_of(fault.path), options.timeout)): fault for fault in faults
-        }
+def outcomes(faults: list[Fault], options: argparse.Namespace) -> Iterator[tuple[Fault, str, float]]:
+    """The outcome of each fault as it becomes known; :class:`SystemExit` if the tests fail without one."""
+    tests = {fault: tests_of(fault.path) for fault in faults}
+    with (
+        tempfile.TemporaryDirectory(prefix="mutate-") as folder,
+        ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork"), prepare, (folder,)) as workers,
+    ):
+        none = Fault("README.md", 0, 0, 0, "none", "", "")
+        needed = tuple(dict.fromkeys(test for each in tests.values() for test in each))
+        if faults and workers.submit(outcome, none, needed, len(AREAS) * options.timeout).result()[0] != "survived":
+            raise SystemExit(f"tests fail without a fault; mend them first: {' '.join(needed)}")
+        waiting = {workers.submit(outcome, fault, tests[fault], options.timeout): fault for fault in faults}
         for done in as_completed(waiting):
             yield waiting[done], *done.result()
 
@@ -325,9 +240,6 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one fault")
     parser.add_argument("--outcomes", type=Path, default=Path("runs/faults.json"))
     parser.add_argument("--again", action="store_true", help="try those again that survived")
-    parser.add_argument(
-        "--no-check", dest="check", action="store_false", help="do not run the tests without a fault first"
-    )
     parser.add_argument("--list", action="store_true", help="print the faults and stop")
     parser.add_argument("--least", type=float, default=0.9, help="the share to notice, for the exit status")
     options = parser.parse_args()
@@ -337,22 +249,20 @@ def main() -> int:
         return 0
     options.outcomes.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(options.outcomes.read_text()) if options.outcomes.exists() else {}
-    open_ones = [f for f in faults if str(f) not in known or (options.again and known[str(f)] == "survived")]
-    for number, (fault, what, seconds) in enumerate(rounds(open_ones, options) if open_ones else (), start=1):
-        known[str(fault)] = what
+    waiting = [each for each in faults if str(each) not in known or (options.again and known[str(each)] == "survived")]
+    for number, (fault, found, seconds) in enumerate(outcomes(waiting, options), start=1):
+        known[str(fault)] = found
         options.outcomes.write_text(json.dumps(known, indent=1))
-        print(f"{number}/{len(open_ones)} {what} in {seconds:.0f} s: {fault}", flush=True)
-    counts = Counter(known[str(fault)] for fault in faults)
-    share = 1 - counts["survived"] / max(1, len(faults))
-    print(f"\n{len(faults)} faults, seed {options.seed}: {share:.0%} noticed ({dict(counts)})")
-    print(*(f"survived: {fault}" for fault in faults if known[str(fault)] == "survived"), sep="\n")
+        print(f"{number}/{len(waiting)} {found} in {seconds:.0f} s: {fault}", flush=True)
+    survived = [fault for fault in faults if known[str(fault)] == "survived"]
+    share = 1 - len(survived) / max(1, len(faults))
+    print(f"\n{len(faults)} faults, seed {options.seed}: {share:.0%} noticed", *survived, sep="\n  survived: ")
     return 0 if share >= options.least else 1
 
 
 if __name__ == "__main__":
-    import hypothesis  # noqa: F401 (these are imported once here, not in every process)
     import torch
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401 (imported once here, not in every process)
 
     torch.set_num_threads(1)
     sys.exit(main())

@@ -13,7 +13,7 @@ from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exits_of
-from chainfx.passes import EarlyExit, PassContext, Quantize
+from chainfx.passes import EarlyExit, PassContext, PruneWeights, Quantize
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -189,7 +189,9 @@ def test_codes_of_a_shared_weight_are_stored_once_for_each_way_to_quantize_it(in
     text, names = str(graph_module.graph), list(graph_module.state_dict())
     lowered = to_codes(graph_module)
     assert torch.equal(lowered(words), graph_module(words))
-    assert torch.equal(fold_codes(lowered)(words), graph_module(words))
+    folded = fold_codes(lowered)
+    assert torch.equal(folded(words), graph_module(words))
+    assert len([name for name, _ in folded.named_buffers()]) == codes
     stored = {name for name, _ in lowered.named_buffers() if name.endswith("codes")}
     assert len(stored) == codes
     assert (str(graph_module.graph), list(graph_module.state_dict())) == (text, names)
@@ -239,6 +241,45 @@ def test_a_graph_that_is_no_compressed_model_is_refused(tmp_path, x):
     with pytest.raises(ArtifactError) as caught:
         chainfx.load(tmp_path)
     assert str(caught.value) == f"{tmp_path} holds a graph but no CompressedModel; give a folder save() wrote."
+
+
+def test_codes_that_are_folded_are_gone_and_masks_with_them(x):
+    graph_module = graph_of(small_resnet((1, 1)), x)
+    context = PassContext(graph_module, (x,), calibration=[(x,)])
+    for one in (PruneWeights(0.5), Quantize(4, 32, first=None, last=None)):
+        one.apply(graph_module, context)
+        verify(graph_module, (x,))
+    lowered = to_codes(graph_module.train())
+    folded = fold_codes(lowered)
+    assert not lowered.training and not folded.training and graph_module.training
+    names = [name for name, _ in folded.named_buffers() if "bn" not in name and "shortcut" not in name]
+    assert names and all(name.startswith("decoded_") for name in names)
+    targets = {node.target for node in folded.graph.nodes if node.op == "call_function"}
+    assert not targets & set(ops.DIALECT)
+    graph_module.eval()
+    assert torch.equal(folded(x), graph_module(x))
+    assert all(node.meta.get("val") is not None for node in lowered.graph.nodes if node.target is ops.dequantize_weight)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.words(x).mean(1))
+
+
+def test_the_examples_keep_their_shapes_and_dtypes_and_none_of_their_values(tmp_path):
+    words = torch.randint(1, 9, (4, 5))
+    small = chainfx.compile(Words().eval(), [Quantize(4, 32)], example_inputs=words)
+    small.save(tmp_path)
+    loaded = chainfx.load(tmp_path)
+    for each in (small, loaded):
+        (example,) = each.example_inputs
+        assert (example.shape, example.dtype, int(example.abs().sum())) == (words.shape, words.dtype, 0)
+        assert each.exit_names == () and len(each.stages) == 1 and not each.stages[0].training
+    assert torch.equal(loaded(words), small(words))
 
 
 def test_it_deepcopies(compressed, x):

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,23 @@ def test_head_parameters_are_those_of_the_formula():
     head = sum(p.numel() for name, p in result.graph_module.named_parameters() if name.startswith("exit1."))
     channels = 8
     assert head == 64 * channels + 64 + 2 + 16_448 + 65 * 10
+
+
+def test_heads_start_uniform_within_one_over_the_root_of_what_a_row_reads():
+    x = images()
+    graph_module = graph_of(small_resnet((2, 2)), x)
+    context = PassContext(graph_module, (x,), tunes=True)
+    fresh = EarlyExit(exits=1).apply(copy.deepcopy(graph_module), context).graph_module
+    values = {name: p for name, p in fresh.named_parameters() if name.startswith("exit1.")}
+    assert (values["exit1.slope"].item(), values["exit1.shift"].item()) == (1.0, 0.0)
+    channels = values["exit1.codebook.weight"].shape[1]
+    for layer, reads in (("codebook", channels), ("fc1", 256), ("fc2", 64)):
+        for kind in ("weight", "bias"):
+            largest = values[f"exit1.{layer}.{kind}"].abs().max().item() * reads**0.5
+            assert 0.8 < largest <= 1, (layer, kind)
+        assert values[f"exit1.{layer}.weight"].min() < 0 < values[f"exit1.{layer}.weight"].max()
+    other = EarlyExit(exits=1).apply(copy.deepcopy(graph_module), replace(context, seed=1)).graph_module
+    assert not torch.equal(other.get_parameter("exit1.fc1.weight"), values["exit1.fc1.weight"])
 
 
 def test_exits_stand_where_the_macs_are_balanced():

@@ -144,6 +144,17 @@ class Vectors(nn.Module):
         return self.c(F.relu(self.b(F.relu(self.a(x)))))
 
 
+class Sequence(nn.Module):
+    """Two linear layers on every token, the mean of the tokens, a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.c(F.relu(self.b(F.relu(self.a(x)))).mean(1))
+
+
 class Tied(nn.Module):
     """One weight, used twice."""
 
@@ -244,6 +255,8 @@ CASES = [
     Case("width", Distill(width=0.5), Plain, trainer=True),
     Case("a-student-of-ones-own", Distill(student=nn.Linear(6, 3)), Vectors, VECTORS, trainer=True),
     Case("on-images", EarlyExit(exits=1, threshold=0.9), Plain, trainer=True),
+    Case("on-large-images", EarlyExit(exits=1, threshold=0.9), Plain, (1, 1, 65, 33), trainer=True),
+    Case("on-tokens", EarlyExit(exits=("relu",), criterion="entropy"), Sequence, TOKENS, trainer=True),
     Case("on-vectors-two-exits", EarlyExit(exits=2, criterion="margin"), Vectors, VECTORS, trainer=True),
     Case("a-quantized-body", EarlyExit(exits=1, threshold=0.9), Vectors, VECTORS, (Quantize(2, 4),), trainer=True),
 ]

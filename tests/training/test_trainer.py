@@ -2,6 +2,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations, pairwise
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils.data import DataLoader, TensorDataset
 
-from chainfx.errors import InputError, TuningError
+from chainfx.errors import DataError, InputError, TuningError
 from chainfx.passes.base import Epoch, TuneRequest
 from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
 from chainfx.training.losses import soft_loss
@@ -257,6 +258,90 @@ def test_labels_are_smoothed_in_distillation_as_in_training(data):
     smooth, direct = tuned(trainer, graph(), **request), tuned(trainer, graph())
     assert not changed(smooth, direct)
     assert changed(smooth, tuned(sharp, graph(), **request))
+
+
+def test_no_gradient_is_left_and_the_best_state_is_that_of_the_model(trainer):
+    model = tuned(trainer, graph())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_data_without_a_batch_are_refused():
+    class Nothing:
+        def __len__(self):
+            return 0
+
+        def steps(self, batch_size):
+            return 1
+
+        def batches(self, batch_size, generator=None):
+            return iter(())
+
+    full = digits()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(TuningError) as caught:
+        Trainer(replace(full, train=Nothing()), epochs=1).fit(model)
+    assert str(caught.value) == ("tuning: the training data gave no batch; use a smaller batch size or more data.")
+    with pytest.raises(DataError) as caught:
+        Trainer(replace(full, validation=Nothing())).evaluate(model)
+    assert str(caught.value) == ("the data to evaluate on gave no batch; check the length of its DataLoader.")
+
+
+def test_batches_are_of_128_unless_the_trainer_or_the_loader_says_otherwise(data):
+    def sizes(source, **options):
+        seen = []
+        model = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+        model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])) if module.training else None)
+        model(torch.zeros(1, *source.input_shape))
+        seen.clear()
+        Trainer(source, epochs=1, **options).fit(model)
+        return set(seen)
+
+    assert sizes(data) == {128} and sizes(data, batch_size=7) == {7}
+    dataset = TensorDataset(torch.eye(8).repeat(8, 1), torch.arange(8).repeat(8))
+    assert sizes(from_loaders(DataLoader(dataset, 16), DataLoader(dataset, 64), num_classes=8)) == {16}
+
+
+def test_decay_momentum_and_the_norm_of_the_gradient_are_those_of_the_trainer(monkeypatch, data):
+    """What SGD and Adam are made with, and what the gradient is clipped to."""
+    made, clipped = [], []
+    sgd, adam, clip = torch.optim.SGD, torch.optim.Adam, nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.optim, "SGD", lambda p, lr, **o: made.append((lr, o)) or sgd(p, lr, **o))
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, **o: made.append((lr, o)) or adam(p, lr, **o))
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, norm: clipped.append(norm) or clip(p, norm))
+    trainer = Trainer(data, epochs=1, learning_rate=0.02, momentum=0.5, weight_decay=0.25, max_norm=3.0)
+    tuned(trainer, graph())
+    tuned(trainer, graph(), weight_decay=0.0, learning_rate=0.125)
+    tuned(trainer, graph(), optimizer="adam", from_scratch=True)
+    assert made == [
+        (pytest.approx(0.002), {"momentum": 0.5, "weight_decay": 0.25}),
+        (0.125, {"momentum": 0.5, "weight_decay": 0.0}),
+        (0.02, {"weight_decay": 0.25}),
+    ]
+    assert set(clipped) == {3.0}
+
+
+def test_the_defaults_are_those_of_the_protocol(data):
+    trainer = Trainer(data)
+    assert (trainer.epochs, trainer.learning_rate, trainer.momentum, trainer.weight_decay) == (30, 0.05, 0.9, 5e-4)
+    assert (trainer.fine_tune_scale, trainer.label_smoothing, trainer.max_norm) == (0.1, 0.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "dtype"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("float32", True, torch.float32),
+    ],
+)
+def test_forward_passes_are_in_the_precision_and_evaluation_in_float32(monkeypatch, data, precision, native, dtype):
+    monkeypatch.setattr("chainfx.training.trainer.computes_bfloat16", lambda device: native)
+    seen = {True: set(), False: set()}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.register_forward_hook(lambda module, args, out: seen[module.training].add(out.dtype))
+    Trainer(data, epochs=1, precision=precision).fit(model)
+    assert seen == {True: {dtype}, False: {torch.float32}}
 
 
 def process(index, count=2):

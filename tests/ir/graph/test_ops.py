@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 
 import pytest
@@ -95,6 +96,66 @@ def test_dialect_ops_survive_deepcopy_pickle_retracing_and_compile_with_their_gr
     assert literals == [(2, "dorefa", 0)]
     compiled(x).sum().backward()
     assert graph_module.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("scheme", ops.SCHEMES)
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_zeros_stay_zeros_and_nothing_is_divided_by_zero(bits, scheme, axis):
+    quantized = ops.quantize_weight(torch.zeros(2, 3), bits, scheme, axis)
+    assert quantized.abs().max() <= 1e-8
+    assert ops.quantize_activation(torch.zeros(3), torch.tensor(0.0), bits, True).abs().max() <= 1e-8
+
+
+def test_the_scale_of_an_axis_has_its_size_there_and_one_elsewhere():
+    weight = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    shapes = {axis: tuple(ops.encode_weight(weight, 4, "uniform", axis)[1].shape) for axis in (None, 0, 1)}
+    assert shapes == {None: (), 0: (3, 1, 1), 1: (1, 4, 1)}
+
+
+def test_activations_are_rounded_to_even_steps_of_the_clip():
+    x = torch.tensor([-9.0, -1.0, 0.3, 0.4, 0.8, 2.0, 9.0])
+    clip = torch.tensor(1.5)
+    assert ops.quantize_activation(x, clip, 2, False).tolist() == [0, 0, 0.5, 0.5, 1.0, 1.5, 1.5]
+    assert ops.quantize_activation(x, clip, 2, True).tolist() == [-1.5, -1.5, 0, 0, 1.5, 1.5, 1.5]
+    one_bit = ops.quantize_activation(torch.tensor([-0.1, 0.0, 0.1]), clip, 1, True)
+    assert one_bit.tolist() == [-1.5, 1.5, 1.5]
+    assert ops.quantize_activation(x, clip, 1, False).tolist() == [0, 0, 0, 0, 1.5, 1.5, 1.5]
+
+
+def test_gradients_go_through_one_signed_bit_within_the_clip():
+    x, clip = torch.tensor([-9.0, 0.5, 9.0], requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    ops.quantize_activation(x, clip, 1, True).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 0.0]
+    assert clip.grad == 0  # one is cut off at the clip and one at minus the clip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "holds"),
+    [
+        *[(each, True) for each in ("unstructured", "2:4", "1:2", "10:16")],
+        *[(each, False) for each in ("4:2", "4:4", "0:4", "2:", "a:b", "structured", "02:4", " 2:4", 2, None)],
+    ],
+)
+def test_patterns(pattern, holds):
+    assert ops.is_pattern(pattern) is holds
+
+
+def test_a_shared_weight_sends_the_sum_of_gradients_to_its_entry():
+    codebook = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
+    weight = ops.look_up(torch.tensor([[0, 2], [2, 0], [2, 1]], dtype=torch.uint8), codebook)
+    assert weight.tolist() == [[0.5, 2.0], [2.0, 0.5], [2.0, -1.0]]
+    (weight * torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])).sum().backward()
+    assert codebook.grad.tolist() == [5.0, 6.0, 10.0]
+
+
+def test_confidence_by_hand():
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.7, 0.3, 1e-30]])
+    logits = probabilities.log()
+    assert ops.confidence(logits, "max-softmax").tolist() == pytest.approx([0.5, 0.7])
+    assert ops.confidence(logits, "margin").tolist() == pytest.approx([0.25, 0.4])
+    entropies = [1.5 * math.log(2), -0.7 * math.log(0.7) - 0.3 * math.log(0.3)]
+    assert ops.confidence(logits, "entropy").tolist() == pytest.approx([1 - e / math.log(3) for e in entropies])
 
 
 @pytest.mark.parametrize("criterion", ops.CRITERIA)
