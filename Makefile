@@ -15,13 +15,13 @@ demo: $(INSTALLED)
 	$(BIN)/chainfx demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --hypothesis-profile=long
+	$(BIN)/python -m pytest -n auto --dist worksteal --hypothesis-profile=long
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n auto -m "not slow"
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 mutate: $(INSTALLED)
 	$(BIN)/python -m tools.mutate --jobs 2
