@@ -46,7 +46,7 @@ AREAS = {  # name: files of chainfx, and the tests that are there for them
     ),
     "exits": (
         "ir/graph/exits.py passes/early_exit.py passes/exiting/*.py",
-        "passes/test_early_exit.py passes/test_golden.py ir/graph/test_exits.py bitops/test_exits.py deploy",
+        "passes/test_early_exit.py passes/test_golden.py ir/graph/test_exits.py deploy",
     ),
     "deploy": ("deploy/*.py", "deploy passes/test_masks.py"),
     "artefact": ("ir/artifact/*.py", "ir/artifact deploy passes/test_masks.py"),
