@@ -3,17 +3,15 @@
 import abc
 import dataclasses
 import enum
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import Skipped
+from chainfx.ir.graph import Skipped, derived_generator
 
 __all__ = [
     "NEEDS",
@@ -126,10 +124,9 @@ class PassContext:
     round: int = 0
     entry: GraphModule | None = None
 
-    def rng(self, purpose: str) -> torch.Generator:
+    def rng(self, purpose: str) -> Generator:
         """A CPU generator determined by the seed and the purpose alone."""
-        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return derived_generator(self.seed, purpose)
 
 
 class Pass(abc.ABC):

@@ -1,7 +1,6 @@
 """Knowledge distillation into a smaller student."""
 
 import copy
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.artifact import bytes_of
 from chainfx.ir.capture import capture
 from chainfx.ir.channels import Stage, analyse_channels, drop_block, stages_of
-from chainfx.ir.graph import edit, exits_of, output_node, propagate_shapes, shape_of
+from chainfx.ir.graph import content_hash, edit, exits_of, output_node, propagate_shapes, shape_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -188,8 +186,5 @@ def _reinitialise(graph_module: GraphModule, rng: torch.Generator) -> None:
 
 
 def _identity(student: nn.Module) -> str:
-    digest = hashlib.sha256(repr(student).encode())
-    for name, tensor in sorted(student.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(bytes_of(tensor))
-    return f"{type(student).__module__}.{type(student).__qualname__}#{digest.hexdigest()[:16]}"
+    content = content_hash(repr(student), student.state_dict())
+    return f"{type(student).__module__}.{type(student).__qualname__}#{content[:16]}"

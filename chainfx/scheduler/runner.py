@@ -1,7 +1,6 @@
 """Running a plan: one stage after the other, each verified, measured, recorded and kept."""
 
 import copy
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +11,8 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport, count
 from chainfx.errors import PassError
-from chainfx.ir.artifact import bytes_of, fingerprint
-from chainfx.ir.graph import Answer, exit_rates, verify
+from chainfx.ir.artifact import fingerprint
+from chainfx.ir.graph import Answer, content_hash, exit_rates, verify
 from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer
 from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, StageRecord, StageStore, stage_fingerprint
@@ -68,7 +67,7 @@ def run(
     context = _context(graph_module, example_inputs, trainer, calibration, seed)
     surroundings = {
         "trainer": trainer.fingerprint if trainer else None,
-        "calibration": _data_fingerprint(calibration) if calibration is not None else None,
+        "calibration": content_hash(calibration) if calibration is not None else None,
         "examples": [list(tensor.shape) for tensor in example_inputs],
         "seed": seed,
     }
@@ -204,12 +203,3 @@ def _check_needs(passes: Sequence[Pass], trainer: Trainer | None, calibration: A
                 f"{one.info.name}: this pass needs calibration data and there is none; "
                 f"give calibration=[batches of inputs] or a trainer."
             )
-
-
-def _data_fingerprint(batches: Sequence[tuple[Tensor, ...]]) -> str:
-    digest = hashlib.sha256()
-    for inputs in batches:
-        for tensor in inputs:
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(bytes_of(tensor))
-    return digest.hexdigest()

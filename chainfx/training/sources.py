@@ -1,6 +1,5 @@
 """Where data comes from: arrays, ``.npz`` files, image folders, torchvision data sets, DataLoaders, the digits."""
 
-import hashlib
 import inspect
 import zipfile
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from chainfx.errors import DataError
-from chainfx.ir.artifact import bytes_of
-from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build, derived_generator
+from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build
 
 __all__ = [
     "Options",
@@ -220,11 +219,8 @@ def _same_loader(loader: DataLoader[Any], indices: list[int], shuffle: bool) -> 
 
 
 def _loader_fingerprint(parts: tuple[_Loader, ...], seed: int) -> str:
-    digest = hashlib.blake2b(repr((seed, [len(part) for part in parts])).encode(), digest_size=16)
-    for (inputs, targets), _ in zip(parts[1].batches(1), range(4), strict=False):
-        for tensor in (*inputs, targets):
-            digest.update(bytes_of(tensor))
-    return digest.hexdigest()
+    first = (batch for batch, _ in zip(parts[1].batches(1), range(4), strict=False))
+    return content_hash(seed, [len(part) for part in parts], first)
 
 
 def _arrays(name: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Arrays:

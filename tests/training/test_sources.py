@@ -5,8 +5,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from chainfx.errors import DataError
+from chainfx.ir.graph import derived_generator
 from chainfx.training import from_arrays, from_dataset, from_folder, from_loaders, from_npz, from_torchvision
-from chainfx.training.data import derived_generator
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 5, 6, 3), dtype=np.uint8)
@@ -188,7 +188,7 @@ def values(batches):
 def test_loaders_hold_out_a_part_of_the_training_loader_that_never_trains():
     data = from_loaders(DataLoader(DATASET, 8, shuffle=True), DataLoader(DATASET, 10), num_classes=5)
     held = values(data.validation.batches(1))
-    epochs = [values(data.train.batches(1, derived_generator(seed))) for seed in (1, 1, 2)]
+    epochs = [values(data.train.batches(1, derived_generator(seed, "test"))) for seed in (1, 1, 2)]
     assert len(held) == 5 and data.batch_size == 8 and data.input_shape == (4,) and data.num_classes == 5
     assert len(epochs[0]) == 40 == 8 * data.train.steps(1) and not set(held) & set(epochs[0])
     assert epochs[0] == epochs[1] != epochs[2]

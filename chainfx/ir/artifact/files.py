@@ -22,8 +22,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import allowed
-from chainfx.ir.artifact.packing import bytes_of, pack, unpack
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.artifact.packing import pack, unpack
+from chainfx.ir.graph import content_hash, edit, ops
 
 __all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
 
@@ -66,15 +66,11 @@ def fingerprint(graph_module: GraphModule) -> str:
 
     What could not be saved, such as a module of the user's own, goes by its name and text.
     """
-    body, tensors = _describe(graph_module, by_name=True)
-    digest = hashlib.sha256(_digest(body).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(bytes_of(tensors[name]))
-    return digest.hexdigest()
+    return content_hash(*_describe(graph_module, by_name=True))
 
 
 def _digest(body: Mapping[str, Any]) -> str:
+    """The SHA-256 sum of a manifest as JSON, part of the file's format: not to be changed without :data:`FORMAT`."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

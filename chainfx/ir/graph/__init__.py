@@ -2,6 +2,7 @@
 
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import (
     LAYERS,
@@ -23,6 +24,7 @@ from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
 from chainfx.ir.graph.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, TRANSPARENT, key_of, operator_key
 from chainfx.ir.graph.ops import DIALECT
+from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
     "assign_",
     "beneath_mask",
     "choose",
+    "content_hash",
+    "derived_generator",
     "edit",
     "evaluate_graph",
     "evaluating",
