@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import Skipped, derived_generator
+from chainfx.ir.graph import FactName, Skipped, derived_generator
 
 __all__ = [
     "NEEDS",
@@ -53,18 +53,20 @@ class PassInfo:
     """What the scheduler knows of a pass.
 
     ``name`` is kebab-case and also the entry-point name. ``needs`` is a subset of :data:`NEEDS`. ``requires``,
-    ``establishes`` and ``invalidates`` are facts about the graph (free words, never names of other passes): a pass
-    that establishes a fact goes before one that requires it, and one that requires it before one that invalidates it.
-    ``repeatable`` says whether the same pass may stand twice in a chain.
+    ``establishes`` and ``invalidates`` are names of facts that the graph states (:data:`chainfx.ir.graph.FACTS`): a
+    pass that establishes a fact goes before one that requires it, one that requires it before one that invalidates it,
+    and one that invalidates a fact which no pass requires before one that establishes it. The runner refuses a pass
+    that changes a fact which it neither establishes nor invalidates. ``repeatable`` says whether the same pass may
+    stand twice in a chain.
     """
 
     name: str
     kind: Kind
     granularity: Granularity
     needs: frozenset[str] = frozenset()
-    requires: frozenset[str] = frozenset()
-    establishes: frozenset[str] = frozenset()
-    invalidates: frozenset[str] = frozenset()
+    requires: frozenset[FactName] = frozenset()
+    establishes: frozenset[FactName] = frozenset()
+    invalidates: frozenset[FactName] = frozenset()
     repeatable: bool = True
 
 
@@ -150,6 +152,11 @@ class Pass(abc.ABC):
     def needs(self) -> frozenset[str]:
         """What this pass needs with its options; ``info.needs`` unless overridden by a subset of it."""
         return self.info.needs
+
+    @property
+    def invalidates(self) -> frozenset[FactName]:
+        """The facts that this pass gives up with its options; ``info.invalidates`` unless overridden by a subset."""
+        return self.info.invalidates
 
     @property
     def rounds(self) -> int:

@@ -2,6 +2,7 @@
 
 from chainfx.scheduler.chain import ChainReport
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
+from chainfx.scheduler.fact_checks import check_applied
 from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.planning import Edge, Finding, Plan, plan
 from chainfx.scheduler.records import Costs, StageRecord, StageStore
@@ -21,6 +22,7 @@ __all__ = [
     "Stage",
     "StageRecord",
     "StageStore",
+    "check_applied",
     "load_evidence",
     "plan",
     "run",

@@ -18,6 +18,7 @@ from chainfx.ir.graph.edit import (
     tensors_of,
 )
 from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, output_node, segments
+from chainfx.ir.graph.facts import FACTS, BitWidths, Codebook, ExitRule, FactChange, FactName, Facts, Mask, facts_of
 from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import Skipped, beneath_mask, layer_path, mask_of, select_layers
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
@@ -32,16 +33,24 @@ __all__ = [
     "DEPTHWISE",
     "DIALECT",
     "ELEMENTWISE",
+    "FACTS",
     "FLOAT32",
     "LAYERS",
     "MOVEMENT",
     "TRANSPARENT",
     "TRANSPOSED",
     "Answer",
+    "BitWidths",
     "ByMode",
+    "Codebook",
     "Exit",
+    "ExitRule",
+    "FactChange",
+    "FactName",
+    "Facts",
     "Format",
     "GraphToRead",
+    "Mask",
     "MetaEvaluator",
     "Scalar",
     "Skipped",
@@ -55,6 +64,7 @@ __all__ = [
     "evaluating",
     "exit_rates",
     "exits_of",
+    "facts_of",
     "fresh_path",
     "get_tensor",
     "groups_of",
