@@ -12,8 +12,8 @@ PUBLIC = {
     "pass_from_spec pass_names",
     "chainfx.errors": "ArtifactError CaptureError ChainfxError CostError DataError GraphError InputError PassError "
     "RecipeError ScheduleError TuningError",
-    "chainfx.training": "Augment Data Trainer digits from_arrays from_dataset from_folder from_loaders from_npz "
-    "from_torchvision",
+    "chainfx.training": "Augment Data SplitOptions Trainer digits from_arrays from_dataset from_folder "
+    "from_loaders from_npz from_torchvision",
 }
 
 

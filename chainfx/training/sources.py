@@ -31,7 +31,10 @@ _MEMORY_LIMIT = 8 * 2**30
 
 
 class Options(TypedDict):
-    """The keyword options of every source in memory: the fields of :class:`~chainfx.training.data.SplitOptions`."""
+    """The types of the keyword options of every source in memory, for type checkers.
+
+    :class:`~chainfx.training.data.SplitOptions` owns them: it has the defaults and says what they mean.
+    """
 
     validation: NotRequired[float]
     test_share: NotRequired[float]
@@ -123,8 +126,8 @@ def from_loaders(
     *,
     num_classes: int,
     validation: DataLoader[Any] | None = None,
-    validation_share: float = 0.1,
-    seed: int = 0,
+    validation_share: float = SplitOptions.validation,
+    seed: int = SplitOptions.seed,
     fingerprint: str | None = None,
 ) -> Data:
     """Your own DataLoaders of ``(inputs, targets)``; ``inputs`` is a tensor or a tuple of them, batch first.

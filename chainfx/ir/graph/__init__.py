@@ -17,7 +17,7 @@ from chainfx.ir.graph.edit import (
     origin,
     tensors_of,
 )
-from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, output_node, segments
+from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, leaving, output_node, segments
 from chainfx.ir.graph.facts import FACTS, BitWidths, Codebook, ExitRule, FactChange, FactName, Facts, Mask, facts_of
 from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import Skipped, beneath_mask, layer_path, mask_of, select_layers
@@ -71,6 +71,7 @@ __all__ = [
     "is_dialect",
     "key_of",
     "layer_path",
+    "leaving",
     "mask_of",
     "modules_by_path",
     "needs_data",

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph import edit, ops
 
-__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "output_node", "segments"]
+__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "leaving", "output_node", "segments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,14 @@ def segments(graph_module: GraphModule) -> tuple[tuple[Node, ...], ...]:
     return tuple(tuple(part) for part in parts)
 
 
+def leaving(confidence: Tensor, threshold: float) -> Tensor:
+    """Which samples leave at an exit (bool, shape (N,)): those whose ``confidence`` (N,) is at least ``threshold``.
+
+    A confidence that is no number (the logits were not finite) is below every threshold: that sample goes on.
+    """
+    return confidence >= threshold
+
+
 def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
     """For each sample the index of the first exit that is sure enough, ``len(exits)`` if none: shape (N,), int64.
 
@@ -63,8 +71,8 @@ def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
     """
     index = torch.full((len(logits[-1]),), len(exits))
     for place in reversed(range(len(exits))):
-        sure = ops.confidence(logits[place], exits[place].criterion) >= exits[place].threshold
-        index[sure.cpu()] = place
+        sure = ops.confidence(logits[place], exits[place].criterion)
+        index[leaving(sure, exits[place].threshold).cpu()] = place
     return index
 
 
