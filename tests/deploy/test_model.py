@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import chainfx
-from chainfx.deploy.lower import fold_codes, split_stages, to_codes
+from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.deploy.model import CompressedModel
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.graph import ops
@@ -81,8 +81,8 @@ def test_samples_that_left_are_not_computed(x):
     graph_module = exiting(x, share=0.4)
     small = CompressedModel(graph_module, (x,), None)
     seen = []
-    for stage in small.stages:
-        stage.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    for segment in small.segments:
+        segment.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     small(x)
     index = torch.stack([ops.confidence(part, "max-softmax") for part in graph_module(x)[:-1]])
     thresholds = torch.tensor([mark.threshold for mark in exits_of(graph_module)])[:, None]
@@ -91,15 +91,35 @@ def test_samples_that_left_are_not_computed(x):
     assert 0 < seen[2] < seen[1] < 32
 
 
-def test_a_stage_all_samples_leave_before_is_never_run(x):
+def test_a_segment_all_samples_leave_before_is_never_run(x):
     graph_module = exiting(x, share=1.0)
     small = CompressedModel(graph_module, (x,), None)
-    small.stages[1].register_forward_pre_hook(lambda module, args: pytest.fail("computed for nobody"))
+    small.segments[1].register_forward_pre_hook(lambda module, args: pytest.fail("computed for nobody"))
     assert small(x).shape == (32, 10)
 
 
+def test_a_sample_whose_confidence_is_no_number_runs_to_the_end(x):
+    graph_module = exiting(x, quantize=False)
+    for mark in exits_of(graph_module):
+        mark.node.update_arg(2, 0.0)
+    graph_module.recompile()
+    inputs = x.clone()
+    inputs[3] = float("nan")
+    small, seen = CompressedModel(graph_module, (x,), None), []
+    for segment in small.segments:
+        segment.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    answers = small(inputs)
+    assert seen == [32, 1, 1]
+    torch.testing.assert_close(answers, Answer(graph_module)(inputs), equal_nan=True)
+    assert torch.isnan(answers[3]).all() and not torch.isnan(answers[:3]).any()
+
+
+def test_stages_is_the_old_name_of_segments(compressed):
+    assert compressed.stages is compressed.segments and len(compressed.segments) == 2
+
+
 class Skips(nn.Module):
-    """Reads a batch size and the input late, so that stages must carry the input and compute the size again."""
+    """Reads a batch size and the input late, so that segments must carry the input and compute the size again."""
 
     def __init__(self):
         super().__init__()
@@ -123,8 +143,8 @@ def test_values_used_late_are_carried_and_sizes_are_computed_again():
     output.args = ((mark, output.args[0]),)
     graph_module.recompile()
     verify(graph_module, (x,))
-    stages = split_stages(graph_module)
-    assert [len(stage.graph.find_nodes(op="placeholder")) for stage in stages] == [1, 2]
+    parts = split_segments(graph_module)
+    assert [len(part.graph.find_nodes(op="placeholder")) for part in parts] == [1, 2]
     small = CompressedModel(graph_module, (x,), None)
     left = ops.confidence(graph_module(x)[0], "max-softmax") >= 0.3
     assert 0 < int(left.sum()) < 16

@@ -11,7 +11,8 @@ from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exit_rates, exits_of, segments
 from chainfx.passes.base import PassContext
-from chainfx.passes.early_exit import NEVER, EarlyExit
+from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.exiting import NEVER
 from chainfx.passes.quantize import Quantize
 from tests.nets import graph_of, images, small_resnet
 

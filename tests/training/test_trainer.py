@@ -216,12 +216,12 @@ def moved(trainer, **request):
 
 
 def test_fine_tuning_uses_a_tenth_of_the_rate_unless_the_request_says_otherwise(data):
-    trainer = Trainer(data, epochs=1, learning_rate=0.01)
+    trainer = Trainer(data, epochs=1, learning_rate=0.05)
     full, fine = moved(trainer, from_scratch=True), moved(trainer)
     assert 5 < full / fine < 12
-    assert moved(trainer, learning_rate=0.01) == full
-    assert moved(trainer, learning_rate=0.01, weight_decay=0.5) != full
-    assert moved(trainer, learning_rate=0.01, optimizer="adam") > 2 * full
+    assert moved(trainer, learning_rate=0.05) == full
+    assert moved(trainer, learning_rate=0.05, weight_decay=0.5) != full
+    assert moved(trainer, learning_rate=0.05, optimizer="adam") > 2 * full
 
 
 def test_the_rate_warms_up_and_falls_to_zero():

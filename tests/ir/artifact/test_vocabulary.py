@@ -133,7 +133,9 @@ def test_an_operator_that_torch_does_not_have_is_refused(name, tmp_path):
     forged(tmp_path, lambda body: body["nodes"][1].update(target=f"aten:{name}"))
     with pytest.raises(ArtifactError) as caught:
         load_graph(tmp_path)
-    assert str(caught.value) == f"the saved graph calls the operator {name!r}, which this torch does not have."
+    assert str(caught.value) == (
+        f"the saved graph calls {f'aten:{name}'!r}, which chainfx does not load; save it with this version."
+    )
 
 
 def foreign(x):
