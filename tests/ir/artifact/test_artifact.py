@@ -191,8 +191,7 @@ def test_a_forged_manifest_cannot_name_a_foreign_module_or_method(saved):
 
 
 # what a tensor knows of itself, and the parts of what torch.max, torch.linalg and the like return
-READABLE = set(
-    [
+READABLE = {
         "D",
         "H",
         "L",
@@ -232,8 +231,7 @@ READABLE = set(
         "sign",
         "solution",
         "values",
-    ]
-)
+    }
 
 
 def test_a_forged_manifest_reads_the_attributes_of_the_list_and_no_other(tmp_path):
