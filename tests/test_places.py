@@ -41,11 +41,11 @@ ALLOWED = ("zoo/",)
 def factories_without_device(source: str) -> list[str]:
     """The calls in a module that make a tensor or layer and do not say where, as ``line: call``."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    named = [node for node in calls if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)]
     found = []
-    for node in named:
-        owner, name = node.func.value.id, node.func.attr
+    for node in calls:
+        owner, _, name = ast.unparse(node.func).rpartition(".")
         makes = (owner == "torch" and name in FACTORIES) or (owner == "nn" and name.startswith(LAYERS))
+        makes = makes or (owner, name) == ("", "Generator")
         if makes and "device" not in {keyword.arg for keyword in node.keywords}:
             found.append(f"{node.lineno}: {ast.unparse(node)}")
     return found

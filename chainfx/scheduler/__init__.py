@@ -13,6 +13,7 @@ finished stages in a folder, so that a second run goes on after them. All record
 
 from chainfx.scheduler.chain import ChainReport
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
+from chainfx.scheduler.fact_checks import check_applied
 from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.planning import Edge, Finding, Plan, plan
 from chainfx.scheduler.records import Costs, StageRecord, StageStore
@@ -32,6 +33,7 @@ __all__ = [
     "Stage",
     "StageRecord",
     "StageStore",
+    "check_applied",
     "load_evidence",
     "plan",
     "run",

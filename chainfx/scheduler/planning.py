@@ -96,7 +96,8 @@ def plan(
 
     Edges come from ``law`` (declared kind and granularity), ``evidence`` (:class:`Evidence` or paths of TOML files;
     what is given replaces the shipped :data:`EVIDENCE`, so add to that one), and from facts (who establishes a fact
-    goes before who requires it, who requires it before who invalidates it). Facts are stronger than measured evidence,
+    goes before who requires it, who requires it before who invalidates it; of a fact that no pass requires, who
+    invalidates it goes before who establishes it, which would else be lost). Facts are stronger than measured evidence,
     that than cited evidence, and that than the law; an edge that stronger ones contradict is overridden, and the plan
     says by which. A fact that no pass establishes is the business of the pass that requires it.
 
@@ -141,6 +142,7 @@ def _checked(passes: Sequence[Pass], order: str) -> tuple[Pass, ...]:
 
 def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Iterator[_Link]:
     """Every edge that the law, the evidence and the facts give between two positions."""
+    required = frozenset(fact for step in chain for fact in step.info.requires)
     for first, second in permutations(range(len(chain)), 2):
         before, after = chain[first].info, chain[second].info
         if before.name == after.name:
@@ -155,9 +157,13 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Ite
             found.append(
                 _fact(before.name, after.name, f"{before.name} establishes {fact!r}, {after.name} requires it")
             )
-        for fact in sorted(before.requires & after.invalidates):
+        for fact in sorted(before.requires & chain[second].invalidates):
             found.append(
                 _fact(before.name, after.name, f"{before.name} requires {fact!r}, {after.name} invalidates it")
+            )
+        for fact in sorted((chain[first].invalidates - before.establishes - required) & after.establishes):
+            found.append(
+                _fact(before.name, after.name, f"{before.name} invalidates {fact!r}, which {after.name} establishes")
             )
         yield from (_Link(first, second, edge, []) for edge in found)
 

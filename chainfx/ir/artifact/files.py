@@ -25,9 +25,9 @@ from chainfx.errors import ArtifactError
 from chainfx.ir.artifact.functions import function_name
 from chainfx.ir.artifact.literals import encode
 from chainfx.ir.artifact.modules import describe_module
-from chainfx.ir.artifact.packing import bytes_of, pack
+from chainfx.ir.artifact.packing import pack
 from chainfx.ir.artifact.restore import restore
-from chainfx.ir.graph import ops
+from chainfx.ir.graph import content_hash, ops
 
 __all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
 
@@ -74,15 +74,11 @@ def fingerprint(graph_module: GraphModule) -> str:
 
     What could not be saved, such as a module of the user's own, goes by its name and text.
     """
-    body, tensors = _describe(graph_module, by_name=True)
-    digest = hashlib.sha256(_digest(body).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(bytes_of(tensors[name]))
-    return digest.hexdigest()
+    return content_hash(*_describe(graph_module, by_name=True))
 
 
 def _digest(body: Mapping[str, Any]) -> str:
+    """The SHA-256 sum of a manifest as JSON, part of the file's format: not to be changed without :data:`FORMAT`."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -206,8 +206,8 @@ METHODS = _words("""
 # what getattr may read, of a tensor or of what a function returned
 ATTRIBUTES = _words("""
     D H L LU Q R S T U V Vh bin_edges data device dtype eigenvalues eigenvectors exponent hist imag indices
-    is_complex is_cpu is_cuda is_floating_point is_meta itemsize layout logabsdet mH mT mantissa nbytes ndim
-    pivots real requires_grad shape sign solution values
+    is_cpu is_cuda is_meta itemsize layout logabsdet mH mT mantissa nbytes ndim pivots real requires_grad shape
+    sign solution values
 """)
 
 # leaf modules by the module that defines them

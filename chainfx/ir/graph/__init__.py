@@ -2,6 +2,7 @@
 
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import (
     LAYERS,
@@ -19,7 +20,8 @@ from chainfx.ir.graph.edit import (
     origin,
     tensors_of,
 )
-from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, output_node, segments
+from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, leaving, output_node, segments
+from chainfx.ir.graph.facts import FACTS, BitWidths, Codebook, ExitRule, FactChange, FactName, Facts, Mask, facts_of
 from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import (
     Layer,
@@ -37,6 +39,7 @@ from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_da
 from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, TRANSPARENT, key_of, operator_key
 from chainfx.ir.graph.ops import DIALECT
+from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
@@ -44,17 +47,25 @@ __all__ = [
     "DEPTHWISE",
     "DIALECT",
     "ELEMENTWISE",
+    "FACTS",
     "FLOAT32",
     "LAYERS",
     "MOVEMENT",
     "TRANSPARENT",
     "TRANSPOSED",
     "Answer",
+    "BitWidths",
     "ByMode",
+    "Codebook",
     "Exit",
+    "ExitRule",
+    "FactChange",
+    "FactName",
+    "Facts",
     "Format",
     "GraphToRead",
     "Layer",
+    "Mask",
     "MetaEvaluator",
     "Scalar",
     "Skipped",
@@ -62,7 +73,9 @@ __all__ = [
     "changes_in_place",
     "changes_what_is_used",
     "choose",
+    "content_hash",
     "cuts_tensor",
+    "derived_generator",
     "device_of",
     "edit",
     "ends_of",
@@ -70,6 +83,7 @@ __all__ = [
     "evaluating",
     "exit_rates",
     "exits_of",
+    "facts_of",
     "fresh_path",
     "function_of",
     "get_tensor",
@@ -80,6 +94,7 @@ __all__ = [
     "layer_at",
     "layer_path",
     "layers_of",
+    "leaving",
     "left_alone",
     "modules_by_path",
     "needs_data",

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.mutation import changes_what_is_used
 
-__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "output_node", "segments"]
+__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "leaving", "output_node", "segments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,14 @@ def _place_mutations(graph_module: GraphModule, segment_of: dict[Node, int]) -> 
             segment_of.update(dict.fromkeys(chain, segment_of[current]))
 
 
+def leaving(confidence: Tensor, threshold: float) -> Tensor:
+    """Which samples leave at an exit (bool, shape (N,)): those whose ``confidence`` (N,) is at least ``threshold``.
+
+    A confidence that is no number (the logits were not finite) is below every threshold: that sample goes on.
+    """
+    return confidence >= threshold
+
+
 def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
     """For each sample the index of the first exit that is sure enough, ``len(exits)`` if none: shape (N,), int64.
 
@@ -79,8 +87,8 @@ def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
     """
     index = torch.full((len(logits[-1]),), len(exits), device="cpu")
     for place in reversed(range(len(exits))):
-        sure = ops.confidence(logits[place], exits[place].criterion) >= exits[place].threshold
-        index[sure.cpu()] = place
+        sure = ops.confidence(logits[place], exits[place].criterion)
+        index[leaving(sure, exits[place].threshold).cpu()] = place
     return index
 
 

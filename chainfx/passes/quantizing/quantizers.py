@@ -44,13 +44,12 @@ def widths_in(layers: Iterable[Layer]) -> LayerWidths | None:
 def insert_quantizers(
     graph_module: GraphModule, widths: Mapping[Layer, LayerWidths], calibration: Iterable[tuple[Tensor, ...]] | None
 ) -> bool:
-    """Put quantizers before the layers of ``widths``, replacing those already there; returns whether any was put.
+    """Put quantizers before the layers of ``widths``, replacing those already there; returns whether that changed any.
 
     Layers that read the same activation at the same width share one quantizer. Raises :class:`PassError` when an
     activation is to be quantized and ``calibration`` is ``None`` or empty, or when a weight is not finite.
     """
-    for layer in widths:
-        _remove_quantizers(layer)
+    removed = [_remove_quantizers(layer) for layer in widths]
     wanted: dict[tuple[Node, int], list[Layer]] = {}
     for layer, width in widths.items():
         _quantize_weight(layer, width)
@@ -60,13 +59,17 @@ def insert_quantizers(
     for (source, bits), readers in wanted.items():
         _quantize_activation(graph_module, source, bits, readers, ranges[source])
     edit.tidy(graph_module)
-    return any(width.weights != FLOAT or width.activations != FLOAT for width in widths.values())
+    return any(removed) or any(width.weights != FLOAT or width.activations != FLOAT for width in widths.values())
 
 
-def _remove_quantizers(layer: Layer) -> None:
-    layer.read_input(layer.source)
-    if layer.weight_quantizer is not None:
-        layer.read_weight(edit.input_of(layer.weight_quantizer))
+def _remove_quantizers(layer: Layer) -> bool:
+    """Take away what quantizes the input and the weight of a layer; whether there was any."""
+    of_input, of_weight = layer.input_quantizer, layer.weight_quantizer
+    if of_input is not None:
+        layer.read_input(layer.source)
+    if of_weight is not None:
+        layer.read_weight(edit.input_of(of_weight))
+    return of_input is not None or of_weight is not None
 
 
 def _quantize_weight(layer: Layer, width: LayerWidths) -> None:
