@@ -1,7 +1,7 @@
 """Which channels of a network belong together, and how some of them are removed."""
 
 from chainfx.ir.channels.analyse import analyse_channels
-from chainfx.ir.channels.blocks import Block, Stage, drop_block, stages_of
+from chainfx.ir.channels.blocks import Block, ResidualStage, drop_block, stages_of
 from chainfx.ir.channels.result import (
     Axis,
     ChannelAnalysis,
@@ -12,7 +12,7 @@ from chainfx.ir.channels.result import (
     SourceLayer,
 )
 from chainfx.ir.channels.surgery import prune
-from chainfx.ir.channels.walk import Fold, operator_name
+from chainfx.ir.channels.walk import Fold
 
 __all__ = [
     "Axis",
@@ -22,12 +22,11 @@ __all__ = [
     "Fold",
     "FrozenChannels",
     "Member",
+    "ResidualStage",
     "SizeLiteral",
     "SourceLayer",
-    "Stage",
     "analyse_channels",
     "drop_block",
-    "operator_name",
     "prune",
     "stages_of",
 ]

@@ -1,23 +1,19 @@
 """Residual blocks: which parts of a graph can be taken out without changing any shape, and which belong together."""
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.channels.analyse import ChannelAnalysis
-from chainfx.ir.graph import edit, shape_of
+from chainfx.ir.graph import Trait, edit, names_with, operator_of, shape_of
 
-__all__ = ["Block", "Stage", "drop_block", "stages_of"]
+__all__ = ["Block", "ResidualStage", "drop_block", "stages_of"]
 
-_ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_RECTIFIERS: tuple[Callable[..., Any] | str, ...] = (torch.relu, F.relu, F.relu6, "relu", "relu_")
-_RECTIFIER_MODULES = (nn.ReLU, nn.ReLU6)
+_ACTIVATIONS = names_with(Trait.ACTIVATION)
+_IDEMPOTENT = names_with(Trait.IDEMPOTENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +29,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class ResidualStage:
     """Consecutive blocks with outputs of one shape that add to the same channels."""
 
     blocks: tuple[Block, ...]
@@ -44,7 +40,7 @@ class Stage:
         return tuple(block for block in self.blocks if block.entry is not None)
 
 
-def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[Stage, ...]:
+def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[ResidualStage, ...]:
     """The stages of residual blocks; if the network has none, the stages of plain layers.
 
     Residual blocks are of one stage if their outputs have one shape and ``analysis`` couples what their branches add:
@@ -70,7 +66,8 @@ def drop_block(graph_module: GraphModule, block: Block) -> None:
         raise ValueError(f"the block that ends in {block.out.name} cannot be taken out")
     users = list(block.out.users)
     block.out.replace_all_uses_with(block.entry)
-    if len(users) == 1 and _rectifies(graph_module, users[0]) and _rectifies(graph_module, block.entry):
+    before, after = _name(graph_module, block.entry), _name(graph_module, users[0]) if len(users) == 1 else ""
+    if before == after and before in _IDEMPOTENT:
         users[0].replace_all_uses_with(block.entry)
 
 
@@ -94,7 +91,7 @@ class _Ancestors:
 
 def _residual(node: Node, layers: set[Node], ancestors: _Ancestors) -> Block | None:
     """The residual block that ends in ``node``, or ``None`` if ``node`` is no addition of two branches."""
-    if node.target not in _ADDITIONS or len(node.args) < 2:
+    if operator_of(node).name != "add" or len(node.args) < 2:
         return None
     one, other = node.args[:2]
     if not (isinstance(one, Node) and isinstance(other, Node)) or not _is_activation(one, other):
@@ -125,7 +122,7 @@ def _plain(graph_module: GraphModule, layer: Node) -> Block:
     while len(out.users) == 1:
         following = next(iter(out.users))
         norm = edit.module_of(graph_module, following, nn.modules.batchnorm._BatchNorm)
-        if norm is None and not _rectifies(graph_module, following):
+        if norm is None and _name(graph_module, following) not in _ACTIVATIONS:
             break
         out = following
     entry = layer.args[0]
@@ -133,7 +130,7 @@ def _plain(graph_module: GraphModule, layer: Node) -> Block:
     return Block(out, entry if same else None)  # type: ignore[arg-type]
 
 
-def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage, ...]:
+def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[ResidualStage, ...]:
     stages: list[list[Block]] = []
     last: Any = None
     for block in blocks:
@@ -142,7 +139,7 @@ def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage,
             stages.append([])
         stages[-1].append(block)
         last = stage
-    return tuple(Stage(tuple(stage)) for stage in stages)
+    return tuple(ResidualStage(tuple(stage)) for stage in stages)
 
 
 def _stream(block: Block, analysis: ChannelAnalysis) -> frozenset[str]:
@@ -152,7 +149,5 @@ def _stream(block: Block, analysis: ChannelAnalysis) -> frozenset[str]:
     return frozenset(name for name, nodes in makers if nodes & inside and nodes - inside)
 
 
-def _rectifies(graph_module: GraphModule, node: Node) -> bool:
-    if node.op == "call_module":
-        return edit.module_of(graph_module, node, *_RECTIFIER_MODULES) is not None
-    return node.target in _RECTIFIERS
+def _name(graph_module: GraphModule, node: Node) -> str:
+    return operator_of(node, graph_module.get_submodule).name

@@ -3,7 +3,6 @@
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -13,43 +12,25 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.channels.labels import Labels, all_of, any_of, blank, compact, fitted, spread, varying
 from chainfx.ir.channels.ledger import Ledger, SizeNote
-from chainfx.ir.graph import get_tensor, is_dialect, ops, origin, tensors_of
+from chainfx.ir.graph import Operator, Trait, get_tensor, is_dialect, names_with, operator_of, ops, origin, tensors_of
 
-__all__ = ["Flow", "Fold", "Rule", "operator_name"]
+__all__ = ["Flow", "Fold", "Rule"]
 
 Fold = Literal["width", "heads"]
 Rule = Callable[["Flow", Node], Any]
 
-_HOMES = ("torch", "_operator", "math", "builtins", "chainfx")
-_READS = ("size", "shape", "numel", "nelement", "len")
+_READS = names_with(Trait.SIZES)
 _ARITHMETIC = {
     *(getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")),
     *(int, min, max, round, float, math.floor, math.ceil, math.sqrt, math.log, tuple, list),
 }
-_TAKES_SIZES = (
-    *("view", "reshape", "expand", "unflatten", "view_as", "reshape_as", "split", "tensor_split", "chunk"),
-    *("getitem", "assign", "layer_norm", "rms_norm", "group_norm"),
+# the operators whose rules see to the numbers of channels among their arguments
+_TAKES_SIZES = frozenset(
+    {
+        *("assign", "chunk", "expand", "getitem", "group_norm", "layer_norm", "reshape", "rms_norm", "split"),
+        *("tensor_split", "unflatten", "view_as"),
+    }
 )
-
-
-def operator_name(node: Node) -> str:
-    """What a node calls, whatever the spelling: ``add`` for ``torch.add``, ``x.add_`` and ``aten.add.Tensor``.
-
-    Functions that belong neither to torch nor to Python nor to chainfx have the empty name.
-    """
-    if node.op == "call_method":
-        return str(node.target).rstrip("_")
-    if node.op != "call_function":
-        return ""
-    name = _function_name(node.target)
-    return str(node.args[1]) if name == "getattr" else name
-
-
-@lru_cache(maxsize=4096)
-def _function_name(function: Any) -> str:
-    home = getattr(function, "__module__", None) or "torch"
-    trusted = home.split(".")[0] in _HOMES or home.startswith("torchvision.ops")
-    return getattr(function, "__name__", "").split(".")[0].rstrip("_") if trusted else ""
 
 
 class Flow:
@@ -77,6 +58,10 @@ class Flow:
         self._paths: dict[str, str] = {}
         self._first_paths: dict[int, str] = {}
 
+    def operator(self, node: Node) -> Operator:
+        """The operator that a node calls, as a function, a method or a module."""
+        return operator_of(node, self.modules.__getitem__)
+
     def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
         """Label every node in graph order."""
         for node in self.graph_module.graph.nodes:
@@ -91,7 +76,7 @@ class Flow:
                 self._label(node, rule_of(self, node))
 
     def _label(self, node: Node, rule: Rule) -> None:
-        if self.taints and operator_name(node) not in _TAKES_SIZES:
+        if self.taints and self.operator(node).name not in _TAKES_SIZES:
             self._keep_numbers(node)
         result = rule(self, node)
         self._labels[node] = result
@@ -118,10 +103,11 @@ class Flow:
         """Note which channels a number counts, so that it can be followed to where it is used."""
         first = node.args[0] if node.args else None
         if isinstance(first, Node) and first not in self.values:
-            if operator_name(node) in _READS and self._counts(node, first):
+            name = self.operator(node).name
+            if name in _READS and self._counts(node, first, name):
                 self.readers[node] = self.label(first)
                 self.taints[node] = (self.label(first),)
-                self._note_counted(node, operator_name(node) in ("size", "len") and isinstance(self.values[node], int))
+                self._note_counted(node, name in ("size", "len") and isinstance(self.values[node], int))
         elif (
             node.target is operator.getitem
             and isinstance(first, Node)
@@ -146,11 +132,11 @@ class Flow:
         if counted:
             self._counted.add(node)
 
-    def _counts(self, node: Node, tensor: Node) -> bool:
+    def _counts(self, node: Node, tensor: Node, name: str) -> bool:
         """Whether a size that a node reads counts channels."""
         moving = varying(self.label(tensor))
-        dim = node.args[1] if operator_name(node) == "size" and len(node.args) > 1 else None
-        if operator_name(node) == "len":
+        dim = node.args[1] if name == "size" and len(node.args) > 1 else None
+        if name == "len":
             dim = 0
         return dim % self.label(tensor).dim() in moving if isinstance(dim, int) else bool(moving)
 

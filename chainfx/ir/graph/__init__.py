@@ -21,19 +21,15 @@ from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import Skipped, beneath_mask, layer_path, mask_of, select_layers
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
-from chainfx.ir.graph.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, TRANSPARENT, key_of, operator_key
+from chainfx.ir.graph.operators import Operator, Trait, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
-    "CONSTRUCTORS",
     "DEPTHWISE",
     "DIALECT",
-    "ELEMENTWISE",
     "FLOAT32",
     "LAYERS",
-    "MOVEMENT",
-    "TRANSPARENT",
     "TRANSPOSED",
     "Answer",
     "ByMode",
@@ -41,8 +37,10 @@ __all__ = [
     "Format",
     "GraphToRead",
     "MetaEvaluator",
+    "Operator",
     "Scalar",
     "Skipped",
+    "Trait",
     "assign_",
     "beneath_mask",
     "choose",
@@ -55,13 +53,14 @@ __all__ = [
     "get_tensor",
     "groups_of",
     "is_dialect",
-    "key_of",
     "layer_path",
     "mask_of",
     "modules_by_path",
+    "name_of",
+    "names_with",
     "needs_data",
     "no_garbage_search",
-    "operator_key",
+    "operator_of",
     "ops",
     "origin",
     "output_node",

@@ -8,17 +8,16 @@ positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride
 """
 
 import gc
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph.depthwise import DEPTHWISE
+from chainfx.ir.graph.operators import Trait, names_with, operator_of
 
 __all__ = [
     "CONVOLUTIONS",
@@ -47,7 +46,6 @@ CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, *DEPTHWISE.values())
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
 _M = TypeVar("_M", bound=nn.Module)
-_PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, torch.einsum, F.scaled_dot_product_attention)
 
 
 def layers_of(graph_module: GraphModule) -> Iterator[Node]:
@@ -71,14 +69,7 @@ def is_dialect(node: Node) -> bool:
 
 def is_product(node: Node) -> bool:
     """Whether a node multiplies two activations as matrices (``matmul``, ``bmm``, scaled dot-product attention)."""
-    return (node.op == "call_function" and node.target in _PRODUCTS) or (
-        node.op == "call_method"
-        and node.target
-        in (
-            "matmul",
-            "bmm",
-        )
-    )
+    return operator_of(node).name in names_with(Trait.PAIRING)
 
 
 def ends_of(graph_module: GraphModule) -> tuple[frozenset[Node], frozenset[Node]]:

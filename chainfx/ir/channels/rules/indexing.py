@@ -7,7 +7,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from chainfx.ir.channels.labels import Labels, select_first, spread, varying
-from chainfx.ir.channels.walk import Flow, Rule, operator_name
+from chainfx.ir.channels.walk import Flow, Rule
 
 __all__ = ["INDEXING"]
 
@@ -17,7 +17,7 @@ def unbind(flow: Flow, node: Node) -> Any:
     labels = flow.label(node.args[0])
     dim = flow.argument(node, 1, "dim", 0) % labels.dim()
     labels = flow.ledger.pin(labels, (dim,), f"it is indexed by position (node {node.name!r})")
-    if operator_name(node) == "select":
+    if flow.operator(node).name == "select":
         return spread(labels.select(dim, 0))
     return tuple(spread(part) for part in labels.unbind(dim))
 
@@ -122,15 +122,15 @@ def _strided(flow: Flow, labels: Labels, dim: int, bounds: tuple[int, int, int],
 def look_up(flow: Flow, node: Node) -> Labels:
     """``index_select``, ``gather``: positions along one dimension are looked up, so they stay."""
     labels, shape = flow.label(node.args[0]), flow.shape(node)
-    dim = flow.argument(node, 2 if operator_name(node) == "take_along_dim" else 1, "dim") % labels.dim()
-    if operator_name(node) == "index_select":
+    dim = flow.argument(node, 2 if flow.operator(node).name == "take_along_dim" else 1, "dim") % labels.dim()
+    if flow.operator(node).name == "index_select":
         selected = _at(flow, node, flow.raw(node, 2, "index"), dim)
         if selected is not None:
             return selected
     reason = f"it is indexed by position (node {node.name!r})"
     cut = tuple(d for d in range(labels.dim()) if d == dim or shape[d] != labels.size(d))
     labels = select_first(flow.ledger.pin(labels, cut, reason), cut)
-    if operator_name(node) == "index_select":
+    if flow.operator(node).name == "index_select":
         return labels.expand(shape)
     index = next(each for each in node.all_input_nodes[1:] if flow.is_tensor(each))
     return flow.combine(labels, flow.label(index), node).expand(shape)

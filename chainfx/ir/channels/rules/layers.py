@@ -1,27 +1,28 @@
 """What layers, normalizations and modules do to channels: they take them in, scale them, and make new ones."""
 
-import re
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.fx import Node
 
 from chainfx.ir.channels.labels import Labels, repeated, select_first, spread, varying
-from chainfx.ir.channels.rules.elementwise import RULES, along, padded, resized, same, unknown
-from chainfx.ir.channels.rules.norms import NORM_MODULES, NORMS, channels_of, is_channel_norm, norm_module
+from chainfx.ir.channels.rules.elementwise import BOTH, RULES, along, as_positions, padded, unknown
+from chainfx.ir.channels.rules.norms import (
+    NORM_MODULES,
+    NORMS,
+    channels_of,
+    has_own_affine_only,
+    is_channel_norm,
+    norm_module,
+)
 from chainfx.ir.channels.rules.products import PRODUCTS, linear_product
-from chainfx.ir.channels.walk import Flow, Rule, operator_name
+from chainfx.ir.channels.walk import Flow, Rule
 from chainfx.ir.graph import LAYERS, TRANSPOSED, groups_of
 
 __all__ = ["rule_of"]
 
-_ACTIVATIONS = """Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout ReLU ReLU6 SiLU GELU
-    Sigmoid Tanh Hardswish Hardsigmoid Hardtanh LeakyReLU ELU SELU CELU Mish Softplus Softsign LogSigmoid Tanhshrink
-    Hardshrink Softshrink Threshold RReLU"""
-_POOL = re.compile(r"(Adaptive)?(Max|Avg|LP)Pool([123])d")
-_PAD = re.compile(r"(Zero|Constant|Reflection|Replication|Circular)Pad[123]d")
 _WHY = "a layer reads it beside its channels"
 
 
@@ -29,10 +30,12 @@ def rule_of(flow: Flow, node: Node) -> Rule:
     """The rule for what a node calls."""
     if node.op == "call_module":
         module = flow.modules[str(node.target)]
-        return norm_module if is_channel_norm(module) else _module_rule(type(module).__module__, type(module).__name__)
+        if is_channel_norm(module):
+            return norm_module
+        return _MODULES.get(flow.operator(node).name, _opaque) if has_own_affine_only(module) else _opaque
     if node.op == "call_function" and node.target in LAYERS:
         return layer
-    return _FUNCTIONS.get(operator_name(node), unknown)
+    return _FUNCTIONS.get(flow.operator(node).name, unknown)
 
 
 def layer(flow: Flow, node: Node) -> Labels:
@@ -135,18 +138,6 @@ _FUNCTIONS: dict[str, Rule] = {
 }
 
 
-@lru_cache(maxsize=4096)
-def _module_rule(home: str, kind: str) -> Rule:
-    """The rule of a module of torch.nn itself, by the names of its file and its class."""
-    if not home.startswith("torch.nn."):
-        return _opaque
-    if kind in _ACTIVATIONS.split():
-        return same
-    if _POOL.fullmatch(kind):
-        return _pool_module
-    return _padding_module if _PAD.fullmatch(kind) else _MODULES.get(kind, _opaque)
-
-
 def _module(flow: Flow, node: Node) -> Any:
     return flow.modules[str(node.target)]
 
@@ -171,17 +162,9 @@ def _embedding_module(flow: Flow, node: Node) -> Labels:
     return atoms.expand(flow.shape(node))
 
 
-def _pool_module(flow: Flow, node: Node) -> Any:
-    return resized(flow, node, int(type(_module(flow, node)).__name__[-2]))
-
-
-def _upsample_module(flow: Flow, node: Node) -> Any:
-    return resized(flow, node, flow.label(node.args[0]).dim() - 2)
-
-
 def _padding_module(flow: Flow, node: Node) -> Labels:
     module = _module(flow, node)
-    mode = "constant" if type(module).__name__.startswith(("Zero", "Constant")) else "other"
+    mode = "constant" if flow.operator(node).name in ("constant_pad", "zero_pad") else "other"
     return padded(flow, node, module.padding, mode)
 
 
@@ -205,33 +188,24 @@ def _channel_shuffle_module(flow: Flow, node: Node) -> Labels:
 
 
 def _pixel_shuffle_module(flow: Flow, node: Node) -> Labels:
-    labels = _moving_module(flow, node)
-    return flow.ledger.pin(labels, (labels.dim() - 2, labels.dim() - 1), f"they become positions (node {node.name!r})")
+    return as_positions(flow, node, _moving_module(flow, node))
 
 
 def _softmax_module(flow: Flow, node: Node) -> Labels:
     module = _module(flow, node)
-    return along(flow, node, module.dim, type(module).__name__)
-
-
-def _softmax2d_module(flow: Flow, node: Node) -> Labels:
-    return along(flow, node, -3, "Softmax2d")
+    dim = -3 if isinstance(module, nn.Softmax2d) else module.dim
+    return along(flow, node, dim, flow.operator(node).spelling)
 
 
 _MODULES: dict[str, Rule] = {
+    **BOTH,
     **NORM_MODULES,
-    "ChannelShuffle": _channel_shuffle_module,
-    "Embedding": _embedding_module,
-    "Flatten": _moving_module,
-    "LogSoftmax": _softmax_module,
-    "PReLU": _prelu_module,
-    "PixelShuffle": _pixel_shuffle_module,
-    "PixelUnshuffle": _moving_module,
-    "Softmax": _softmax_module,
-    "Softmax2d": _softmax2d_module,
-    "Softmin": _softmax_module,
-    "Unflatten": _unflatten_module,
-    "Upsample": _upsample_module,
-    "UpsamplingBilinear2d": _upsample_module,
-    "UpsamplingNearest2d": _upsample_module,
+    **dict.fromkeys(("log_softmax", "softmax", "softmin"), _softmax_module),
+    **dict.fromkeys(("circular_pad", "constant_pad", "reflection_pad", "replication_pad", "zero_pad"), _padding_module),
+    **dict.fromkeys(("flatten", "pixel_unshuffle"), _moving_module),
+    "channel_shuffle": _channel_shuffle_module,
+    "embedding": _embedding_module,
+    "pixel_shuffle": _pixel_shuffle_module,
+    "prelu": _prelu_module,
+    "unflatten": _unflatten_module,
 }

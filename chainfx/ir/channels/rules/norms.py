@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from chainfx.ir.channels.labels import Labels, repeated, varying
 from chainfx.ir.channels.walk import Flow, Rule
 
-__all__ = ["NORMS", "NORM_MODULES", "channels_of", "is_channel_norm", "norm_module"]
+__all__ = ["NORMS", "NORM_MODULES", "channels_of", "has_own_affine_only", "is_channel_norm", "norm_module"]
 
 _SCALES = ("running_mean", "running_var", "weight", "bias")
 _BESIDE = "a layer reads it beside its channels"
@@ -44,7 +44,12 @@ def batch_norm(flow: Flow, node: Node) -> Labels:
 
 def is_channel_norm(module: nn.Module) -> bool:
     """Whether a module is a batch or instance normalization, or a subclass without further parameters."""
-    return isinstance(module, _NormBase) and not module._modules and module._parameters.keys() <= {"weight", "bias"}
+    return isinstance(module, _NormBase) and has_own_affine_only(module)
+
+
+def has_own_affine_only(module: nn.Module) -> bool:
+    """Whether a module has no parameters but ``weight`` and ``bias``, and nothing inside, such as a parametrization."""
+    return not module._modules and module._parameters.keys() <= {"weight", "bias"}
 
 
 def norm_module(flow: Flow, node: Node) -> Labels:
@@ -144,8 +149,8 @@ NORMS: dict[str, Rule] = {
 }
 
 NORM_MODULES: dict[str, Rule] = {
-    "GroupNorm": _group_norm_module,
-    "LayerNorm": _layer_norm_module,
-    "LocalResponseNorm": _local_response,
-    "RMSNorm": _layer_norm_module,
+    "group_norm": _group_norm_module,
+    "layer_norm": _layer_norm_module,
+    "local_response_norm": _local_response,
+    "rms_norm": _layer_norm_module,
 }
