@@ -1,4 +1,4 @@
-"""Residual blocks: which parts of a graph can be taken out without changing any shape, and which belong together."""
+"""Residual blocks: the parts of a graph that can be taken out without changing any shape, and how they are grouped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ _IDEMPOTENT = names_with(Trait.IDEMPOTENT)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block that ends in ``out``; without it ``out`` would be ``entry``. ``entry`` is ``None`` if it must stay.
+    """A block, which ends in the node ``out``. ``layers`` are those in the branch of a residual block.
 
-    ``layers``: those of the branch of a residual block.
+    When it is taken out, what read ``out`` reads ``entry`` instead, the input of the block; ``entry`` is ``None`` for a
+    block that must stay.
     """
 
     out: Node
@@ -30,7 +31,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class ResidualStage:
-    """Consecutive blocks with outputs of one shape that add to the same channels."""
+    """Consecutive blocks that add to the same channels, so with outputs of one shape: ``layer1`` of a ResNet, say."""
 
     blocks: tuple[Block, ...]
 
@@ -41,15 +42,16 @@ class ResidualStage:
 
 
 def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[ResidualStage, ...]:
-    """The stages of residual blocks; if the network has none, the stages of plain layers.
+    """The stages of a network, in graph order: those of its residual blocks, or, if it has none, of its plain layers.
 
-    Residual blocks are of one stage if their outputs have one shape and ``analysis`` couples what their branches add:
-    two residual streams of the same shape are two stages, unless neither can be pruned.
+    A residual block is an addition ``entry + branch(entry)``. Its branch holds a layer, reads nothing but ``entry``,
+    and is read by nothing but the addition. A block with a stride or a projection changes the shape, or has layers on
+    both sides of the addition, and must stay. Consecutive residual blocks are of one stage if their outputs have one
+    shape and ``analysis`` couples the channels that their branches add. So two residual streams of the same shape are
+    two stages, unless neither can be pruned.
 
-    A residual block is an addition ``entry + branch(entry)`` whose branch holds a layer, reads nothing but ``entry``
-    and is read by nothing else; one with a stride or a projection changes the shape (or has layers on both sides) and
-    must stay. A plain block is a convolution with the norm and activation that follow it. Shapes must be in
-    ``node.meta``.
+    A plain block is a convolution with the norm and the activation that follow it. The shapes of all nodes must be in
+    ``node.meta["val"]``.
     """
     layers = set(edit.layers_of(graph_module))
     ancestors = _Ancestors()
@@ -61,7 +63,11 @@ def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[Res
 
 
 def drop_block(graph_module: GraphModule, block: Block) -> None:
-    """Take a removable block out: whoever read its output reads its input (the caller calls :func:`edit.tidy`)."""
+    """Take a block out: what read its output reads its input instead. Call :func:`edit.tidy` after the last one.
+
+    If what comes before and what comes after the block are both ReLU, the second one is taken out too, since it would
+    change nothing. Raises :class:`ValueError` for a block that must stay.
+    """
     if block.entry is None:
         raise ValueError(f"the block that ends in {block.out.name} cannot be taken out")
     users = list(block.out.users)
@@ -72,7 +78,7 @@ def drop_block(graph_module: GraphModule, block: Block) -> None:
 
 
 class _Ancestors:
-    """The set of nodes each node is computed from, itself included; computed once per node asked for."""
+    """The nodes that a node is computed from, itself among them; computed once for every node that is asked for."""
 
     def __init__(self) -> None:
         self._known: dict[Node, frozenset[Node]] = {}
@@ -90,7 +96,7 @@ class _Ancestors:
 
 
 def _residual(node: Node, layers: set[Node], ancestors: _Ancestors) -> Block | None:
-    """The residual block that ends in ``node``, or ``None`` if ``node`` is no addition of two branches."""
+    """The residual block that ends in ``node``; ``None`` if the node is no addition of two branches with layers."""
     if operator_of(node).name != "add" or len(node.args) < 2:
         return None
     one, other = node.args[:2]
@@ -117,7 +123,7 @@ def _is_closed(inside: frozenset[Node], entry: Node, out: Node) -> bool:
 
 
 def _plain(graph_module: GraphModule, layer: Node) -> Block:
-    """A convolution with what follows it one to one: norm, then activation."""
+    """A convolution with the norms and activations after it, each of which alone reads the one before."""
     out = layer
     while len(out.users) == 1:
         following = next(iter(out.users))
@@ -143,7 +149,7 @@ def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Residu
 
 
 def _stream(block: Block, analysis: ChannelAnalysis) -> frozenset[str]:
-    """The channel groups that layers of a block make together with layers outside of it; none of frozen channels."""
+    """The names of the channel groups that layers of a block share with layers outside of it."""
     inside = {layer.name for layer in block.layers}
     makers = ((group.name, {source.node for source in group.sources}) for group in analysis.groups)
     return frozenset(name for name, nodes in makers if nodes & inside and nodes - inside)

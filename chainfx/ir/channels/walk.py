@@ -1,4 +1,8 @@
-"""One walk over a graph that gives every tensor its labels; what each operator does is in :mod:`channel_rules`."""
+"""The walk over a graph that gives every tensor its labels.
+
+What each operator does to labels is in :mod:`chainfx.ir.channels.rules`. The walk itself follows two other things:
+numbers that are computed from sizes, since a size may count channels, and parameters, whose slices belong to channels.
+"""
 
 import math
 import operator
@@ -34,12 +38,14 @@ _TAKES_SIZES = frozenset(
 
 
 class Flow:
-    """The labels of every tensor, the values of every other node, and the ledger they are written to.
+    """The state of one walk: labels of tensors, values of numbers, and the ledger of what was found out.
 
-    ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read.
-    ``products``: the nodes that multiply two activations, ``attended``: the labels of what they multiply.
-    ``modules``: those of the graph by path, ``tensors``: their parameters and buffers. ``fold``: what is kept of
-    channels that a product sees as (heads, width).
+    * ``graph_module``, ``modules`` (by path) and ``tensors`` (parameters and buffers by path): what is analysed;
+    * ``fold``: whether the channels of attention are removed by ``width`` (the same positions of every head) or by
+      ``heads`` (whole heads);
+    * ``values``: the value of every node that is no tensor, and ``taints``: the labels that such a number counts;
+    * ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read;
+    * ``products``: the nodes that multiply two activations, and ``attended``: the labels of what they multiply.
     """
 
     def __init__(self, graph_module: GraphModule, modules: Mapping[str, nn.Module], fold: Fold) -> None:
@@ -63,7 +69,7 @@ class Flow:
         return operator_of(node, self.modules.__getitem__)
 
     def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
-        """Label every node in graph order."""
+        """Label every node in graph order, by the rule that ``rule_of`` gives for it."""
         for node in self.graph_module.graph.nodes:
             if node.op == "output":
                 for each in node.all_input_nodes:
@@ -100,7 +106,10 @@ class Flow:
         self._taint(node)
 
     def _taint(self, node: Node) -> None:
-        """Note which channels a number counts, so that it can be followed to where it is used."""
+        """Note which channels the number that a node gives counts, so that it can be followed to where it is used.
+
+        A number that a test or an unknown function makes of it cannot be followed, so that its channels are frozen.
+        """
         first = node.args[0] if node.args else None
         if isinstance(first, Node) and first not in self.values:
             name = self.operator(node).name
@@ -128,12 +137,12 @@ class Flow:
             self.spoil(node, "its number of channels is tested or computed with")
 
     def _note_counted(self, node: Node, counted: bool) -> None:
-        """Remember a number that follows from nothing but sizes with channels, so not from batch or resolution."""
+        """Remember a number that follows from numbers of channels alone, and not from the batch or the resolution."""
         if counted:
             self._counted.add(node)
 
     def _counts(self, node: Node, tensor: Node, name: str) -> bool:
-        """Whether a size that a node reads counts channels."""
+        """Whether the sizes that a node reads from a tensor, by the operator of that name, count channels."""
         moving = varying(self.label(tensor))
         dim = node.args[1] if name == "size" and len(node.args) > 1 else None
         if name == "len":
@@ -141,13 +150,17 @@ class Flow:
         return dim % self.label(tensor).dim() in moving if isinstance(dim, int) else bool(moving)
 
     def spoil(self, node: Node, why: str, number: Node | None = None) -> None:
-        """Freeze the channels that are counted by a number among the arguments of ``node``."""
+        """Freeze the channels that are counted by ``number``, or by any number among the arguments of ``node``."""
         for each in node.all_input_nodes if number is None else (number,):
             for labels in self.taints.get(each, ()):
                 self.freeze(labels, node, why)
 
     def _keep_numbers(self, node: Node) -> None:
-        """Numbers of channels in the arithmetic of ``node`` stay what they were, or else the channels do."""
+        """See to numbers of channels that are factors or summands in the arithmetic of ``node``.
+
+        ``x / x.shape[1]`` must divide by the number that it divided by before. Surgery writes this number down where it
+        can; elsewhere the channels that are counted are frozen.
+        """
         numbers = [each for each in node.all_input_nodes if each in self.taints]
         if not numbers:
             return
@@ -160,7 +173,7 @@ class Flow:
                 self.spoil(node, "a number of channels is used in its arithmetic", each)
 
     def real(self, value: Any) -> Any:
-        """Arguments with every node replaced by its value: fake tensors for tensors."""
+        """Arguments in which every node is replaced by its value; a tensor by one without data."""
         return map_arg(value, lambda node: self.values[node] if node in self.values else node.meta["val"])
 
     def is_tensor(self, value: Any) -> bool:
@@ -177,7 +190,10 @@ class Flow:
         return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
     def parameter(self, value: Any) -> Node | None:
-        """The parameter behind an argument, through quantizers, masks and look-ups that can be cut as it is."""
+        """The ``get_attr`` node of the parameter that an argument comes from, through quantizers, masks and look-ups.
+
+        ``None`` if it is computed in any other way, or from stored codes, which cannot be cut as the weight is.
+        """
         if isinstance(value, Node) and value.op == "get_attr":
             return value
         source = value
@@ -188,7 +204,10 @@ class Flow:
         return origin(value)
 
     def register(self, node: Node, value: Any, dim: int, vector: Labels) -> None:
-        """State that dimension ``dim`` of what ``node`` is given as ``value`` (``None``: nothing) has these labels."""
+        """Note that dimension ``dim`` of the weight ``value`` that ``node`` reads has the labels ``vector``.
+
+        Masks of the weight have them too. A weight that is computed is coupled with them; ``None`` is no weight.
+        """
         source = self.parameter(value)
         if source is not None:
             self.ledger.register(self.path(source), dim, vector)
@@ -201,20 +220,23 @@ class Flow:
             self.ledger.couple(vector, self.ledger.vector(self.label(value), dim, reason), reason)
 
     def _keep_pattern(self, call: Node, vector: Labels) -> None:
-        """``N:M`` zeros of every M neighbours stay that if neighbours go together."""
+        """Couple the neighbours of an ``N:M`` pattern, so that N of every M are still zeros once some are gone."""
         period = int(str(call.args[2]).partition(":")[2])
         first = vector[torch.arange(len(vector)) // period * period]
         self.ledger.couple(vector, first, f"its neighbour in a pattern of zeros must stay (node {call.name!r})")
 
     def source(self, node: Node, value: Any, dim: int, size: int) -> Labels:
-        """The channels that ``node`` makes with dimension ``dim`` of the weight ``value``, shape (size,)."""
+        """The labels of the channels that ``node`` makes with dimension ``dim`` of the weight ``value``, (size,)."""
         weight = self.parameter(value)
         made = self.ledger.source(node.name, self.path(weight), dim, size)
         self.register(node, value, dim, made)
         return made
 
     def label(self, node: Any) -> Labels:
-        """The labels of a tensor node; a parameter gets one atom for each element when it is first asked for."""
+        """The labels of a node that gives a tensor.
+
+        A parameter that is used as a tensor gets one atom for each element when it is asked for.
+        """
         source = None if node in self._labels else self.parameter(node)
         if source is not None:
             tensor = self.tensor(self.path(source))
@@ -227,12 +249,12 @@ class Flow:
         return found
 
     def parts(self, node: Any) -> tuple[Labels, ...] | None:
-        """The labels of a node that is a tuple of tensors; ``None`` for any other node."""
+        """The labels of a node that gives a tuple of tensors; ``None`` for any other node."""
         found = self._labels.get(node)
         return found if isinstance(found, tuple) else None
 
     def path(self, node: Any) -> str:
-        """The path of a parameter; a tensor with several names always goes by the first one that was met."""
+        """The path of the parameter of a ``get_attr`` node; one with several paths goes by the first that was met."""
         if node is None:
             raise ValueError("the node has no parameter")
         return self._canonical(str(node.target))
@@ -256,8 +278,13 @@ class Flow:
         return shape
 
     def freeze(self, labels: Labels, node: Node, why: str) -> None:
-        """Freeze the channels of ``labels`` because of what ``node`` does."""
+        """Freeze the channels of ``labels``; ``why`` says what ``node`` does to them."""
         self.ledger.freeze(labels, f"{why} (node {node.name!r})")
+
+    def freeze_positions(self, node: Node, index: Any) -> None:
+        """Freeze the channels of a tensor that ``node`` uses as positions in another one."""
+        if self.is_tensor(index):
+            self.freeze(self.label(index), node, "it is used as an index")
 
     def freeze_all(self, node: Node, reason: str) -> None:
         """Freeze every channel that a node carries or counts."""
@@ -270,14 +297,14 @@ class Flow:
             self.ledger.freeze(labels, reason)
 
     def unknown(self, node: Node, why: str) -> Any:
-        """Freeze everything that goes into a node; what comes out must stay."""
+        """The rule for what cannot be followed: freeze all that goes into a node; no channel comes out of it."""
         for each in node.all_input_nodes:
             self.freeze_all(each, f"{why} (node {node.name!r})")
         value = node.meta["val"]
         return blank(value.shape) if isinstance(value, Tensor) else tuple(blank(v.shape) for v in _tensors(value))
 
     def combine(self, left: Labels, right: Labels, node: Node) -> Labels:
-        """The labels of an element-wise operation of two tensors with broadcasting; equal positions are coupled."""
+        """The labels of ``left + right`` or the like, with broadcasting; channels at the same place are coupled."""
         rank = max(left.dim(), right.dim())
         left, right = (each[(None,) * (rank - each.dim())] if each.dim() < rank else each for each in (left, right))
         shape = torch.Size([b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
@@ -304,9 +331,9 @@ class Flow:
         return self._beside(left, blank(right.shape), shape, node)
 
     def meet(self, labels: Labels, value: Node, node: Node) -> Labels:
-        """The labels of an element-wise operation with the tensor ``value``, as :meth:`combine`.
+        """The labels of an element-wise operation of ``labels`` with the tensor ``value``, as by :meth:`combine`.
 
-        A plain parameter without labels takes those that it meets, instead of atoms of its own.
+        A parameter that is used here for the first time takes the labels that it meets, instead of atoms of its own.
         """
         taken = fitted(labels, value.meta["val"].shape) if self.is_fresh(value) else None
         if taken is None:
@@ -315,13 +342,16 @@ class Flow:
         return labels
 
     def is_fresh(self, value: Node) -> bool:
-        """Whether a node is a plain parameter, of several elements, that has no labels yet."""
+        """Whether a node is a parameter of several elements, used as a tensor, that has no labels yet."""
         if value.op != "get_attr" or value in self._labels or self.path(value) in self.ledger.plain:
             return False
         return value.meta["val"].is_floating_point() and bool(value.meta["val"].numel() > 1)
 
     def _beside(self, labels: Labels, fixed: Labels, shape: torch.Size, node: Node) -> Labels:
-        """An element-wise operation with a tensor that must stay as it is, wherever that one is not broadcast."""
+        """The labels of an element-wise operation with a tensor without channels; what meets its elements must stay.
+
+        Where that tensor is broadcast it has one element for all channels, and nothing must stay.
+        """
         dims = tuple(d for d in varying(labels) if fixed.size(d) > 1)
         reason = f"it meets a tensor whose size is fixed (node {node.name!r})"
         return self.ledger.pin(labels, dims, reason).expand(shape)
@@ -334,7 +364,7 @@ class Flow:
 
 
 def _masks_of(value: Any) -> Iterator[Node]:
-    """The calls that mask a parameter on the way to where it is used."""
+    """The ``mask_weight`` nodes between a parameter and the argument ``value``."""
     while isinstance(value, Node) and is_dialect(value):
         if value.target is ops.mask_weight:
             yield value

@@ -1,4 +1,4 @@
-"""What layers, normalizations and modules do to channels: they take them in, scale them, and make new ones."""
+"""Rules for layers and modules: they read channels, scale them, and make new ones."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _WHY = "a layer reads it beside its channels"
 
 
 def rule_of(flow: Flow, node: Node) -> Rule:
-    """The rule for what a node calls."""
+    """The rule for what a node calls; one that freezes everything if there is no other."""
     if node.op == "call_module":
         module = flow.modules[str(node.target)]
         if is_channel_norm(module):
@@ -39,7 +39,11 @@ def rule_of(flow: Flow, node: Node) -> Rule:
 
 
 def layer(flow: Flow, node: Node) -> Labels:
-    """A convolution or linear call in train form."""
+    """The rule for a convolution or linear layer in train form.
+
+    Along its input dimension the weight has the labels of the channels that it reads; its output dimension makes new
+    channels.
+    """
     weight = flow.parameter(node.args[1])
     if weight is None or node.kwargs:
         if node.target is F.linear and flow.is_tensor(node.args[1]):
@@ -60,7 +64,7 @@ def layer(flow: Flow, node: Node) -> Labels:
 
 
 def _beside(flow: Flow, node: Node, labels: Labels) -> Labels:
-    """A linear layer along another dimension than that of the channels, for example along tokens."""
+    """The labels of a linear layer over another dimension than that of the channels, such as the tokens."""
     made = flow.source(node, node.args[1], 0, flow.shape(node)[-1])
     flow.freeze(made, node, "it makes positions beside channels")
     flow.register(node, node.args[2], 0, made)
@@ -68,7 +72,10 @@ def _beside(flow: Flow, node: Node, labels: Labels) -> Labels:
 
 
 def _plain(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
-    """Weight (out, in / groups, ...). All groups lose the same relative positions."""
+    """The labels along the output of a layer with weight (out, in / groups, ...).
+
+    All groups lose the same relative positions, so that they stay equal in size.
+    """
     flow.register(node, node.args[1], 1, _over_groups(flow, node, taken, groups))
     made = flow.source(node, node.args[1], 0, shape[0])
     _over_groups(flow, node, made, groups)
@@ -76,14 +83,17 @@ def _plain(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int
 
 
 def _transposed(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
-    """Weight (in, out / groups, ...). All groups lose the same relative positions."""
+    """The labels along the output of a transposed convolution with weight (in, out / groups, ...)."""
     _over_groups(flow, node, taken, groups)
     flow.register(node, node.args[1], 0, taken)
     return flow.source(node, node.args[1], 1, shape[1]).repeat(groups)
 
 
 def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
-    """One input channel a group: the outputs of a group go with its input, and ``groups`` is the number of inputs."""
+    """The labels along the output of a convolution with one input channel for each group.
+
+    The outputs of a group go with its input, and the literal ``groups`` is the number of inputs that are left.
+    """
     if len(node.args) > 6:
         flow.literal(node, "size", (6,), ((taken, 0),))
     if node.target in TRANSPOSED:
@@ -96,7 +106,7 @@ def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups:
 
 
 def _over_groups(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
-    """Couple equal relative positions of the groups; returns the labels of the first group."""
+    """Couple the channels at the same place of all groups; returns the labels of the first group."""
     if groups == 1:
         return labels
     table = labels.view(groups, -1)
@@ -105,16 +115,17 @@ def _over_groups(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
 
 
 def embedding(flow: Flow, node: Node) -> Labels:
-    """A table look-up makes one channel for each column."""
+    """The rule for ``F.embedding``: the table makes one channel for each of its columns."""
     weight = flow.parameter(flow.raw(node, 1, "weight"))
     if weight is None:
         return unknown(flow, node)  # type: ignore[no-any-return]
+    flow.freeze_positions(node, flow.raw(node, 0, "input"))
     size = int(weight.meta["val"].shape[1])
     return flow.source(node, flow.raw(node, 1, "weight"), 1, size).expand(flow.shape(node))
 
 
 def prelu(flow: Flow, node: Node) -> Labels:
-    """``F.prelu``: one slope, or one for each channel."""
+    """The rule for ``F.prelu``: one slope for all channels, or one for each."""
     if node.args[1].meta["val"].numel() == 1:  # type: ignore[union-attr]
         return flow.label(node.args[0])
     labels, vector = channels_of(flow, node)
@@ -123,7 +134,7 @@ def prelu(flow: Flow, node: Node) -> Labels:
 
 
 def exit_point(flow: Flow, node: Node) -> Labels:
-    """The logits of an exit are an output of the network."""
+    """The rule for an exit: its logits are an output of the network."""
     flow.freeze(flow.label(node.args[0]), node, "it is the answer of an exit")
     return flow.label(node.args[0])
 
@@ -156,6 +167,7 @@ def _prelu_module(flow: Flow, node: Node) -> Labels:
 
 
 def _embedding_module(flow: Flow, node: Node) -> Labels:
+    flow.freeze_positions(node, flow.raw(node, 0, "input"))
     size = _module(flow, node).embedding_dim
     atoms = flow.ledger.source(node.name, flow.module_path(node, "weight"), 1, size)
     flow.literal(node, "attribute", ("embedding_dim",), ((atoms, 0),))
