@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainfx.bitops.formulas import Call, find_formula
 from chainfx.bitops.widths import tensors_in
-from chainfx.ir.graph import Trait, evaluating, name_of, names_with
+from chainfx.ir.graph import Trait, call_operator, evaluating, name_of, names_with
 
 __all__ = ["Inside", "work_inside"]
 
@@ -48,11 +48,8 @@ def work_inside(node: Node, module: nn.Module | None, varying: Iterable[Node]) -
 
 
 def _run(node: Node, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    if node.op == "call_method":
-        getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return
     if module is None:
-        node.target(*args, **kwargs)  # type: ignore[operator]
+        call_operator(node, args, kwargs)
         return
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     with evaluating(module):

@@ -132,8 +132,9 @@ def _plain(graph_module: GraphModule, layer: Node) -> Block:
             break
         out = following
     entry = layer.args[0]
-    same = isinstance(entry, Node) and entry.op != "placeholder" and shape_of(entry) == shape_of(out)
-    return Block(out, entry if same else None)  # type: ignore[arg-type]
+    if isinstance(entry, Node) and entry.op != "placeholder" and shape_of(entry) == shape_of(out):
+        return Block(out, entry)
+    return Block(out, None)
 
 
 def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[ResidualStage, ...]:

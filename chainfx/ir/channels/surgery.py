@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.channels.analyse import Axis, ChannelAnalysis, SizeLiteral
-from chainfx.ir.graph import modules_by_path, no_garbage_search, tensors_of
+from chainfx.ir.graph import call_operator, modules_by_path, no_garbage_search, tensors_of
 
 __all__ = ["prune"]
 
@@ -148,11 +148,8 @@ class _Numbers:
 
     def _call(self, node: Node, tensor: Tensor | None) -> Any:
         args, kwargs = map_arg((node.args, node.kwargs), lambda each: self._values.get(each.name, tensor))
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        return self._values[node.name]
+        calls = node.op in ("call_function", "call_method")
+        return call_operator(node, args, kwargs) if calls else self._values[node.name]
 
     def count(self, axis: Axis, dim: int) -> int:
         """How many positions of a tensor are left along ``dim``."""

@@ -16,7 +16,18 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.channels.labels import Labels, all_of, any_of, blank, compact, fitted, spread, varying
 from chainfx.ir.channels.ledger import Ledger, SizeNote
-from chainfx.ir.graph import Operator, Trait, get_tensor, is_dialect, names_with, operator_of, ops, origin, tensors_of
+from chainfx.ir.graph import (
+    Operator,
+    Trait,
+    call_operator,
+    get_tensor,
+    is_dialect,
+    names_with,
+    operator_of,
+    ops,
+    origin,
+    tensors_of,
+)
 
 __all__ = ["Flow", "Fold", "Rule"]
 
@@ -92,16 +103,14 @@ class Flow:
     def _evaluate(self, node: Node) -> None:
         args = self.real(node.args)
         kwargs = self.real(node.kwargs)
-        if node.op == "call_method":
-            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        elif node.op == "call_module":
+        if node.op == "call_module":
             value = self.modules[str(node.target)](*args, **kwargs)
         elif node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.graph_module)
         elif node.op == "placeholder":
             value = node.args[0] if node.args else None
         else:
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            value = call_operator(node, args, kwargs)
         self.values[node] = value
         self._taint(node)
 

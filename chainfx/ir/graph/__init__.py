@@ -21,7 +21,7 @@ from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import Skipped, beneath_mask, layer_path, mask_of, select_layers
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
-from chainfx.ir.graph.operators import Operator, Trait, name_of, names_with, operator_of
+from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
@@ -43,6 +43,7 @@ __all__ = [
     "Trait",
     "assign_",
     "beneath_mask",
+    "call_operator",
     "choose",
     "edit",
     "evaluate_graph",

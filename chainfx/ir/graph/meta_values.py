@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from chainfx.errors import InputError
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import modules_by_path
-from chainfx.ir.graph.operators import Trait, names_with, operator_of
+from chainfx.ir.graph.operators import Trait, call_operator, names_with, operator_of
 
 __all__ = ["MetaEvaluator", "evaluate_graph", "needs_data", "without_data"]
 
@@ -83,17 +83,18 @@ class MetaEvaluator:
     def _run(self, node: Node, value_of: Callable[[Node], Any]) -> Any:
         args, kwargs = map(_on_meta, map_arg((node.args, node.kwargs), value_of))
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return call_operator(node, args, kwargs)
         if node.op == "call_module":
             with torch.no_grad(), torch.device("meta"):
                 return self._module(str(node.target))(*args, **kwargs)
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]
-        if isinstance(function, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
-            result = function(*args, **kwargs)  # on the device of its arguments, so without the time of a context
+        if isinstance(node.target, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
+            result = call_operator(
+                node, args, kwargs
+            )  # on the device of its arguments, so without the time of a context
             if getattr(result, "is_meta", True):
                 return result
         with torch.no_grad(), torch.device("meta"):
-            return function(*args, **kwargs)
+            return call_operator(node, args, kwargs)
 
     def _module(self, path: str) -> nn.Module:
         if path not in self._modules:

@@ -10,7 +10,7 @@ formula of its multiply-accumulates or the way it moves channel labels, stays in
 import enum
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch.fx import Node
 from chainfx.ir.graph import leaves, ops
 from chainfx.ir.graph.depthwise import DEPTHWISE
 
-__all__ = ["Operator", "Trait", "name_of", "names_with", "operator_of"]
+__all__ = ["Operator", "Trait", "call_operator", "name_of", "names_with", "operator_of"]
 
 
 class Trait(enum.Flag):
@@ -277,6 +277,14 @@ def operator_of(node: Node, module_at: Callable[[str], nn.Module] | None = None)
     if node.op == "call_module" and module_at is not None:
         return _module_operator(type(module_at(str(node.target))))  # type: ignore[arg-type]  # hashable
     return Operator("", str(node.target))
+
+
+def call_operator(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What the function or method that a node calls gives for these arguments, in place of the node's own."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function: Callable[..., Any] = node.target  # type: ignore[assignment]  # of a call_function node
+    return function(*args, **kwargs)
 
 
 @functools.lru_cache(4096)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from chainfx.ir.graph import Trait, edit, names_with, operator_of
+from chainfx.ir.graph import Trait, call_operator, edit, names_with, operator_of
 from chainfx.passes.base import Skipped
 from chainfx.passes.pruning.weights import Weights
 
@@ -135,8 +135,8 @@ def _value(graph_module: GraphModule, argument: Any) -> Tensor | None:
         return None
     if argument.op == "get_attr":
         return edit.get_tensor(graph_module, str(argument.target)).detach()
-    args = map_arg(argument.args, lambda each: _value(graph_module, each))
-    return argument.target(*args)  # type: ignore[operator, no-any-return]
+    result: Tensor = call_operator(argument, map_arg(argument.args, lambda each: _value(graph_module, each)), {})
+    return result
 
 
 def _of_pair(name: str, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
@@ -178,9 +178,8 @@ def _mapped(graph_module: GraphModule, node: Node, values: Tensor) -> Tensor:
     """An element-wise call on the values of the channels alone."""
     args = map_arg(node.args[1:], lambda each: _value(graph_module, each))
     kwargs = map_arg(node.kwargs, lambda each: _value(graph_module, each))
-    if node.op == "call_method":
-        return getattr(values.clone(), str(node.target))(*args, **kwargs)  # type: ignore[no-any-return]
-    return node.target(values.clone(), *args, **kwargs)  # type: ignore[operator, no-any-return]
+    result: Tensor = call_operator(node, (values.clone(), *args), kwargs)
+    return result
 
 
 def _flattened(node: Node, given: Constants) -> Constants | None:

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from chainfx.ir.channels.labels import Labels, blank, compact, select_first, spread, varying
 from chainfx.ir.channels.rules.indexing import INDEXING
 from chainfx.ir.channels.walk import Flow, Rule
-from chainfx.ir.graph import Trait, names_with
+from chainfx.ir.graph import Trait, call_operator, names_with
 
 __all__ = ["BOTH", "RULES", "along", "as_positions", "padded", "unknown"]
 
@@ -50,13 +50,10 @@ def elementwise(flow: Flow, node: Node) -> Labels:
 
 def move(flow: Flow, node: Node) -> Labels:
     """The rule for an operator that only moves elements: it is applied to the labels of its argument."""
-    labels = map_arg(
+    args, kwargs = map_arg(
         (node.args, node.kwargs), lambda each: flow.values[each] if each in flow.values else flow.label(each)
     )
-    (first, *rest), kwargs = labels
-    if node.op == "call_method":
-        return spread(getattr(first, str(node.target))(*rest, **kwargs))
-    return spread(node.target(first, *rest, **kwargs))  # type: ignore[operator]
+    return spread(call_operator(node, args, kwargs))
 
 
 def reshape(flow: Flow, node: Node) -> Any:
@@ -122,12 +119,12 @@ def split(flow: Flow, node: Node) -> tuple[Labels, ...]:
     return tuple(spread(part) for part in parts)
 
 
-def concatenate(flow: Flow, node: Node) -> Labels:
+def concatenate(flow: Flow, node: Node) -> Any:
     """The rule for ``cat`` and ``stack``: the labels are put together as the tensors are."""
     given: Any = node.args[0] if node.args else node.kwargs["tensors"]
     labels = flow.parts(given) if isinstance(given, Node) else tuple(flow.label(each) for each in given)
     if labels is None:
-        return unknown(flow, node)  # type: ignore[no-any-return]
+        return unknown(flow, node)
     shape = flow.shape(node)
     dim = flow.argument(node, 1, "dim", 0) % len(shape)
     if flow.operator(node).name == "stack":

@@ -10,6 +10,7 @@ from torch.fx import Node
 from chainfx.ir.channels.labels import Labels, repeated, select_first, spread, varying
 from chainfx.ir.channels.rules.elementwise import BOTH, RULES, along, as_positions, padded, unknown
 from chainfx.ir.channels.rules.norms import (
+    BESIDE,
     NORM_MODULES,
     NORMS,
     channels_of,
@@ -22,8 +23,6 @@ from chainfx.ir.channels.walk import Flow, Rule
 from chainfx.ir.graph import LAYERS, TRANSPOSED, groups_of
 
 __all__ = ["rule_of"]
-
-_WHY = "a layer reads it beside its channels"
 
 
 def rule_of(flow: Flow, node: Node) -> Rule:
@@ -38,7 +37,7 @@ def rule_of(flow: Flow, node: Node) -> Rule:
     return _FUNCTIONS.get(flow.operator(node).name, unknown)
 
 
-def layer(flow: Flow, node: Node) -> Labels:
+def layer(flow: Flow, node: Node) -> Any:
     """The rule for a convolution or linear layer in train form.
 
     Along its input dimension the weight has the labels of the channels that it reads; its output dimension makes new
@@ -48,13 +47,13 @@ def layer(flow: Flow, node: Node) -> Labels:
     if weight is None or node.kwargs:
         if node.target is F.linear and flow.is_tensor(node.args[1]):
             return linear_product(flow, node)
-        return flow.unknown(node, "its weight is computed")  # type: ignore[no-any-return]
+        return flow.unknown(node, "its weight is computed")
     shape = weight.meta["val"].shape
     labels = flow.label(node.args[0])
     axis = labels.dim() - (len(shape) - 1)
     if node.target is F.linear and varying(labels) and axis not in varying(labels) and not flow.ledger.is_plain(labels):
         return _beside(flow, node, labels)
-    taken = flow.ledger.vector(labels, axis, f"{_WHY} (node {node.name!r})")
+    taken = flow.ledger.vector(labels, axis, f"{BESIDE} (node {node.name!r})")
     groups = groups_of(node, shape)
     depthwise = groups > 1 and len(taken) == groups
     rule = _transposed if node.target in TRANSPOSED else _plain
@@ -114,11 +113,11 @@ def _over_groups(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
     return table[0]
 
 
-def embedding(flow: Flow, node: Node) -> Labels:
+def embedding(flow: Flow, node: Node) -> Any:
     """The rule for ``F.embedding``: the table makes one channel for each of its columns."""
     weight = flow.parameter(flow.raw(node, 1, "weight"))
     if weight is None:
-        return unknown(flow, node)  # type: ignore[no-any-return]
+        return unknown(flow, node)
     flow.freeze_positions(node, flow.raw(node, 0, "input"))
     size = int(weight.meta["val"].shape[1])
     return flow.source(node, flow.raw(node, 1, "weight"), 1, size).expand(flow.shape(node))
@@ -126,10 +125,10 @@ def embedding(flow: Flow, node: Node) -> Labels:
 
 def prelu(flow: Flow, node: Node) -> Labels:
     """The rule for ``F.prelu``: one slope for all channels, or one for each."""
-    if node.args[1].meta["val"].numel() == 1:  # type: ignore[union-attr]
+    if flow.shape(flow.raw(node, 1, "weight")).numel() == 1:
         return flow.label(node.args[0])
     labels, vector = channels_of(flow, node)
-    flow.register(node, node.args[1], 0, vector)
+    flow.register(node, flow.raw(node, 1, "weight"), 0, vector)
     return labels
 
 

@@ -14,16 +14,16 @@ from torch.nn.modules.batchnorm import _NormBase
 from chainfx.ir.channels.labels import Labels, repeated, varying
 from chainfx.ir.channels.walk import Flow, Rule
 
-__all__ = ["NORMS", "NORM_MODULES", "channels_of", "has_own_affine_only", "is_channel_norm", "norm_module"]
+__all__ = ["BESIDE", "NORMS", "NORM_MODULES", "channels_of", "has_own_affine_only", "is_channel_norm", "norm_module"]
 
 _SCALES = ("running_mean", "running_var", "weight", "bias")
-_BESIDE = "a layer reads it beside its channels"
+BESIDE = "a layer reads it beside its channels"
 
 
 def channels_of(flow: Flow, node: Node) -> tuple[Labels, Labels]:
     """The labels of a tensor (N, C, ...), pinned along all dimensions but C, and those along C, shape (C,)."""
     labels = flow.label(node.args[0])
-    vector = flow.ledger.vector(labels, 1, f"{_BESIDE} (node {node.name!r})")
+    vector = flow.ledger.vector(labels, 1, f"{BESIDE} (node {node.name!r})")
     return beside(vector, labels, 1), vector
 
 
@@ -104,7 +104,7 @@ def _normalized(flow: Flow, node: Node, last: int) -> tuple[Labels, Labels | Non
     if not moving:
         return labels, None, 0
     dim = max(moving, key=lambda d: (labels.size(d), d))
-    vector = flow.ledger.vector(labels, dim, f"{_BESIDE} (node {node.name!r})")
+    vector = flow.ledger.vector(labels, dim, f"{BESIDE} (node {node.name!r})")
     return beside(vector, labels, dim), vector, dim - first
 
 

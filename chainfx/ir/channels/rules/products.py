@@ -7,6 +7,7 @@ is the same positions of every head, or whole heads.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch.fx import Node
 
@@ -41,14 +42,14 @@ def linear_product(flow: Flow, node: Node) -> Labels:
     return flow.combine(result.expand(flow.shape(node)), flow.label(node.args[2]), node)
 
 
-def einsum(flow: Flow, node: Node) -> Labels:
+def einsum(flow: Flow, node: Node) -> Any:
     """The rule for ``einsum``: an index that is not in the output is summed over."""
     equation, *given = node.args
     tensors = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
     labels = [flow.label(each) for each in tensors]
     inputs, output = _parsed(str(equation), [each.dim() for each in labels])
     if any(len(set(letters)) < len(letters) for letters in inputs):
-        return flow.unknown(node, "einsum takes a diagonal")  # type: ignore[no-any-return]
+        return flow.unknown(node, "einsum takes a diagonal")
     operands = list(zip(labels, inputs, strict=True))
     return _contract(flow, node, operands, output).expand(flow.shape(node))
 
