@@ -35,7 +35,7 @@ class Trait(enum.Flag):
     CONSTRUCTOR = enum.auto()  #: the values do not depend on those of the inputs
     PRODUCT = enum.auto()  #: multiply-accumulates, for which :mod:`chainfx.bitops` has a formula
 
-    POINTWISE = enum.auto()  #: from the element at the same place of the first input, and from nothing else
+    POINTWISE = enum.auto()  #: from the element at the same place of the first input, and from no other
     BROADCAST = enum.auto()  #: from the elements at the same place of all inputs, which are broadcast to one shape
     REARRANGEMENT = enum.auto()  #: from one element of the first input; the arguments name axes and repetitions
     REDUCTION = enum.auto()  #: from all elements along the axes ``dim``, or along all axes without it
