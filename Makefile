@@ -5,17 +5,26 @@ export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
+# the versions that pyproject.toml declares as the oldest: test-oldest runs the tests on them, in a venv of their own
+OLDEST := .venv-oldest
+FLOOR := $(shell sed -n 's/^    "\(torch\|torchvision\)>=\([0-9.]*\)",$$/\1==\2.*/p' pyproject.toml)
 
-.PHONY: demo test test-all bench bench-count bench-pruning docs readme lint ci clean
+.PHONY: demo test test-all test-oldest mutate bench bench-count bench-pruning docs readme lint ci clean
 
 demo: $(INSTALLED)
 	$(BIN)/chainfx demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal --hypothesis-profile=long
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+
+mutate: $(INSTALLED)
+	$(BIN)/python -m tools.mutate --jobs 2
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o python_files='bench_*.py'
@@ -49,5 +58,10 @@ $(PEERS): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[peers]'
 	touch $@
 
+$(OLDEST)/.installed: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check $(FLOOR) -e '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv $(OLDEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

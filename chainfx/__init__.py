@@ -1,11 +1,26 @@
 """chainfx: compress trained networks by chaining FX graph passes in a measured order."""
 
-from chainfx import errors, passes
+from chainfx import bitops, errors, ir, passes, report, scheduler
 from chainfx.bitops import CostReport
 from chainfx.compiler import compile, count
 from chainfx.deploy import CompressedModel, load
 from chainfx.ir.capture import capture
 from chainfx.scheduler import Plan, plan
 
-__all__ = ["CompressedModel", "CostReport", "Plan", "capture", "compile", "count", "errors", "load", "passes", "plan"]
+__all__ = [
+    "CompressedModel",
+    "CostReport",
+    "Plan",
+    "bitops",
+    "capture",
+    "compile",
+    "count",
+    "errors",
+    "ir",
+    "load",
+    "passes",
+    "plan",
+    "report",
+    "scheduler",
+]
 __version__ = "0.1.0"

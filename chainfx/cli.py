@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from chainfx.bitops import CostDiff, CostReport
 from chainfx.errors import ChainfxError, InputError
+from chainfx.passes import Epoch, Pass, get_pass
+from chainfx.report import render
 
 if TYPE_CHECKING:
-    from chainfx.bitops import CostDiff, CostReport
-    from chainfx.passes import Epoch, Pass
     from chainfx.recipe import Recipe
 
 __all__ = ["app", "main"]
@@ -101,7 +102,6 @@ def count(
 ) -> None:
     """Count MACs, bit operations and storage: as a tree of modules, as JSON or CSV, or against another network."""
     from chainfx.counting import cross_checked, difference_of, inputs_of, parse_inputs, parse_rates, report_of
-    from chainfx.report import render
 
     arranged, formatted = (
         {"--depth": depth is not None, "--sort": sort != "order"},
@@ -174,16 +174,14 @@ def _compile(recipe: "Recipe") -> None:
         typer.echo(f"saved to {recipe.output}")
 
 
-def _say_epoch(epoch: "Epoch") -> None:
+def _say_epoch(epoch: Epoch) -> None:
     """Progress of training the original, where somebody watches."""
     if sys.stderr.isatty():
         typer.echo(f"training: epoch {epoch.index} of {epoch.total}, accuracy {epoch.metric:.2%}", err=True)
 
 
-def _declared(name: str) -> "Pass":
+def _declared(name: str) -> Pass:
     """A pass of that name whose options are left open: the order follows from what the class declares."""
-    from chainfx.passes import get_pass
-
     cls = get_pass(name)
     return cls.__new__(cls)
 

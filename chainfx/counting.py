@@ -3,21 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from chainfx.bitops import CostReport
+from chainfx.bitops import CostDiff, CostReport, CrossCheck, cross_check
 from chainfx.compiler import count
 from chainfx.deploy import CompressedModel, load
 from chainfx.errors import InputError
+from chainfx.ir.capture import capture
+from chainfx.ir.channels import ChannelAnalysis, analyse_channels
 from chainfx.ir.graph import needs_data
 from chainfx.models import resolve_model
-
-if TYPE_CHECKING:
-    from chainfx.bitops import CostDiff, CrossCheck
-    from chainfx.ir.channels import ChannelAnalysis
 
 __all__ = ["channels_of", "cross_checked", "difference_of", "inputs_of", "parse_inputs", "parse_rates", "report_of"]
 
@@ -46,7 +43,7 @@ def report_of(name: str, inputs: Inputs, convention: str | None) -> CostReport:
     return count(network, given, convention=convention or "mac_bw_ba")
 
 
-def difference_of(before: CostReport, after: CostReport, rates: dict[str, float] | None) -> "CostDiff":
+def difference_of(before: CostReport, after: CostReport, rates: dict[str, float] | None) -> CostDiff:
     """What changes from one report to the other; exit rates go to ``after``, and to ``before`` if it has exits."""
     if rates is not None:
         after = after.reprice(exit_rates=rates)
@@ -54,19 +51,14 @@ def difference_of(before: CostReport, after: CostReport, rates: dict[str, float]
     return before.diff(after)
 
 
-def cross_checked(name: str, inputs: Inputs) -> "CrossCheck":
+def cross_checked(name: str, inputs: Inputs) -> CrossCheck:
     """The MACs of a network by chainfx and by other tools, with the reason for every difference."""
-    from chainfx.bitops import cross_check
-
     network, given = network_of(name, inputs)
     return cross_check(network.graph_module if isinstance(network, CompressedModel) else network, given)
 
 
-def channels_of(name: str, inputs: Inputs) -> "ChannelAnalysis":
+def channels_of(name: str, inputs: Inputs) -> ChannelAnalysis:
     """The channel groups of a network."""
-    from chainfx.ir.capture import capture
-    from chainfx.ir.channels import analyse_channels
-
     network, given = network_of(name, inputs)
     graph_module = network.graph_module if isinstance(network, CompressedModel) else capture(network, given)
     return analyse_channels(graph_module, given)

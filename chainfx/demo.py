@@ -5,13 +5,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import chainfx
@@ -19,6 +18,7 @@ from chainfx import zoo
 from chainfx.deploy import CompressedModel
 from chainfx.ir.graph import Answer
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
+from chainfx.report import DemoRow, demo_table
 from chainfx.scheduler import ChainReport, Stage
 from chainfx.training import Trainer, digits
 
@@ -28,19 +28,6 @@ _EPOCHS = 10
 _WARM_UP = 8
 _ROUNDS = 15
 _SECONDS = 0.02
-
-
-@dataclass
-class _Row:
-    """One stage as the table shows it."""
-
-    stage: Stage
-    test_accuracy: float
-    bytes_on_disk: int
-    strict_bitops: float
-    model: CompressedModel
-    latency: float = 0.0
-    throughput: float = 0.0
 
 
 def run_demo(console: Console) -> None:
@@ -65,7 +52,8 @@ def _run(console: Console) -> None:
     network = zoo.resnet(blocks=(2, 2, 2), width=16, in_channels=1, num_classes=data.num_classes)
     console.print("training the original network on scikit-learn's digits (1,797 real 8x8 images) ...")
     trainer.fit(network, seed=0)
-    rows: list[_Row] = []
+    rows: list[DemoRow] = []
+    models: list[CompressedModel] = []
     with tempfile.TemporaryDirectory() as folder:
 
         def measure(stage: Stage) -> None:
@@ -73,8 +61,10 @@ def _run(console: Console) -> None:
             model.save(folder)
             size = sum(path.stat().st_size for path in Path(folder).iterdir())
             strict = chainfx.count(model, data.example_inputs(), convention="strict").expected_bitops
-            rows.append(_Row(stage, trainer.test(Answer(stage.graph_module)), size, float(strict), model))
-            console.print(f"  {stage.record.label}: test accuracy {rows[-1].test_accuracy:.2%}", highlight=False)
+            accuracy = trainer.test(Answer(stage.graph_module))
+            rows.append(DemoRow(stage.record, accuracy, size, float(strict)))
+            models.append(model)
+            console.print(f"  {stage.record.label}: test accuracy {accuracy:.2%}", highlight=False)
 
         console.print("running the chain, with recovery training after each pass ...")
         passes = [
@@ -87,21 +77,21 @@ def _run(console: Console) -> None:
             network, passes, example_inputs=data.example_inputs(64), trainer=trainer, on_stage=measure
         )
     console.print("compiling every stage with torch.compile and timing them in turns ...")
-    _time(rows, next(data.test.batches(64))[0][0])
-    console.print(_table(rows))
+    times = _times(models, next(data.test.batches(64))[0][0])
+    timed = [replace(row, latency=one, throughput=many) for row, (one, many) in zip(rows, times, strict=True)]
+    console.print(demo_table(timed))
     console.print(small.report.plan, highlight=False, markup=False)
     console.print(f"{time.perf_counter() - start:.0f} seconds, one CPU thread", highlight=False)
 
 
-def _time(rows: list[_Row], images: Tensor) -> None:
-    """Median latency at batch 1 (seconds) and throughput at batch 64 (images a second) of the compiled stages."""
+def _times(models: list[CompressedModel], images: Tensor) -> list[tuple[float, float]]:
+    """For each model, compiled: median seconds for one image, and images a second in one batch of all of them."""
     with torch.no_grad():
-        for row in rows:
-            row.model.compile()
-        batches = _medians([partial(row.model, images) for row in rows])
-        singles = _medians([_one_by_one(row.model, images) for row in rows])
-    for row, batch, single in zip(rows, batches, singles, strict=True):
-        row.throughput, row.latency = len(images) / batch, single
+        for model in models:
+            model.compile()
+        batches = _medians([partial(model, images) for model in models])
+        singles = _medians([_one_by_one(model, images) for model in models])
+    return [(single, len(images) / batch) for single, batch in zip(singles, batches, strict=True)]
 
 
 def _one_by_one(model: CompressedModel, images: Tensor) -> Callable[[], Tensor]:
@@ -123,29 +113,3 @@ def _medians(calls: list[Callable[[], Tensor]]) -> list[float]:
                 call()
                 seen.append(time.perf_counter() - begin)
     return [statistics.median(seen) for seen in times]
-
-
-def _table(rows: list[_Row]) -> Table:
-    first = rows[0]
-    original = first.stage.record.after
-    title = "test accuracy; times fewer BitOps for one image under mac_bw_ba, and strict; speed against the original"
-    table = Table(title=title)
-    costs = ("MACs", "BitOps", "worst", "strict", "parameters", "on disk")
-    for heading in ("stage", "accuracy", *costs, "batch 1", "batch 64"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for row in rows:
-        after = row.stage.record.after
-        expected = after.bitops if after.expected_bitops is None else after.expected_bitops
-        table.add_row(
-            row.stage.record.name,
-            f"{row.test_accuracy:.2%}",
-            f"{after.macs:,}",
-            f"{original.bitops / expected:,.1f}x",
-            f"{original.bitops / after.bitops:,.1f}x",
-            f"{first.strict_bitops / row.strict_bitops:,.1f}x",
-            f"{after.parameters:,}",
-            f"{row.bytes_on_disk / 1024:,.0f} KiB",
-            f"{row.latency * 1e3:.2f} ms ({first.latency / row.latency:.1f}x)",
-            f"{row.throughput:,.0f}/s ({row.throughput / first.throughput:.1f}x)",
-        )
-    return table

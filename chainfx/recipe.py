@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from chainfx.errors import ChainfxError, RecipeError
 from chainfx.models import load_weights, resolve_model
 from chainfx.passes import Pass, get_pass, pass_names
-from chainfx.training import Augment, Data, Trainer, digits, from_folder, from_npz, from_torchvision
+from chainfx.training import Augment, Data, SplitOptions, Trainer, digits, from_folder, from_npz, from_torchvision
 
 __all__ = ["Recipe", "load_recipe", "resolve_model"]
 
@@ -69,26 +69,18 @@ class _Model(_Section):
     train: bool = False
 
 
-class _Digits(_Section):
+class _Source(_Section):
     source: str
-    validation: float = 0.1
-    test_share: float = 0.2
-    seed: int = 0
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
-class _Npz(_Digits):
-    path: RecipePath
-    test: RecipePath | None = None
+def _source(**own: Any) -> type[_Source]:
+    """The section of a data source: its own keys, and the options of every split."""
+    hints = get_type_hints(SplitOptions)
+    split: dict[str, Any] = {f.name: (hints[f.name], f.default) for f in dataclasses.fields(SplitOptions)}
+    return create_model("Data", __base__=_Source, **own, **split)
 
 
-class _Folder(_Npz):
-    size: int | None = None
-
-
-class _Torchvision(_Digits):
-    root: RecipePath
+_PLACES = {"path": (RecipePath, ...), "test": (RecipePath | None, None)}
 
 
 class _Top(_Section):
@@ -103,7 +95,12 @@ class _Top(_Section):
     output: RecipePath | None = None
 
 
-_SOURCES: Mapping[str, type[_Digits]] = {"digits": _Digits, "npz": _Npz, "folder": _Folder}
+_SOURCES: Mapping[str, type[_Source]] = {
+    "digits": _source(),
+    "npz": _source(**_PLACES),
+    "folder": _source(**_PLACES, size=(int | None, None)),
+}
+_TORCHVISION = _source(root=(RecipePath, ...))
 _READERS: Mapping[str, Callable[..., Data]] = {"digits": digits, "npz": from_npz, "folder": from_folder}
 
 
@@ -122,7 +119,7 @@ class Recipe:
     output: Path | None
     trains: bool
     _model: _Model
-    _data: _Digits | None
+    _data: _Source | None
     _trainer: Mapping[str, Any] | None
     _input: tuple[int, ...] | None
     _text: "_Text"
@@ -193,11 +190,11 @@ def load_recipe(path: str | Path) -> Recipe:
     )
 
 
-def _data_section(text: "_Text", raw: dict[str, Any]) -> _Digits:
+def _data_section(text: "_Text", raw: dict[str, Any]) -> _Source:
     source = raw.get("source")
     if not isinstance(source, str):
         raise text.error(("data",), "needs a 'source'; use digits, npz, folder or the name of a torchvision data set")
-    return text.section(_SOURCES.get(source, _Torchvision), raw, ("data",))
+    return text.section(_SOURCES.get(source, _TORCHVISION), raw, ("data",))
 
 
 def _trainer_options(text: "_Text", raw: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from chainfx.errors import PassError
 from chainfx.ir.artifact import fingerprint
 from chainfx.ir.capture import capture
-from chainfx.ir.graph import verify
+from chainfx.ir.graph import FACTS, facts_of, verify
 from chainfx.passes import NEEDS, Pass, PassContext, PassResult
+from chainfx.scheduler import check_applied
 
 __all__ = ["check_pass"]
 
@@ -30,13 +32,16 @@ def check_pass(one: Pass, model: nn.Module, example_inputs: Sequence[Tensor], *,
     """Apply a pass to a model and assert the contract of :class:`~chainfx.passes.base.Pass`; returns the result.
 
     Held: options round-trip through JSON; ``info`` is well formed; the graph is valid before and after; ``modified`` is
-    honest; two runs with the same seed give the same graph and tensors; nodes in ``skipped`` have reasons; the
-    requested parameters exist; the model itself is not changed. Raises ``AssertionError`` that names the rule. The
-    example inputs serve as calibration and, with classes 0 .. ``targets`` - 1 in turn, as validation data.
+    honest; no fact of the graph changes that is not declared; two runs with the same seed give the same graph and
+    tensors; nodes in ``skipped`` have reasons; the requested parameters exist; the model itself is not changed. Raises
+    ``AssertionError`` that names the rule. The example inputs serve as calibration and, with classes 0 .. ``targets`` -
+    1 in turn, as validation data.
     """
     inputs = tuple(example_inputs)
     _hold(type(one).from_spec(json.loads(json.dumps(one.spec()))) == one, "options do not round-trip through JSON")
     _hold(one.info.needs <= NEEDS and one.needs <= one.info.needs, f"needs must be a subset of {sorted(NEEDS)}")
+    declared = one.info.requires | one.info.establishes | one.info.invalidates
+    _hold(declared <= FACTS and one.invalidates <= one.info.invalidates, f"facts must be of {sorted(FACTS)}")
     graph_module = copy.deepcopy(capture(model, inputs))
     before = fingerprint(graph_module)
     first, second = (_applied(one, graph_module, inputs, targets) for _ in range(2))
@@ -58,6 +63,10 @@ def _applied(one: Pass, graph_module: GraphModule, inputs: tuple[Tensor, ...], t
     verify(own, inputs)
     result = one.apply(own, context)
     verify(result.graph_module, inputs)
+    try:
+        check_applied(one, facts_of(graph_module), facts_of(result.graph_module))
+    except PassError as error:
+        raise AssertionError(str(error)) from error
     return result
 
 

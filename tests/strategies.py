@@ -115,6 +115,17 @@ def made(name, width, option, shape):
     return BLOCKS[name][0](shape, width, option) if isinstance(name, str) else Joined(name, shape)
 
 
+def plan_of(name):
+    """The smallest network with a block of that name."""
+    if name in ("exit", "joined"):
+        block = ("plain", 8, 0)
+        return Plan("image", (block, ("exit", 8, 0)) if name == "exit" else (((block,), 8, 0),))
+    fits = BLOCKS[name][1]
+    of_image, of_tokens = fits((8, 4, 4)), fits((5, 8))
+    before = () if of_image or of_tokens else (("to_vector", 8, 1),)
+    return Plan("tokens" if of_tokens else "image", (*before, (name, 8, 0)))
+
+
 @st.composite
 def chains(draw, shape, nested=1, most=5):
     """Blocks that fit one after the other, and the shape at the end."""

@@ -48,6 +48,7 @@ class LayerFacts:
 
 
 Convention = Callable[[LayerFacts], int | Fraction]
+"""The bit operations of one layer for one sample, from what is known of it; see :func:`register_convention`."""
 
 _CONVENTIONS: dict[str, Convention] = {}
 

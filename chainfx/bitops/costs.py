@@ -159,7 +159,7 @@ class CostReport:
         return rendered(self, "html")
 
     def to_csv(self) -> str:
-        """The rows as comma-separated values, one line a node, headings first; see :mod:`chainfx.report.csv`."""
+        """The rows as comma-separated values, one line a node, headings first."""
         return rendered(self, "csv")
 
     def diff(self, other: "CostReport") -> CostDiff:

@@ -19,10 +19,12 @@ from chainfx.bitops.rows import Uncounted
 from chainfx.bitops.widths import tensors_in
 from chainfx.ir.capture import capture
 from chainfx.ir.graph import evaluating, operator_of, propagate_shapes
+from chainfx.rendering import rendered
 
 __all__ = ["UNEXPLAINED", "CrossCheck", "Difference", "ToolCheck", "cross_check"]
 
 UNEXPLAINED = "unexplained"
+"""The reason of a :class:`Difference` for which no rule of chainfx has one."""
 _ONCE = "no input changes it: chainfx counts it as done once, before all samples"
 
 
@@ -72,9 +74,7 @@ class CrossCheck:
         return tuple(d for tool in self.tools for d in tool.differences if d.reason == UNEXPLAINED)
 
     def __str__(self) -> str:
-        lines = [f"MACs of one sample (1 MAC = 2 FLOPs): chainfx {self.macs:,}"]
-        lines += [f"NOT COUNTED by chainfx: {item.node} ({item.operator}, {item.reason})" for item in self.uncounted]
-        return "\n".join([*lines, *(line for tool in self.tools for line in _lines(tool, self.macs))])
+        return rendered(self, "text")
 
 
 def cross_check(model: nn.Module, example_inputs: Sequence[Tensor]) -> CrossCheck:
@@ -238,38 +238,3 @@ def _cheaper_branches(works: Sequence[Work], macs: int, tally: Tally) -> Iterato
     left_out = sum(work.macs for work in works if not work.constant) - macs
     if left_out:
         yield Difference("", "cond", 0, left_out, tally.loose.get("cond", UNEXPLAINED))
-
-
-_SHOWN = 3
-
-
-def _lines(tool: ToolCheck, macs: int) -> Iterator[str]:
-    """One line for a tool, and one for every operator and reason, with the modules where it occurs."""
-    name = f"{tool.tool} {tool.version}".rstrip()
-    if tool.macs is None:
-        yield f"{name}: {tool.note}"
-        return
-    same = "equal in total, by differences that cancel" if tool.differences else "equal"
-    yield f"{name}: {_text(tool.macs)} ({_signed(tool.macs - macs)})" if tool.macs != macs else f"{name}: {same}"
-    groups: dict[tuple[str, str], list[Difference]] = defaultdict(list)
-    for each in tool.differences:
-        groups[each.reason, each.operator].append(each)
-    for (reason, operator), members in groups.items():
-        amount = sum((Fraction(each.theirs - each.ours) for each in members), Fraction(0))
-        yield f"  {_signed(amount):>16}  {operator}{_places([each.module for each in members])}: {reason}"
-
-
-def _places(modules: Sequence[str]) -> str:
-    named = [module for module in dict.fromkeys(modules) if module]
-    if not named:
-        return ""
-    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-    return f" in {', '.join(named[:_SHOWN])}{more}"
-
-
-def _text(value: int | Fraction) -> str:
-    return f"{int(value):,}" if value == int(value) else f"{float(value):,.1f}"
-
-
-def _signed(value: int | Fraction) -> str:
-    return f"+{_text(value)}" if value >= 0 else f"-{_text(-value)}"

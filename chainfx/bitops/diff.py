@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ChangeKind", "CostDiff", "NodeChange", "diff_of"]
 
 ChangeKind = Literal["removed", "changed", "added", "same"]
+"""What happened to a node from one report to the next; ``"same"`` if it costs what it cost, at the same widths."""
 
 
 @dataclass(frozen=True, slots=True)

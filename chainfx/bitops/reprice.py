@@ -25,6 +25,9 @@ def repriced(
     exit_rates: Mapping[str, float] | None,
 ) -> "CostReport":
     """What :meth:`CostReport.reprice` returns."""
+    rates = report.rates if exit_rates is None else report.rates.given(exit_rates)
+    if convention is None and not widths:
+        return replace(report, exit_rates=rates.exit_rates, true_rates=rates.true_rates)
     name = report.convention if convention is None else convention
     price = get_convention(name)
     asked = _formats_asked(report.rows, widths or {})
@@ -34,7 +37,6 @@ def repriced(
     for row, (weight, activation) in zip(report.rows, formats, strict=True):
         facts = replace(row.facts, weight=weight, activation=activation, nominal=nominal) if row.facts else None
         rows.append(replace(row, facts=facts, bitops=price(facts)) if facts else row)
-    rates = report.rates if exit_rates is None else report.rates.given(exit_rates)
     return replace(
         report,
         convention=name,

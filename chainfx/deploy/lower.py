@@ -1,4 +1,4 @@
-"""From train form to deploy form: real integer codes instead of fake-quantized weights, exits as separate stages."""
+"""From train form to deploy form: real integer codes instead of fake-quantized weights, exits as separate segments."""
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -6,7 +6,7 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.graph import edit, exits_of, ops, output_node, segments
 
-__all__ = ["fold_codes", "split_stages", "to_codes"]
+__all__ = ["fold_codes", "split_segments", "to_codes"]
 
 # in the order a graph has them, each reads stored tensors once those before it are folded
 _FOLDED = (ops.dequantize_weight, ops.look_up, ops.mask_weight)
@@ -58,12 +58,13 @@ def fold_codes(graph_module: GraphModule) -> GraphModule:
     return folded
 
 
-def split_stages(graph_module: GraphModule) -> list[GraphModule]:
-    """Cut a network with exits into stages that share its tensors; stage i returns ``(logits, confidence, *carried)``.
+def split_segments(graph_module: GraphModule) -> list[GraphModule]:
+    """Cut a network with exits into segments, graphs that share its tensors, one for each exit and one for the rest.
 
-    Stage 0 takes the network's inputs; stage i+1 takes what stage i carried (tensors, batch first) and the last returns
-    its logits alone. Values that are not tensors, such as sizes, are computed again where they are used, since the
-    batch shrinks between stages. Shapes must be in ``node.meta["val"]``. Without exits there is one stage, the network.
+    Segment i returns ``(logits, confidence, *carried)``. Segment 0 takes the network's inputs; segment i+1 takes what
+    segment i carried (tensors, batch first), and the last returns its logits alone. Values that are not tensors, such
+    as sizes, are computed again where they are used, since the batch shrinks between segments. Shapes must be in
+    ``node.meta["val"]``. Without exits there is one segment, the network.
     """
     parts = segments(graph_module)
     inputs = list(graph_module.graph.find_nodes(op="placeholder"))
@@ -72,7 +73,7 @@ def split_stages(graph_module: GraphModule) -> list[GraphModule]:
     returned = output_node(graph_module).args[0]
     outputs = returned if marks else [returned]
     needed = [_needed(part, home) for part in parts]
-    entries, stages = inputs, []
+    entries, found = inputs, []
     for index, output in enumerate(outputs):  # type: ignore[arg-type]
         later = {node for wanted in needed[index + 1 :] for node in wanted if home[node] <= index}
         carried = sorted(node for node in later if _is_carried(node))
@@ -82,9 +83,9 @@ def split_stages(graph_module: GraphModule) -> list[GraphModule]:
             graph.output((made[output], sure, *(made[node] for node in carried)))
         else:
             graph.output(map_arg(output, made.__getitem__))
-        stages.append(GraphModule(graph_module, graph).eval())
+        found.append(GraphModule(graph_module, graph).eval())
         entries = carried
-    return stages
+    return found
 
 
 def _holder(lowered: GraphModule, weight: str) -> str:
@@ -110,12 +111,12 @@ def _replace(node: Node, other: Node) -> None:
 
 
 def _is_carried(node: Node) -> bool:
-    """Whether a value is handed over between stages: a tensor that is computed, not an attribute or a size."""
+    """Whether a value is handed over between segments: a tensor that is computed, not an attribute or a size."""
     return node.op != "get_attr" and isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _needed(part: tuple[Node, ...], home: dict[Node, int]) -> list[Node]:
-    """What a stage computes or reads: its own nodes, values handed over, and what must be computed again."""
+    """What a segment computes or reads: its own nodes, values handed over, and what must be computed again."""
     own, found, waiting = set(part), set[Node](), list(part)
     while waiting:
         node = waiting.pop()

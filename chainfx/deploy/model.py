@@ -1,5 +1,6 @@
 """The compressed network as a module to call, compile, save and load."""
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -7,21 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from chainfx.deploy.lower import fold_codes, split_stages, to_codes
+from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.artifact import load_graph, save_graph
-from chainfx.ir.graph import exits_of, propagate_shapes
+from chainfx.ir.artifact import dtype_of, load_graph, save_graph
+from chainfx.ir.graph import exits_of, leaving, propagate_shapes
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
+
+_MOST_ELEMENTS = 2**28
 
 
 class CompressedModel(nn.Module):
     """A network in deploy form; call it like the original.
 
-    With early exits a batch is compacted between the ``stages``: samples that are sure leave, the others go on, and
+    With early exits a batch is compacted between the ``segments``: samples that are sure leave, the others go on, and
     what left is not computed further. The result has the shape (N, classes) of the original's and its row order.
-    Each stage is a straight-line graph that ``torch.compile`` takes with ``fullgraph=True``; :meth:`compile` does so.
+    Each segment is a straight-line graph that ``torch.compile`` takes with ``fullgraph=True``; :meth:`compile` does so.
+    A network without exits is one segment.
 
     ``graph_module`` is the whole network with integer weight codes (what :meth:`save` writes), ``report`` the account
     of the chain. The deploy form is for inference: it stays in eval mode.
@@ -39,7 +43,7 @@ class CompressedModel(nn.Module):
         self.graph_module = to_codes(graph_module)
         folded = fold_codes(self.graph_module)
         propagate_shapes(folded, example_inputs)
-        self.stages = nn.ModuleList(split_stages(folded))
+        self.segments = nn.ModuleList(split_segments(folded))
         self.example_inputs = tuple(torch.zeros_like(tensor) for tensor in example_inputs)
         self.report = report
         self._thresholds = tuple(mark.threshold for mark in exits_of(self.graph_module))
@@ -48,27 +52,27 @@ class CompressedModel(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """What the original returns for these inputs; with exits, logits (N, classes)."""
         if not self._thresholds:
-            return self.stages[0](*inputs)
+            return self.segments[0](*inputs)
         rows, values = torch.arange(len(inputs[0]), device=inputs[0].device), list(inputs)
         answers: Tensor | None = None
-        for threshold, stage in zip(self._thresholds, self.stages, strict=False):
-            logits, sure, *values = stage(*values)
+        for threshold, segment in zip(self._thresholds, self.segments, strict=False):
+            logits, sure, *values = segment(*values)
             answers = _written(answers, rows, logits)
-            stay = (sure < threshold).nonzero().squeeze(1)
+            stay = leaving(sure, threshold).logical_not().nonzero().squeeze(1)
             if len(stay) == 0:
                 return answers
             if len(stay) < len(rows):
                 rows, values = rows[stay], [value.index_select(0, stay) for value in values]
-        return _written(answers, rows, self.stages[-1](*values))
+        return _written(answers, rows, self.segments[-1](*values))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile every stage in place with ``torch.compile``; options as there.
+        """Compile every segment in place with ``torch.compile``; options as there.
 
         Unless said otherwise: ``fullgraph=True``, and ``dynamic=True`` after the first exit, where the batch varies.
         """
-        for index, stage in enumerate(self.stages):
+        for index, segment in enumerate(self.segments):
             varies = {"dynamic": True} if index else {}
-            stage.compile(*args, **{"fullgraph": True, **varies, **kwargs})
+            segment.compile(*args, **{"fullgraph": True, **varies, **kwargs})
 
     def train(self, mode: bool = True) -> Self:
         """Eval mode only; raises :class:`InputError` for ``train(True)``."""
@@ -87,6 +91,11 @@ class CompressedModel(nn.Module):
         """
         examples = [{"shape": list(tensor.shape), "dtype": str(tensor.dtype)} for tensor in self.example_inputs]
         save_graph(self.graph_module, Path(path), {"examples": examples, "report": self.report.to_dict()})
+
+    @property
+    def stages(self) -> nn.ModuleList:
+        """The :attr:`segments` by the name they had first; a stage is a step of a chain now."""
+        return self.segments
 
     @property
     def exit_names(self) -> tuple[str, ...]:
@@ -108,11 +117,19 @@ def load(path: str | Path) -> CompressedModel:
     """
     graph_module, extra = load_graph(Path(path))
     try:
-        examples = tuple(
-            torch.zeros(item["shape"], dtype=getattr(torch, item["dtype"].removeprefix("torch.")))
-            for item in extra["examples"]
-        )
+        examples = tuple(_zeros(item["shape"], item["dtype"]) for item in extra["examples"])
         report = ChainReport.from_dict(extra["report"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
-    return CompressedModel(graph_module, examples, report)
+    try:
+        return CompressedModel(graph_module, examples, report)
+    except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise ArtifactError(f"{path} holds a graph that does not fit its inputs: {reason}; save it again.") from error
+
+
+def _zeros(shape: list[int], dtype: str) -> Tensor:
+    """An example input; raises :class:`ArtifactError` for one of more than 2**28 elements."""
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) > _MOST_ELEMENTS:
+        raise ArtifactError(f"the saved network has an example input of shape {shape}, which is none; save it again.")
+    return torch.zeros(shape, dtype=dtype_of(dtype))

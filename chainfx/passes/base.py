@@ -3,17 +3,15 @@
 import abc
 import dataclasses
 import enum
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import Skipped
+from chainfx.ir.graph import FactName, Skipped, derived_generator
 
 __all__ = [
     "NEEDS",
@@ -31,6 +29,7 @@ __all__ = [
 ]
 
 NEEDS = frozenset({"calibration", "training", "evaluation"})
+"""What a pass may ask of a run in ``PassInfo.needs``: calibration batches, a trainer, or measured accuracy."""
 
 
 class Kind(enum.IntEnum):
@@ -55,18 +54,20 @@ class PassInfo:
     """What the scheduler knows of a pass.
 
     ``name`` is kebab-case and also the entry-point name. ``needs`` is a subset of :data:`NEEDS`. ``requires``,
-    ``establishes`` and ``invalidates`` are facts about the graph (free words, never names of other passes): a pass
-    that establishes a fact goes before one that requires it, and one that requires it before one that invalidates it.
-    ``repeatable`` says whether the same pass may stand twice in a chain.
+    ``establishes`` and ``invalidates`` are names of facts that the graph states (:data:`chainfx.ir.graph.FACTS`): a
+    pass that establishes a fact goes before one that requires it, one that requires it before one that invalidates it,
+    and one that invalidates a fact which no pass requires before one that establishes it. The runner refuses a pass
+    that changes a fact which it neither establishes nor invalidates. ``repeatable`` says whether the same pass may
+    stand twice in a chain.
     """
 
     name: str
     kind: Kind
     granularity: Granularity
     needs: frozenset[str] = frozenset()
-    requires: frozenset[str] = frozenset()
-    establishes: frozenset[str] = frozenset()
-    invalidates: frozenset[str] = frozenset()
+    requires: frozenset[FactName] = frozenset()
+    establishes: frozenset[FactName] = frozenset()
+    invalidates: frozenset[FactName] = frozenset()
     repeatable: bool = True
 
 
@@ -126,10 +127,9 @@ class PassContext:
     round: int = 0
     entry: GraphModule | None = None
 
-    def rng(self, purpose: str) -> torch.Generator:
+    def rng(self, purpose: str) -> Generator:
         """A CPU generator determined by the seed and the purpose alone."""
-        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return derived_generator(self.seed, purpose)
 
 
 class Pass(abc.ABC):
@@ -153,6 +153,11 @@ class Pass(abc.ABC):
     def needs(self) -> frozenset[str]:
         """What this pass needs with its options; ``info.needs`` unless overridden by a subset of it."""
         return self.info.needs
+
+    @property
+    def invalidates(self) -> frozenset[FactName]:
+        """The facts that this pass gives up with its options; ``info.invalidates`` unless overridden by a subset."""
+        return self.info.invalidates
 
     @property
     def rounds(self) -> int:

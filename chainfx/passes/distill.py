@@ -1,7 +1,6 @@
 """Knowledge distillation into a smaller student."""
 
 import copy
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.artifact import bytes_of
 from chainfx.ir.capture import capture
 from chainfx.ir.channels import ResidualStage, analyse_channels, drop_block, stages_of
-from chainfx.ir.graph import edit, exits_of, output_node, propagate_shapes, shape_of
+from chainfx.ir.graph import FACTS, FactName, content_hash, edit, facts_of, output_node, propagate_shapes, shape_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -40,7 +38,7 @@ class Distill(Pass):
     Exactly one of: ``depth``, the residual blocks kept, as a share in (0, 1) of every stage (rounded) or as a tuple
     with a number for each stage (ResNet-34 to ResNet-30: ``(2, 4, 6, 2)``); ``width``, the share in (0, 1) of
     channels kept of every channel group, those with the largest weights; ``student``, a module of one's own with the
-    same inputs and outputs.
+    same inputs and outputs; it comes as it is, so it is refused where the network is masked, quantized or has exits.
 
     What changes, by depth::
 
@@ -70,6 +68,7 @@ class Distill(Pass):
         Kind.STATIC,
         Granularity.ARCHITECTURE,
         needs=frozenset({"training"}),
+        invalidates=FACTS,
     )
 
     def __post_init__(self) -> None:
@@ -89,6 +88,11 @@ class Distill(Pass):
         self._check(is_number(self.temperature, 0) and self.temperature > 0, "temperature", "a number above 0")
         self._check(is_number(self.hard_weight, 0), "hard_weight", "a number from 0")
         self._check(is_number(self.soft_weight, 0), "soft_weight", "a number from 0")
+
+    @property
+    def invalidates(self) -> frozenset[FactName]:
+        """Every fact with a student of one's own; none otherwise, since what stays of the network keeps its facts."""
+        return frozenset() if self.student is None else self.info.invalidates
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Derive the student; the graph that came in is the teacher."""
@@ -161,10 +165,13 @@ def _shorten(graph_module: GraphModule, kept: list[tuple[ResidualStage, int]]) -
 
 
 def _captured_student(student: nn.Module, graph_module: GraphModule, context: PassContext) -> GraphModule:
+    if known := facts_of(graph_module).names:
+        raise PassError(
+            f"distill: a student of one's own would lose the {' and the '.join(sorted(known))} of the network; "
+            f"distil first."
+        )
     captured = capture(copy.deepcopy(student), context.example_inputs)
     propagate_shapes(captured, context.example_inputs)
-    if exits_of(graph_module):
-        raise PassError("distill: a student of one's own cannot replace a network with exits; distil first.")
     expected, seen = (shape_of(output_node(graph).args[0]) for graph in (graph_module, captured))  # type: ignore[arg-type]
     if expected != seen:
         raise PassError(
@@ -188,8 +195,5 @@ def _reinitialise(graph_module: GraphModule, rng: torch.Generator) -> None:
 
 
 def _identity(student: nn.Module) -> str:
-    digest = hashlib.sha256(repr(student).encode())
-    for name, tensor in sorted(student.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(bytes_of(tensor))
-    return f"{type(student).__module__}.{type(student).__qualname__}#{digest.hexdigest()[:16]}"
+    content = content_hash(repr(student), student.state_dict())
+    return f"{type(student).__module__}.{type(student).__qualname__}#{content[:16]}"

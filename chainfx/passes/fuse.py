@@ -33,9 +33,7 @@ class Fuse(Pass):
     statistics.
     """
 
-    info: ClassVar[PassInfo] = PassInfo(
-        "fuse", Kind.STATIC, Granularity.LAYER, establishes=frozenset({"folded"}), invalidates=frozenset({"batch-norm"})
-    )
+    info: ClassVar[PassInfo] = PassInfo("fuse", Kind.STATIC, Granularity.LAYER)
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Fold what can be folded; ``skipped`` names every BatchNorm that stays."""

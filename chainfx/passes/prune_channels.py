@@ -107,7 +107,6 @@ class PruneChannels(Pass):
         kind=Kind.STATIC,
         granularity=Granularity.NEURON,
         needs=frozenset({"calibration"}),
-        establishes=frozenset({"channels-removed"}),
     )
 
     ratio: float | None = None

@@ -83,7 +83,6 @@ class PruneHeads(Pass):
         Kind.STATIC,
         Granularity.NEURON,
         needs=frozenset({"calibration"}),
-        establishes=frozenset({"heads-removed"}),
     )
 
     ratio: float = 0.5

@@ -64,7 +64,7 @@ class PruneWeights(Pass):
     """
 
     info: ClassVar[PassInfo] = PassInfo(
-        "prune-weights", Kind.STATIC, Granularity.SUB_NEURON, establishes=frozenset({"zeros"})
+        "prune-weights", Kind.STATIC, Granularity.SUB_NEURON, establishes=frozenset({"masks"})
     )
 
     ratio: float | None = None

@@ -1,17 +1,40 @@
-"""How values are shown: every table, tree, HTML page, CSV and text. Importing it registers the renderers."""
+"""How is it shown? Every table, tree, HTML page, CSV and text of a value is made in this room.
 
-from chainfx.bitops import CostDiff, CostReport
+You seldom call it: ``print`` a cost report, a diff, a cross-check, a plan, a channel analysis or the report of a chain,
+let a notebook show it, or call its ``to_csv()`` or ``table()``. The value asks :mod:`chainfx.rendering` for the
+renderer of its class, and the lines at the end of this file say which one that is; ``import chainfx`` runs them. Each
+file is named after the value that it shows.
+
+Start with :func:`render`, which prints a cost report with options of your own: how deep the tree of modules is
+unfolded, and by what it is sorted. JSON is not made here: it is part of a value, ``to_dict()``.
+"""
+
+from chainfx.bitops import CostDiff, CostReport, CrossCheck
+from chainfx.ir.channels import ChannelAnalysis
 from chainfx.rendering import register_renderer
-from chainfx.report.csv import diff_sheet, report_sheet
-from chainfx.report.diff import render_diff
-from chainfx.report.html import diff_html, report_html
-from chainfx.report.table import render
+from chainfx.report.chain_report import chain_table, chain_text
+from chainfx.report.channel_analysis import channels_text
+from chainfx.report.cost_csv import diff_csv, report_csv
+from chainfx.report.cost_diff import diff_text
+from chainfx.report.cost_html import diff_html, report_html
+from chainfx.report.cost_report import render
+from chainfx.report.crosscheck import cross_check_text
+from chainfx.report.demo import DemoRow, demo_table
+from chainfx.report.plan import edge_text, finding_text, plan_text
+from chainfx.scheduler import ChainReport, Edge, Finding, Plan
 
-__all__ = ["diff_html", "diff_sheet", "render", "render_diff", "report_html", "report_sheet"]
+__all__ = ["DemoRow", "demo_table", "render"]
 
+register_renderer(ChainReport, "text", chain_text)
+register_renderer(ChainReport, "table", chain_table)
+register_renderer(ChannelAnalysis, "text", channels_text)
+register_renderer(CostDiff, "text", diff_text)
+register_renderer(CostDiff, "html", diff_html)
+register_renderer(CostDiff, "csv", diff_csv)
 register_renderer(CostReport, "text", render)
 register_renderer(CostReport, "html", report_html)
-register_renderer(CostReport, "csv", report_sheet)
-register_renderer(CostDiff, "text", render_diff)
-register_renderer(CostDiff, "html", diff_html)
-register_renderer(CostDiff, "csv", diff_sheet)
+register_renderer(CostReport, "csv", report_csv)
+register_renderer(CrossCheck, "text", cross_check_text)
+register_renderer(Edge, "text", edge_text)
+register_renderer(Finding, "text", finding_text)
+register_renderer(Plan, "text", plan_text)

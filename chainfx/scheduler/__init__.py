@@ -1,7 +1,19 @@
-"""In what order, and what came of it: plan, runner, records."""
+"""In what order do passes go, and what came of each? The plan, the runner that follows it, and the records it leaves.
+
+Start with :func:`plan`: it sorts passes into a :class:`Plan`, in which every :class:`Edge` (this pass before that one)
+carries its reason and its source. Edges come from the law (:data:`LAW`: static before dynamic, large before small),
+from evidence about pairs of passes (:data:`EVIDENCE`, or your own with :func:`load_evidence`), and from the facts that
+passes establish and require. A given order can be checked instead: each edge that it breaks is a :class:`Finding`.
+
+:func:`run` then applies the passes one by one. Every :class:`Stage` is a graph with its :class:`StageRecord`, which
+says what was applied, what the network costs now (:class:`Costs`) and how accurate it is; a :class:`StageStore` keeps
+finished stages in a folder, so that a second run goes on after them. All records of a chain together are its
+:class:`ChainReport`. :func:`chainfx.compile` does all of this in one call.
+"""
 
 from chainfx.scheduler.chain import ChainReport
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
+from chainfx.scheduler.fact_checks import check_applied
 from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.planning import Edge, Finding, Plan, plan
 from chainfx.scheduler.records import Costs, StageRecord, StageStore
@@ -21,6 +33,7 @@ __all__ = [
     "Stage",
     "StageRecord",
     "StageStore",
+    "check_applied",
     "load_evidence",
     "plan",
     "run",

@@ -1,12 +1,11 @@
 """The account of a chain: the plan's reasons and one row for each stage."""
 
-import io
 from dataclasses import dataclass
 from typing import Any, Self
 
-from rich.console import Console
 from rich.table import Table
 
+from chainfx.rendering import rendered
 from chainfx.scheduler.records import Costs, StageRecord
 
 __all__ = ["ChainReport"]
@@ -31,35 +30,10 @@ class ChainReport:
 
     def table(self) -> Table:
         """One row a stage; accuracy on validation data, ratios against the original, cost of one sample."""
-        origin = self.records[0].after
-        table = Table(
-            title=f"bit operations under {origin.convention!r}, one sample; accuracy on held-out training data"
-        )
-        for heading in ("stage", "accuracy", "MACs", "BitOps expected", "BitOps worst", "parameters", "storage"):
-            table.add_column(heading, justify="left" if heading == "stage" else "right")
-        for record in self.records:
-            after = record.after
-            table.add_row(
-                record.label,
-                "-" if record.metric is None else f"{record.metric:.2%}",
-                f"{after.macs:,}",
-                "not measured"
-                if after.expected_bitops is None
-                else f"{origin.bitops / after.expected_bitops:.1f}x less",
-                f"{origin.bitops / after.bitops:.1f}x less",
-                f"{after.parameters:,}",
-                f"{after.storage_bits / 8192:,.1f} KiB",
-            )
-        return table
+        return rendered(self, "table")
 
     def __str__(self) -> str:
-        buffer = io.StringIO()
-        console = Console(file=buffer, width=140)
-        console.print(self.table())
-        for record in self.records:
-            for item in record.skipped:
-                console.print(f"{record.name} left {item.node} alone: {item.reason}", highlight=False, markup=False)
-        return f"{self.plan}\n\n{buffer.getvalue().rstrip()}"
+        return rendered(self, "text")
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON."""

@@ -81,3 +81,4 @@ def gather(evidence: Iterable[Evidence | str | Path]) -> tuple[Evidence, ...]:
 
 
 EVIDENCE = load_evidence(Path(__file__).with_name("evidence.toml"))
+"""The evidence that ships with chainfx: what was published about the order of two passes, each with its source."""

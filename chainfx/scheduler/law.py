@@ -42,3 +42,4 @@ def _words(name: str) -> str:
 
 
 LAW = Law(("kind", "granularity"), "arXiv 2403.17447, sec. 5: static to dynamic, then large granularity to small")
+"""The law that :func:`~chainfx.scheduler.plan` sorts by: static before dynamic, then large granularity before small."""

@@ -10,6 +10,7 @@ import networkx as nx
 
 from chainfx.errors import InputError, ScheduleError
 from chainfx.passes import Pass
+from chainfx.rendering import rendered
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, gather
 from chainfx.scheduler.law import LAW, Law
 
@@ -37,8 +38,7 @@ class Edge:
     overrides: tuple["Edge", ...] = ()
 
     def __str__(self) -> str:
-        text = f"{self.before} before {self.after}: {self.reason} [{self.kind}: {self.source}]"
-        return text + "".join(f"; overrides {edge}" for edge in self.overrides)
+        return rendered(self, "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,7 @@ class Finding:
     after_position: int
 
     def __str__(self) -> str:
-        edge = self.edge
-        where = f"{edge.before} stands at {self.position}, behind {edge.after} at {self.after_position}"
-        return f"{where}, but {edge}"
+        return rendered(self, "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +72,7 @@ class Plan:
         return tuple(step.info.name for step in self.passes)
 
     def __str__(self) -> str:
-        lines = [f"order: {' -> '.join(self.order) or 'no passes'}"]
-        lines += [f"  {edge}" for edge in self.edges]
-        lines += [f"  tie: {first} and {second}, kept as written" for first, second in self.ties]
-        lines += [f"  broken: {finding}" for finding in self.findings]
-        return "\n".join(lines)
+        return rendered(self, "text")
 
 
 @dataclass(slots=True)
@@ -102,7 +96,8 @@ def plan(
 
     Edges come from ``law`` (declared kind and granularity), ``evidence`` (:class:`Evidence` or paths of TOML files;
     what is given replaces the shipped :data:`EVIDENCE`, so add to that one), and from facts (who establishes a fact
-    goes before who requires it, who requires it before who invalidates it). Facts are stronger than measured evidence,
+    goes before who requires it, who requires it before who invalidates it; of a fact that no pass requires, who
+    invalidates it goes before who establishes it, which would else be lost). Facts are stronger than measured evidence,
     that than cited evidence, and that than the law; an edge that stronger ones contradict is overridden, and the plan
     says by which. A fact that no pass establishes is the business of the pass that requires it.
 
@@ -147,6 +142,7 @@ def _checked(passes: Sequence[Pass], order: str) -> tuple[Pass, ...]:
 
 def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Iterator[_Link]:
     """Every edge that the law, the evidence and the facts give between two positions."""
+    required = frozenset(fact for step in chain for fact in step.info.requires)
     for first, second in permutations(range(len(chain)), 2):
         before, after = chain[first].info, chain[second].info
         if before.name == after.name:
@@ -161,9 +157,13 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Ite
             found.append(
                 _fact(before.name, after.name, f"{before.name} establishes {fact!r}, {after.name} requires it")
             )
-        for fact in sorted(before.requires & after.invalidates):
+        for fact in sorted(before.requires & chain[second].invalidates):
             found.append(
                 _fact(before.name, after.name, f"{before.name} requires {fact!r}, {after.name} invalidates it")
+            )
+        for fact in sorted((chain[first].invalidates - before.establishes - required) & after.establishes):
+            found.append(
+                _fact(before.name, after.name, f"{before.name} invalidates {fact!r}, which {after.name} establishes")
             )
         yield from (_Link(first, second, edge, []) for edge in found)
 

@@ -1,7 +1,6 @@
 """What happened at each stage of a chain, as frozen values with a JSON form, and where finished stages are kept."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch.fx import GraphModule
 from chainfx.bitops import CostReport
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import load_graph, save_graph
+from chainfx.ir.graph import content_hash
 from chainfx.passes import Skipped
 
 __all__ = ["Costs", "StageRecord", "StageStore", "stage_fingerprint"]
@@ -94,8 +94,7 @@ def stage_fingerprint(parent: str, spec: Mapping[str, Any], surroundings: Mappin
 
     ``surroundings``: trainer and calibration fingerprints, seed.
     """
-    text = json.dumps([parent, spec, surroundings], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return content_hash(parent, spec, surroundings)
 
 
 class StageStore:

@@ -1,7 +1,6 @@
 """Running a plan: one stage after the other, each verified, measured, recorded and kept."""
 
 import copy
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,10 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport, count
 from chainfx.errors import PassError
-from chainfx.ir.artifact import bytes_of, fingerprint
-from chainfx.ir.graph import Answer, exit_rates, verify
+from chainfx.ir.artifact import fingerprint
+from chainfx.ir.graph import Answer, content_hash, exit_rates, facts_of, verify
 from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer
+from chainfx.scheduler.fact_checks import check_applied, check_chain, check_tuned
 from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, StageRecord, StageStore, stage_fingerprint
 
@@ -60,15 +60,18 @@ def run(
     """Run the passes of a plan, yielding each stage as it is finished, the captured network first.
 
     A stage's graph is never changed afterwards. With a ``store``, a stage that was finished before, with the same
-    parents, options, data and seed, is read instead of computed. Raises what the passes and the trainer raise, and
-    :class:`PassError` before anything runs when a pass needs what is not there.
+    parents, options, data and seed, is read instead of computed. Raises what the passes and the trainer raise;
+    :class:`PassError` before anything runs when a pass needs what is not there or would lose what another one made, and
+    later when one changes facts of the graph that it does not declare; :class:`~chainfx.errors.TuningError` when a
+    trainer changes any.
     """
     listener = listener or Listener()
     _check_needs(plan.passes, trainer, calibration)
+    check_chain(plan.passes)
     context = _context(graph_module, example_inputs, trainer, calibration, seed)
     surroundings = {
         "trainer": trainer.fingerprint if trainer else None,
-        "calibration": _data_fingerprint(calibration) if calibration is not None else None,
+        "calibration": content_hash(calibration) if calibration is not None else None,
         "examples": [list(tensor.shape) for tensor in example_inputs],
         "seed": seed,
     }
@@ -118,14 +121,18 @@ def _next_stage(
         if one.rounds > 1:
             listener.round(number + 1, one.rounds)
         this_round = replace(context, round=number, entry=parent.graph_module)
+        before = facts_of(graph_module)
         applied = one.apply(graph_module, this_round)
         graph_module = applied.graph_module
         verify(graph_module, context.example_inputs)
+        check_applied(one, before, facts_of(graph_module))
         if trainer is not None:
             _tune(applied, trainer, this_round, one, listener)
         results.append(applied)
+    before = facts_of(graph_module)
     finished = one.finish(graph_module, replace(context, round=one.rounds - 1, entry=parent.graph_module))
     verify(finished.graph_module, context.example_inputs)
+    check_applied(one, before, facts_of(finished.graph_module))
     report, rates, measured = measure(finished.graph_module, context)
     record = StageRecord(
         index=parent.record.index + 1,
@@ -159,11 +166,12 @@ def _tune(applied: PassResult, trainer: Trainer, context: PassContext, one: Pass
     request = applied.tune
     if request is None:
         return
-    before = str(applied.graph_module.graph)
+    text, facts = str(applied.graph_module.graph), facts_of(applied.graph_module)
     again = f" {context.round}" if context.round else ""
     seed = context.rng(f"tune {one.info.name}{again}").initial_seed() % 2**31
     trainer.tune(applied.graph_module, request, seed=seed, on_epoch=listener.epoch)
-    if str(applied.graph_module.graph) != before:
+    check_tuned(one, facts, facts_of(applied.graph_module))
+    if str(applied.graph_module.graph) != text:
         raise PassError(f"{one.info.name}: the trainer changed the graph while tuning; it may change parameters only.")
 
 
@@ -204,12 +212,3 @@ def _check_needs(passes: Sequence[Pass], trainer: Trainer | None, calibration: A
                 f"{one.info.name}: this pass needs calibration data and there is none; "
                 f"give calibration=[batches of inputs] or a trainer."
             )
-
-
-def _data_fingerprint(batches: Sequence[tuple[Tensor, ...]]) -> str:
-    digest = hashlib.sha256()
-    for inputs in batches:
-        for tensor in inputs:
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(bytes_of(tensor))
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """How a network is tuned: the default trainer, its losses, and the data sources."""
 
 from chainfx.training.augment import Augment
-from chainfx.training.data import Data
+from chainfx.training.data import Data, SplitOptions
 from chainfx.training.sources import (
     digits,
     from_arrays,
@@ -16,6 +16,7 @@ from chainfx.training.trainer import Trainer
 __all__ = [
     "Augment",
     "Data",
+    "SplitOptions",
     "Trainer",
     "digits",
     "from_arrays",

@@ -1,6 +1,5 @@
 """What a trainer trains on: three parts of one data set, with the fingerprint that names them."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chainfx.errors import DataError
-from chainfx.ir.artifact import bytes_of
+from chainfx.ir.graph import content_hash, derived_generator
 
 __all__ = [
     "Arrays",
@@ -21,7 +20,6 @@ __all__ = [
     "Split",
     "SplitOptions",
     "build",
-    "derived_generator",
     "stratified_split",
 ]
 
@@ -29,12 +27,6 @@ Arrays = tuple[Tensor, Tensor]
 Batch = tuple[tuple[Tensor, ...], Tensor]
 
 _CHUNK = 4096
-
-
-def derived_generator(*parts: object) -> torch.Generator:
-    """A CPU generator determined by ``parts`` alone, for instance a seed, an epoch and a purpose."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 class Split(Protocol):
@@ -184,7 +176,7 @@ def build(name: str, train: Arrays, test: Arrays | None, options: SplitOptions) 
     ``name`` stands in error messages. Images (N, C, H, W) uint8 or float32, labels (N,) int64 from 0.
     """
     _check(name, *train)
-    fingerprint = _fingerprint(train, test, options)
+    fingerprint = content_hash(repr(options), train, test)
     if test is None:
         rest, held = stratified_split(train[1], options.test_share, derived_generator(options.seed, "test"))
         train, test = _take(train, rest), _take(train, held)
@@ -247,11 +239,3 @@ def _normalisation(name: str, images: Tensor, options: SplitOptions) -> tuple[tu
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     return tuple(mean.tolist()), tuple(torch.where(std > 1e-6, std, 1.0).tolist())
-
-
-def _fingerprint(train: Arrays, test: Arrays | None, options: SplitOptions) -> str:
-    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
-    for tensor in (*train, *(test or ())):
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(bytes_of(tensor))
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Where data comes from: arrays, ``.npz`` files, image folders, torchvision data sets, DataLoaders, the digits."""
 
-import hashlib
 import inspect
 import zipfile
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from chainfx.errors import DataError
-from chainfx.ir.artifact import bytes_of
-from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build, derived_generator
+from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build
 
 __all__ = [
     "Options",
@@ -32,7 +31,10 @@ _MEMORY_LIMIT = 8 * 2**30
 
 
 class Options(TypedDict):
-    """The keyword options of every source in memory: the fields of :class:`~chainfx.training.data.SplitOptions`."""
+    """The types of the keyword options of every source in memory, for type checkers.
+
+    :class:`~chainfx.training.data.SplitOptions` owns them: it has the defaults and says what they mean.
+    """
 
     validation: NotRequired[float]
     test_share: NotRequired[float]
@@ -124,8 +126,8 @@ def from_loaders(
     *,
     num_classes: int,
     validation: DataLoader[Any] | None = None,
-    validation_share: float = 0.1,
-    seed: int = 0,
+    validation_share: float = SplitOptions.validation,
+    seed: int = SplitOptions.seed,
     fingerprint: str | None = None,
 ) -> Data:
     """Your own DataLoaders of ``(inputs, targets)``; ``inputs`` is a tensor or a tuple of them, batch first.
@@ -220,11 +222,8 @@ def _same_loader(loader: DataLoader[Any], indices: list[int], shuffle: bool) -> 
 
 
 def _loader_fingerprint(parts: tuple[_Loader, ...], seed: int) -> str:
-    digest = hashlib.blake2b(repr((seed, [len(part) for part in parts])).encode(), digest_size=16)
-    for (inputs, targets), _ in zip(parts[1].batches(1), range(4), strict=False):
-        for tensor in (*inputs, targets):
-            digest.update(bytes_of(tensor))
-    return digest.hexdigest()
+    first = (batch for batch, _ in zip(parts[1].batches(1), range(4), strict=False))
+    return content_hash(seed, [len(part) for part in parts], first)
 
 
 def _arrays(name: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Arrays:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import DataError, InputError, TuningError
+from chainfx.ir.graph import content_hash, derived_generator
 from chainfx.passes import Epoch, TuneRequest
 from chainfx.training.augment import Augment
-from chainfx.training.data import Batch, Batches, Data, derived_generator
+from chainfx.training.data import Batch, Batches, Data
 from chainfx.training.losses import correct, distillation_loss, task_loss
 from chainfx.training.machine import (
     computes_bfloat16,
@@ -108,7 +108,7 @@ class Trainer:
         """Changes with the data, every option, and the precision that ``"auto"`` means on this machine."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "data"}
         options["precision"] = str(self._dtype(this_device()))
-        return hashlib.blake2b(f"{self.data.fingerprint}/{options}".encode(), digest_size=16).hexdigest()
+        return content_hash(self.data.fingerprint, repr(options))
 
     @cached_property
     def calibration(self) -> Iterable[tuple[Tensor, ...]]:
@@ -252,8 +252,8 @@ class _Run:
         trainer = self.trainer
         split, size = trainer.data.train, trainer._batch_size
         steps, losses = split.steps(size), []
-        crops = derived_generator(self.seed, index, "augment")
-        for step, batch in enumerate(split.batches(size, derived_generator(self.seed, index, "shuffle"))):
+        crops = derived_generator(self.seed, f"{index}/augment")
+        for step, batch in enumerate(split.batches(size, derived_generator(self.seed, f"{index}/shuffle"))):
             rate = self.rate * rate_factor((index - 1) * steps + step, trainer.epochs * steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

@@ -1,12 +1,15 @@
 """Small graphs for the tests of the counter."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 
+from chainfx.bitops import count
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.edit import layers_of, set_tensor
 
@@ -50,3 +53,10 @@ def quantize_layers(graph_module: GraphModule, bits: Callable[[int, Node], tuple
         node.args = (activation, weight, *node.args[2:])
     graph_module.recompile()
     return graph_module
+
+
+def linear_report(*names):
+    """A report of equal linear layers of 4 inputs and 4 outputs, with these node names and module paths."""
+    report = count(graph_of(lambda x, w: F.linear(x, w, None), w=torch.zeros(4, 4)), (torch.zeros(1, 4),))
+    (row,) = report.rows
+    return replace(report, rows=tuple(replace(row, node=node, module=module) for node, module in names))

@@ -283,28 +283,3 @@ def test_what_chainfx_cannot_count_is_printed():
     check = cross_check(Functional(lambda x, w: torch.fft.fft(x @ w), 4, 4), (torch.zeros(2, 4),))
     assert [item.operator for item in check.uncounted] == ["fft_fft"]
     assert "NOT COUNTED by chainfx: fft_fft (fft_fft, operator without a formula)" in str(check)
-
-
-def test_the_text_sums_up_by_operator_and_reason(monkeypatch):
-    monkeypatch.setattr("chainfx.bitops.crosscheck.COUNTERS", ())
-    differences = tuple(Difference(f"layer.{index}", "bias", 0, index, "because") for index in range(1, 6))
-    once = (Difference("a", "norm", 0, 15, "so"), Difference("b", "matmul", 15, 0, "no handle"))
-    check = CrossCheck(
-        1000,
-        (
-            ToolCheck("one", "1.0", 1015, differences),
-            ToolCheck("two", "2.0", 1000, once),
-            ToolCheck("three", "3.0", 1000),
-            ToolCheck("four", "", None, note="not installed"),
-        ),
-    )
-    assert str(check).splitlines() == [
-        "MACs of one sample (1 MAC = 2 FLOPs): chainfx 1,000",
-        "one 1.0: 1,015 (+15)",
-        "               +15  bias in layer.1, layer.2, layer.3 and 2 more: because",
-        "two 2.0: equal in total, by differences that cancel",
-        "               +15  norm in a: so",
-        "               -15  matmul in b: no handle",
-        "three 3.0: equal",
-        "four: not installed",
-    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.fx import symbolic_trace
@@ -18,14 +18,14 @@ from chainfx.ir.artifact.files import load_graph, save_graph
 from chainfx.ir.capture.ways import capture
 from chainfx.ir.graph import ops
 from tests.bitops.graphs import graph_of, quantize_layers
+from tests.budget import examples
 
 SIZE = 5
 WIDTHS = (*range(1, 9), 32)
 CONVENTIONS = ("bayesian_bits", "fixops64", "hawq_v3", "mac_bw_ba", "strict", "uniq_bops", "uniq_bops_sparse")
 PER_LAYER = ("strict", "uniq_bops", "uniq_bops_sparse")  # those without a rule for the whole network
 
-quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-few = settings(quick, max_examples=12)
+quick, few = examples(1.25), examples(0.6)
 
 
 def image(channels, batch=1):

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import chainfx
-from chainfx.deploy.lower import fold_codes, split_stages, to_codes
+from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.deploy.model import CompressedModel
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exits_of
-from chainfx.passes import EarlyExit, PassContext, Quantize
+from chainfx.passes import EarlyExit, PassContext, PruneWeights, Quantize
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -81,8 +81,8 @@ def test_samples_that_left_are_not_computed(x):
     graph_module = exiting(x, share=0.4)
     small = CompressedModel(graph_module, (x,), None)
     seen = []
-    for stage in small.stages:
-        stage.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    for segment in small.segments:
+        segment.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     small(x)
     index = torch.stack([ops.confidence(part, "max-softmax") for part in graph_module(x)[:-1]])
     thresholds = torch.tensor([mark.threshold for mark in exits_of(graph_module)])[:, None]
@@ -91,15 +91,35 @@ def test_samples_that_left_are_not_computed(x):
     assert 0 < seen[2] < seen[1] < 32
 
 
-def test_a_stage_all_samples_leave_before_is_never_run(x):
+def test_a_segment_all_samples_leave_before_is_never_run(x):
     graph_module = exiting(x, share=1.0)
     small = CompressedModel(graph_module, (x,), None)
-    small.stages[1].register_forward_pre_hook(lambda module, args: pytest.fail("computed for nobody"))
+    small.segments[1].register_forward_pre_hook(lambda module, args: pytest.fail("computed for nobody"))
     assert small(x).shape == (32, 10)
 
 
+def test_a_sample_whose_confidence_is_no_number_runs_to_the_end(x):
+    graph_module = exiting(x, quantize=False)
+    for mark in exits_of(graph_module):
+        mark.node.update_arg(2, 0.0)
+    graph_module.recompile()
+    inputs = x.clone()
+    inputs[3] = float("nan")
+    small, seen = CompressedModel(graph_module, (x,), None), []
+    for segment in small.segments:
+        segment.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    answers = small(inputs)
+    assert seen == [32, 1, 1]
+    torch.testing.assert_close(answers, Answer(graph_module)(inputs), equal_nan=True)
+    assert torch.isnan(answers[3]).all() and not torch.isnan(answers[:3]).any()
+
+
+def test_stages_is_the_old_name_of_segments(compressed):
+    assert compressed.stages is compressed.segments and len(compressed.segments) == 2
+
+
 class Skips(nn.Module):
-    """Reads a batch size and the input late, so that stages must carry the input and compute the size again."""
+    """Reads a batch size and the input late, so that segments must carry the input and compute the size again."""
 
     def __init__(self):
         super().__init__()
@@ -123,20 +143,80 @@ def test_values_used_late_are_carried_and_sizes_are_computed_again():
     output.args = ((mark, output.args[0]),)
     graph_module.recompile()
     verify(graph_module, (x,))
-    stages = split_stages(graph_module)
-    assert [len(stage.graph.find_nodes(op="placeholder")) for stage in stages] == [1, 2]
+    parts = split_segments(graph_module)
+    assert [len(part.graph.find_nodes(op="placeholder")) for part in parts] == [1, 2]
     small = CompressedModel(graph_module, (x,), None)
     left = ops.confidence(graph_module(x)[0], "max-softmax") >= 0.3
     assert 0 < int(left.sum()) < 16
     torch.testing.assert_close(small(x), Answer(graph_module)(x))
 
 
-def test_stages_compile_as_full_graphs(x):
-    small = CompressedModel(exiting(x), (x,), None)
+def test_stages_compile_as_full_graphs_and_after_the_first_exit_for_any_batch(x):
+    """What stays differs from batch to batch, so that only the first stage is compiled for a size."""
+    small = CompressedModel(exiting(x, exits=1), (x,), None)
+    seen = []
+
+    def backend(graph_module, example_inputs):
+        seen.append([each for each in example_inputs if isinstance(each, torch.SymInt)])
+        return graph_module.forward
+
     with torch.no_grad():
         expected = small(x)
-        small.compile(backend="aot_eager")
+        small.compile(backend=backend)
         torch.testing.assert_close(small(x), expected, atol=1e-5, rtol=1e-5)
+    assert [bool(sizes) for sizes in seen] == [False, True]
+
+
+def test_how_stages_compile_can_be_said(x, monkeypatch):
+    given = []
+    small = CompressedModel(exiting(x, exits=1), (x,), None)
+    monkeypatch.setattr(nn.Module, "compile", lambda module, *args, **options: given.append((args, options)))
+    small.compile()
+    small.compile("mode", fullgraph=False, dynamic=False)
+    assert given == [
+        ((), {"fullgraph": True}),
+        ((), {"fullgraph": True, "dynamic": True}),
+        (("mode",), {"fullgraph": False, "dynamic": False}),
+        (("mode",), {"fullgraph": False, "dynamic": False}),
+    ]
+
+
+class Tied(nn.Module):
+    """One weight for two layers, a bare parameter as a weight, and a weight that an embedding reads as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.a, self.b = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.b.weight = self.a.weight
+        self.bare = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        x = self.words(x).mean(1)
+        x = nn.functional.linear(self.b(torch.relu(self.a(x))), self.bare)
+        return nn.functional.linear(x, self.words.weight)
+
+
+@pytest.mark.parametrize(("inner", "codes"), [(8, 3), (4, 4)])
+def test_codes_of_a_shared_weight_are_stored_once_for_each_way_to_quantize_it(inner, codes):
+    """The first layer is quantized to 8 bits: with the second at 8 bits it shares codes, at 4 bits it does not."""
+    torch.manual_seed(0)
+    words = torch.randint(7, (4, 5))
+    graph_module = graph_of(Tied().eval(), words)
+    Quantize(inner, 32, first=8, last=8).apply(
+        graph_module, PassContext(graph_module, (words,), calibration=[(words,)])
+    )
+    verify(graph_module, (words,))
+    text, names = str(graph_module.graph), list(graph_module.state_dict())
+    lowered = to_codes(graph_module)
+    assert torch.equal(lowered(words), graph_module(words))
+    folded = fold_codes(lowered)
+    assert torch.equal(folded(words), graph_module(words))
+    assert len([name for name, _ in folded.named_buffers()]) == codes
+    stored = {name for name, _ in lowered.named_buffers() if name.endswith("codes")}
+    assert len(stored) == codes
+    assert (str(graph_module.graph), list(graph_module.state_dict())) == (text, names)
+    assert not any(name.startswith("words.") for name in stored)  # the embedding is shared with the graph that came in
+    assert not hasattr(graph_module.get_submodule("words"), "codes")
 
 
 def test_it_is_for_inference(compressed):
@@ -181,6 +261,45 @@ def test_a_graph_that_is_no_compressed_model_is_refused(tmp_path, x):
     with pytest.raises(ArtifactError) as caught:
         chainfx.load(tmp_path)
     assert str(caught.value) == f"{tmp_path} holds a graph but no CompressedModel; give a folder save() wrote."
+
+
+def test_codes_that_are_folded_are_gone_and_masks_with_them(x):
+    graph_module = graph_of(small_resnet((1, 1)), x)
+    context = PassContext(graph_module, (x,), calibration=[(x,)])
+    for one in (PruneWeights(0.5), Quantize(4, 32, first=None, last=None)):
+        one.apply(graph_module, context)
+        verify(graph_module, (x,))
+    lowered = to_codes(graph_module.train())
+    folded = fold_codes(lowered)
+    assert not lowered.training and not folded.training and graph_module.training
+    names = [name for name, _ in folded.named_buffers() if "bn" not in name and "shortcut" not in name]
+    assert names and all(name.startswith("decoded_") for name in names)
+    targets = {node.target for node in folded.graph.nodes if node.op == "call_function"}
+    assert not targets & set(ops.DIALECT)
+    graph_module.eval()
+    assert torch.equal(folded(x), graph_module(x))
+    assert all(node.meta.get("val") is not None for node in lowered.graph.nodes if node.target is ops.dequantize_weight)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.words(x).mean(1))
+
+
+def test_the_examples_keep_their_shapes_and_dtypes_and_none_of_their_values(tmp_path):
+    words = torch.randint(1, 9, (4, 5))
+    small = chainfx.compile(Words().eval(), [Quantize(4, 32, first=None, last=None)], example_inputs=words)
+    small.save(tmp_path)
+    loaded = chainfx.load(tmp_path)
+    for each in (small, loaded):
+        (example,) = each.example_inputs
+        assert (example.shape, example.dtype, int(example.abs().sum())) == (words.shape, words.dtype, 0)
+        assert each.exit_names == () and len(each.stages) == 1 and not each.stages[0].training
+    assert torch.equal(loaded(words), small(words))
 
 
 def test_it_deepcopies(compressed, x):

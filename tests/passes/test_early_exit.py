@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exit_rates, exits_of, segments
 from chainfx.passes.base import PassContext
-from chainfx.passes.early_exit import NEVER, EarlyExit
+from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.exiting import NEVER
 from chainfx.passes.quantize import Quantize
 from tests.nets import graph_of, images, small_resnet
 
@@ -73,6 +75,23 @@ def test_head_parameters_are_those_of_the_formula():
     assert head == 64 * channels + 64 + 2 + 16_448 + 65 * 10
 
 
+def test_heads_start_uniform_within_one_over_the_root_of_what_a_row_reads():
+    x = images()
+    graph_module = graph_of(small_resnet((2, 2)), x)
+    context = PassContext(graph_module, (x,), tunes=True)
+    fresh = EarlyExit(exits=1).apply(copy.deepcopy(graph_module), context).graph_module
+    values = {name: p for name, p in fresh.named_parameters() if name.startswith("exit1.")}
+    assert (values["exit1.slope"].item(), values["exit1.shift"].item()) == (1.0, 0.0)
+    channels = values["exit1.codebook.weight"].shape[1]
+    for layer, reads in (("codebook", channels), ("fc1", 256), ("fc2", 64)):
+        for kind in ("weight", "bias"):
+            largest = values[f"exit1.{layer}.{kind}"].abs().max().item() * reads**0.5
+            assert 0.8 < largest <= 1, (layer, kind)
+        assert values[f"exit1.{layer}.weight"].min() < 0 < values[f"exit1.{layer}.weight"].max()
+    other = EarlyExit(exits=1).apply(copy.deepcopy(graph_module), replace(context, seed=1)).graph_module
+    assert not torch.equal(other.get_parameter("exit1.fc1.weight"), values["exit1.fc1.weight"])
+
+
 def test_exits_stand_where_the_macs_are_balanced():
     _, result, _, x = with_exits(EarlyExit(exits=3), model=small_resnet((3, 3, 3)))
     macs = {row.node: row.macs for row in count(result.graph_module, (x,)).rows}
@@ -122,6 +141,91 @@ def test_the_threshold_is_the_cheapest_that_keeps_the_accuracy():
     targets = context.validation[0][1]
     accuracy = (Answer(finished.graph_module)(x).argmax(1) == targets).float().mean()
     assert float(accuracy) == pytest.approx(chosen["accuracy"])
+
+
+class ByHand(nn.Module):
+    """Answers that are parts of the input: two exits and the end, each after 6 x 6 + 2 x 6 multiplications."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(6, 2, bias=False) for _ in range(3))
+        for place, (layer, head) in enumerate(zip(self.body, self.heads, strict=True)):
+            layer.weight.data.copy_(torch.eye(6))
+            head.weight.data.copy_(torch.eye(6)[2 * place : 2 * place + 2])
+
+    def forward(self, x):
+        answers = []
+        for layer, head in zip(self.body, self.heads, strict=True):
+            x = layer(x)
+            answers.append(head(x))
+        return tuple(answers)
+
+
+# for each sample: how sure it is of class 0, the right one, at the first exit, at the second, at the end
+SURE = torch.tensor(
+    [
+        *[[0.95, 0.5, 0.9]] * 4,  # sure and right at once
+        [0.15, 0.95, 0.9],  # 0.85 sure and wrong, then right
+        *[[0.65, 0.75, 0.9]] * 2,
+        [0.35, 0.25, 0.9],  # 0.65 sure and wrong, then 0.75 sure and wrong
+        [0.45, 0.45, 0.9],
+        [0.45, 0.45, 0.1],
+    ]
+)
+
+
+def by_hand():
+    """The network with its two exits, and a context with the ten samples."""
+    x = torch.stack([SURE.log(), (1 - SURE).log()], 2).flatten(1)
+    graph_module = graph_of(ByHand(), x)
+    output = graph_module.graph.find_nodes(op="output")[0]
+    *answers, last = output.args[0]
+    marks = []
+    for index, answer in enumerate(answers, start=1):
+        with graph_module.graph.inserting_after(answer):
+            arguments = (answer, f"exit{index}", NEVER, "max-softmax")
+            marks.append(graph_module.graph.call_function(ops.exit_point, arguments))
+    output.args = ((*marks, last),)
+    graph_module.recompile()
+    verify(graph_module, (x,))
+    return graph_module, PassContext(graph_module, (x,), validation=[((x,), torch.zeros(10, dtype=torch.long))])
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "above", "up_to", "rates", "accuracy"),
+    [
+        (0.0, 0.85, 0.95, (0.4, 0.1), 0.9),
+        (0.1, 0.75, 0.85, (0.5, 0.0), 0.8),
+        (0.2, 0.55, 0.65, (0.8, 0.0), 0.7),
+        (0.3, 0.0, 0.55, (1.0, 0.0), 0.6),
+    ],
+)
+def test_the_threshold_is_the_cheapest_that_loses_no_more_than_max_drop(max_drop, above, up_to, rates, accuracy):
+    """Without an exit 0.9 are right. The second exit is reached by 1 - r1, the end by 1 - r1 - r2, a third each."""
+    graph_module, context = by_hand()
+    finished = EarlyExit(exits=2, max_drop=max_drop).finish(graph_module, context)
+    threshold = finished.profile["threshold"]
+    assert above < threshold <= up_to + 1e-6
+    assert [mark.threshold for mark in exits_of(finished.graph_module)] == [threshold] * 2
+    points = {point["threshold"]: point for point in finished.profile["sweep"]}
+    chosen, never = points[threshold], points[NEVER]
+    assert (never["accuracy"], chosen["accuracy"]) == pytest.approx((0.9, accuracy))
+    assert list(chosen["rates"].values()) == pytest.approx(rates)
+    reach = (1, 1 - rates[0], 1 - rates[0] - rates[1])
+    assert chosen["cost"] / never["cost"] == pytest.approx(sum(reach) / 3)
+    assert list(exit_rates(finished.graph_module, context.validation).values()) == pytest.approx(rates)
+    assert finished.profile["full_accuracy"] == pytest.approx(0.9)
+    assert list(finished.profile["exit_accuracy"].values()) == pytest.approx([0.6, 0.7])
+
+
+def test_the_expected_cost_is_that_of_the_segments_by_who_reaches_them():
+    """Three segments of 48 MACs, reached by all, by 0.6 and by 0.5 of the samples."""
+    graph_module, context = by_hand()
+    report = count(graph_module, context.example_inputs, exit_rates={"exit1": 0.4, "exit2": 0.1})
+    assert report.macs == 3 * 48
+    assert float(report.expected_macs) == pytest.approx(48 * (1 + 0.6 + 0.5))
+    assert float(report.expected_bitops) == pytest.approx(48 * 1024 * (1 + 0.6 + 0.5))
 
 
 def test_a_given_threshold_is_kept():

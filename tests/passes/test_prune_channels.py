@@ -74,7 +74,7 @@ def test_kept_count(units, ratio, round_to, kept):
 def test_info():
     info = PruneChannels.info
     assert (info.name, info.kind, info.granularity) == ("prune-channels", Kind.STATIC, Granularity.NEURON)
-    assert info.needs == {"calibration"} and info.establishes == {"channels-removed"} and info.repeatable
+    assert info.needs == {"calibration"} and info.establishes == frozenset() and info.repeatable
     assert PruneChannels(0.5).needs == PruneChannels(importance="fpgm").needs == frozenset()
     assert PruneChannels(importance="taylor").needs == PruneChannels(compensate=True).needs == {"calibration"}
 

@@ -329,7 +329,7 @@ def test_the_contract(one, modified):
 def test_info():
     info = PruneHeads.info
     assert (info.name, info.kind, info.granularity) == ("prune-heads", Kind.STATIC, Granularity.NEURON)
-    assert info.establishes == {"heads-removed"} and info.needs == {"calibration"}
+    assert info.establishes == frozenset() and info.needs == {"calibration"}
     assert PruneHeads().needs == frozenset() and PruneHeads(importance="taylor").needs == {"calibration"}
     assert PruneHeads(compensate=True).needs == {"calibration"}
 

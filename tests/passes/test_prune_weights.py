@@ -239,7 +239,7 @@ def test_the_contract(one):
 def test_info():
     info = PruneWeights.info
     assert (info.name, info.kind, info.granularity) == ("prune-weights", Kind.STATIC, Granularity.SUB_NEURON)
-    assert info.establishes == {"zeros"} and info.needs == frozenset() and info.repeatable
+    assert info.establishes == {"masks"} and info.needs == frozenset() and info.repeatable
     assert PruneWeights(0.5).rounds == 1 and PruneWeights(0.5, rounds=5).rounds == 5
 
 

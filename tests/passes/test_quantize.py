@@ -85,6 +85,51 @@ def test_a_second_quantize_replaces_the_first():
     assert len(list(twice.graph_module.parameters())) == len(list(direct.graph_module.parameters()))
 
 
+@pytest.mark.parametrize(("ones", "clip"), [(10_000, 1.0), (1_000, 64.0)])
+def test_the_clip_is_the_one_with_the_least_squared_error(ones, clip):
+    """One bit gives 0 or the clip. Of n ones and one 64: at 1 the error is 63^2, at 64 it is n, in between more."""
+    values = torch.cat([torch.ones(ones, 1), torch.full((1, 1), 64.0)])
+    graph_module = graph_of(nn.Sequential(nn.Linear(1, 1)), values[:2])
+    context = PassContext(graph_module, (values[:2],), calibration=[(values[:500],), (values[500:],)])
+    result = Quantize(32, 1, first=None, last=None).apply(graph_module, context)
+    (found,) = (p.item() for name, p in result.graph_module.named_parameters() if name.endswith(".clip"))
+    assert found == clip
+
+
+def test_clips_are_those_of_a_sample_over_all_of_the_calibration_data():
+    """Every third of 200,000 values is looked at, the first among them."""
+    values = torch.full((200_000, 1), 0.25)
+    values[[0, -1]] = torch.tensor([[1.0], [9.0]])
+    graph_module = graph_of(nn.Sequential(nn.Linear(1, 1)), values[:2])
+    context = PassContext(graph_module, (values[:2],), calibration=[(values,)])
+    result = Quantize(32, 8, first=None, last=None).apply(graph_module, context)
+    (found,) = (p.item() for name, p in result.graph_module.named_parameters() if name.endswith(".clip"))
+    assert 0.25 <= found <= 1.0
+
+
+def test_each_output_channel_of_a_transposed_convolution_has_a_scale_of_its_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2))
+    sizes = torch.tensor([1e-3, 1.0, 30.0, 1e3])[:, None, None]
+    model[0].weight.data.mul_(sizes)
+    one = Quantize(8, 32, first=None, last=None)
+    graph_module, result = quantized(model, torch.randn(2, 3, 4, 4), one)
+    (node,) = result.graph_module.graph.find_nodes(op="call_function", target=ops.quantize_weight)
+    assert node.args[1:] == (8, "uniform", 1)
+    weight = graph_module.get_parameter("0.weight")
+    error = (node.target(weight, *node.args[1:]) - weight).abs() / sizes
+    assert error.max() < 1 / 127
+
+
+def test_thirty_two_bits_take_quantizers_away_and_say_so():
+    x = images()
+    graph_module, once = quantized(small_resnet((1, 1)), x, Quantize(4, 4))
+    context = PassContext(graph_module, (x,), calibration=[(x,)])
+    again = Quantize(32, 32, first=None, last=None).apply(copy.deepcopy(once.graph_module), context)
+    assert again.modified
+    assert torch.equal(again.graph_module(x), graph_module(x))
+
+
 def test_tuning_gets_dorefa_and_everything_to_train():
     _, result = quantized(small_resnet(), images(), Quantize(3, 3), tunes=True)
     assert {args[1] for args in literals(result.graph_module, ops.quantize_weight)} == {"dorefa"}

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from chainfx.errors import DataError
+from chainfx.ir.graph import derived_generator
 from chainfx.training import digits
-from chainfx.training.data import Batches, SplitOptions, build, derived_generator, stratified_split
+from chainfx.training.data import Batches, SplitOptions, build, stratified_split
 
 
 def arrays(count=40, classes=4, seed=0):
@@ -19,23 +20,23 @@ def data():
 
 def test_the_split_is_a_partition_that_keeps_the_shares_of_the_classes():
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    rest, held = stratified_split(labels, 0.2, derived_generator(1))
+    rest, held = stratified_split(labels, 0.2, derived_generator(1, "test"))
     assert sorted([*rest.tolist(), *held.tolist()]) == list(range(100))
     assert labels[held].bincount().tolist() == [10, 6, 4]
-    again = stratified_split(labels, 0.2, derived_generator(1))
-    other = stratified_split(labels, 0.2, derived_generator(2))
+    again = stratified_split(labels, 0.2, derived_generator(1, "test"))
+    other = stratified_split(labels, 0.2, derived_generator(2, "test"))
     assert torch.equal(held, again[1]) and not torch.equal(held, other[1])
 
 
 def test_held_out_samples_are_rounded_up_and_a_single_sample_stays():
     labels = torch.tensor([0] * 7 + [1] * 3 + [2])
-    rest, held = stratified_split(labels, 0.2, derived_generator(0))
+    rest, held = stratified_split(labels, 0.2, derived_generator(0, "test"))
     assert len(held) == 3 and 2 not in labels[held] and {0, 1, 2} == set(labels[rest].tolist())
 
 
 def test_nothing_to_hold_out_is_refused():
     with pytest.raises(DataError) as caught:
-        stratified_split(torch.arange(3), 0.1, derived_generator(0))
+        stratified_split(torch.arange(3), 0.1, derived_generator(0, "test"))
     assert str(caught.value) == (
         "data: 3 samples of 3 classes are too few to hold out a share of 0.1; a class needs at least two."
     )
@@ -83,12 +84,12 @@ def test_a_constant_channel_is_not_divided_by_zero():
 
 def test_shuffling_follows_the_generator_and_drops_only_an_incomplete_batch(data):
     def order(seed):
-        return [labels for _, labels in data.train.batches(128, derived_generator(seed))]
+        return [labels for _, labels in data.train.batches(128, derived_generator(seed, "test"))]
 
     first, again, other = order(1), order(1), order(2)
     assert all(map(torch.equal, first, again)) and not all(map(torch.equal, first, other))
     assert [len(batch) for batch in first] == [128] * 10 and data.train.steps(128) == 10
-    assert [len(y) for _, y in data.train.batches(5000, derived_generator(1))] == [1293]
+    assert [len(y) for _, y in data.train.batches(5000, derived_generator(1, "test"))] == [1293]
     assert sum(len(y) for _, y in data.train.batches(128)) == 1293
 
 

@@ -47,6 +47,14 @@ def test_label_smoothing_reaches_the_cross_entropy():
     assert smooth.item() == pytest.approx(F.cross_entropy(STUDENT, TARGETS, label_smoothing=0.2).item())
 
 
+def test_label_smoothing_reaches_the_hard_part_of_distillation():
+    """Cross-entropy against 0.9 on the class and 0.05 on each of the two others."""
+    wanted = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]])
+    hard = -(wanted * torch.log_softmax(STUDENT, 1)).sum(1).mean()
+    found = distillation_loss(STUDENT, TEACHER, TARGETS, hard_weight=0.5, soft_weight=0.0, label_smoothing=0.15)
+    assert found.item() == pytest.approx(0.5 * hard.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("output", "shown"), [({"out": STUDENT}, "dict"), (torch.zeros(2, 3, 4, 4), "(2, 3, 4, 4)"), ((), "tuple")]
 )

@@ -1,3 +1,6 @@
+import inspect
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +8,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from chainfx.errors import DataError
+from chainfx.ir.graph import derived_generator
+from chainfx.recipe import _SOURCES, _TORCHVISION
 from chainfx.training import from_arrays, from_dataset, from_folder, from_loaders, from_npz, from_torchvision
-from chainfx.training.data import derived_generator
+from chainfx.training.data import SplitOptions
+from chainfx.training.sources import Options
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 5, 6, 3), dtype=np.uint8)
@@ -188,7 +194,7 @@ def values(batches):
 def test_loaders_hold_out_a_part_of_the_training_loader_that_never_trains():
     data = from_loaders(DataLoader(DATASET, 8, shuffle=True), DataLoader(DATASET, 10), num_classes=5)
     held = values(data.validation.batches(1))
-    epochs = [values(data.train.batches(1, derived_generator(seed))) for seed in (1, 1, 2)]
+    epochs = [values(data.train.batches(1, derived_generator(seed, "test"))) for seed in (1, 1, 2)]
     assert len(held) == 5 and data.batch_size == 8 and data.input_shape == (4,) and data.num_classes == 5
     assert len(epochs[0]) == 40 == 8 * data.train.steps(1) and not set(held) & set(epochs[0])
     assert epochs[0] == epochs[1] != epochs[2]
@@ -235,3 +241,14 @@ def test_wrong_loaders_are_refused():
         "a DataLoader gave a list that is not (inputs, targets) with integer targets (N,); "
         "change its data set or collate_fn.",
     )
+
+
+def test_the_options_of_a_split_have_one_owner():
+    fields = get_type_hints(SplitOptions)
+    assert {name: get_args(hint)[0] for name, hint in get_type_hints(Options, include_extras=True).items()} == fields
+    defaults = inspect.signature(from_loaders).parameters
+    assert defaults["validation_share"].default == SplitOptions().validation
+    assert defaults["seed"].default == SplitOptions().seed
+    for name in ("digits", "npz", "folder", "CIFAR10"):
+        section = _SOURCES.get(name, _TORCHVISION).model_fields
+        assert {name: section[name].default for name in fields} == vars(SplitOptions())

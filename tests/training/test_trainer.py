@@ -1,7 +1,10 @@
 import copy
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +12,9 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils.data import DataLoader, TensorDataset
 
-from chainfx.errors import InputError, TuningError
+from chainfx.errors import DataError, InputError, TuningError
 from chainfx.passes.base import Epoch, TuneRequest
-from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders
+from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
 from chainfx.training.losses import soft_loss
 from chainfx.training.machine import placed
 from chainfx.training.trainer import rate_factor
@@ -213,12 +216,12 @@ def moved(trainer, **request):
 
 
 def test_fine_tuning_uses_a_tenth_of_the_rate_unless_the_request_says_otherwise(data):
-    trainer = Trainer(data, epochs=1, learning_rate=0.01)
+    trainer = Trainer(data, epochs=1, learning_rate=0.05)
     full, fine = moved(trainer, from_scratch=True), moved(trainer)
     assert 5 < full / fine < 12
-    assert moved(trainer, learning_rate=0.01) == full
-    assert moved(trainer, learning_rate=0.01, weight_decay=0.5) != full
-    assert moved(trainer, learning_rate=0.01, optimizer="adam") > 2 * full
+    assert moved(trainer, learning_rate=0.05) == full
+    assert moved(trainer, learning_rate=0.05, weight_decay=0.5) != full
+    assert moved(trainer, learning_rate=0.05, optimizer="adam") > 2 * full
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
@@ -226,6 +229,158 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert all(a > b for a, b in pairwise(factors[4:])) and 0 < factors[-1] < 1e-3
     assert [rate_factor(0, 1), rate_factor(0, 2)] == [1, 1] and 0 < rate_factor(1, 2) < 1
+
+
+def test_every_step_is_done_with_the_rate_of_the_schedule(monkeypatch):
+    """Two epochs of two steps: one step of warm-up, then (1 + cos(pi i / 4)) / 2 for i = 1, 2, 3."""
+    rates, step = [], torch.optim.SGD.step
+
+    def noted(optimizer, *args, **options):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    dataset = TensorDataset(torch.eye(8).repeat(4, 1), torch.arange(8).repeat(4))
+    data = from_loaders(DataLoader(dataset, 16), DataLoader(dataset, 16), num_classes=8)
+    trainer = Trainer(data, epochs=2, learning_rate=0.5)
+    trainer.fit(nn.Linear(8, 8))
+    shares = [1.0, 0.8535533905932737, 0.5, 0.14644660940672627]
+    assert rates == pytest.approx([0.5 * share for share in shares])
+    rates.clear()
+    tuned(trainer, symbolic_trace(nn.Sequential(nn.Linear(8, 8))))
+    assert rates == pytest.approx([0.05 * share for share in shares])
+
+
+def test_labels_are_smoothed_in_distillation_as_in_training(data):
+    """With no weight on the teacher distillation is the training on the labels, bit for bit, smoothing and all."""
+    trainer, sharp = (Trainer(data, epochs=1, label_smoothing=each) for each in (0.2, 0.0))
+    request = {"loss": "kd", "teacher": graph(seed=1), "hard_weight": 1.0, "soft_weight": 0.0}
+    smooth, direct = tuned(trainer, graph(), **request), tuned(trainer, graph())
+    assert not changed(smooth, direct)
+    assert changed(smooth, tuned(sharp, graph(), **request))
+
+
+def test_no_gradient_is_left_and_the_best_state_is_that_of_the_model(trainer):
+    model = tuned(trainer, graph())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_data_without_a_batch_are_refused():
+    class Nothing:
+        def __len__(self):
+            return 0
+
+        def steps(self, batch_size):
+            return 1
+
+        def batches(self, batch_size, generator=None):
+            return iter(())
+
+    full = digits()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(TuningError) as caught:
+        Trainer(replace(full, train=Nothing()), epochs=1).fit(model)
+    assert str(caught.value) == ("tuning: the training data gave no batch; use a smaller batch size or more data.")
+    with pytest.raises(DataError) as caught:
+        Trainer(replace(full, validation=Nothing())).evaluate(model)
+    assert str(caught.value) == ("the data to evaluate on gave no batch; check the length of its DataLoader.")
+
+
+def test_batches_are_of_128_unless_the_trainer_or_the_loader_says_otherwise(data):
+    def sizes(source, **options):
+        seen = []
+        model = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+        model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])) if module.training else None)
+        model(torch.zeros(1, *source.input_shape))
+        seen.clear()
+        Trainer(source, epochs=1, **options).fit(model)
+        return max(seen)
+
+    assert (sizes(data), sizes(data, batch_size=7)) == (128, 7)
+    dataset = TensorDataset(torch.eye(8).repeat(8, 1), torch.arange(8).repeat(8))
+    assert sizes(from_loaders(DataLoader(dataset, 16), DataLoader(dataset, 64), num_classes=8)) == 16
+
+
+def test_decay_momentum_and_the_norm_of_the_gradient_are_those_of_the_trainer(monkeypatch, data):
+    """What SGD and Adam are made with, and what the gradient is clipped to."""
+    made, clipped = [], []
+    sgd, adam, clip = torch.optim.SGD, torch.optim.Adam, nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.optim, "SGD", lambda p, lr, **o: made.append((lr, o)) or sgd(p, lr, **o))
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, **o: made.append((lr, o)) or adam(p, lr, **o))
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, norm: clipped.append(norm) or clip(p, norm))
+    trainer = Trainer(data, epochs=1, learning_rate=0.02, momentum=0.5, weight_decay=0.25, max_norm=3.0)
+    tuned(trainer, graph())
+    tuned(trainer, graph(), weight_decay=0.0, learning_rate=0.125)
+    tuned(trainer, graph(), optimizer="adam", from_scratch=True)
+    assert made == [
+        (pytest.approx(0.002), {"momentum": 0.5, "weight_decay": 0.25}),
+        (0.125, {"momentum": 0.5, "weight_decay": 0.0}),
+        (0.02, {"weight_decay": 0.25}),
+    ]
+    assert set(clipped) == {3.0}
+
+
+def test_the_defaults_are_those_of_the_protocol(data):
+    trainer = Trainer(data)
+    assert (trainer.epochs, trainer.learning_rate, trainer.momentum, trainer.weight_decay) == (30, 0.05, 0.9, 5e-4)
+    assert (trainer.fine_tune_scale, trainer.label_smoothing, trainer.max_norm) == (0.1, 0.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "dtype"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("float32", True, torch.float32),
+    ],
+)
+def test_forward_passes_are_in_the_precision_and_evaluation_in_float32(monkeypatch, data, precision, native, dtype):
+    monkeypatch.setattr("chainfx.training.trainer.computes_bfloat16", lambda device: native)
+    seen = {True: set(), False: set()}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.register_forward_hook(lambda module, args, out: seen[module.training].add(out.dtype))
+    Trainer(data, epochs=1, precision=precision).fit(model)
+    assert seen == {True: {dtype}, False: {torch.float32}}
+
+
+def process(index, count=2):
+    """What accelerate says to process ``index`` of ``count``."""
+    return SimpleNamespace(
+        device=torch.device("cpu"), num_processes=count, process_index=index, is_main_process=index == 0
+    )
+
+
+def test_each_process_trains_on_its_own_share_of_every_batch(monkeypatch):
+    dataset = TensorDataset(torch.arange(40.0)[:, None].repeat(1, 4), torch.arange(40) % 4)
+    data = from_loaders(DataLoader(dataset, 8, shuffle=True), DataLoader(dataset, 8), num_classes=4)
+    monkeypatch.setattr("chainfx.training.trainer.shared", lambda model, device: model)
+    monkeypatch.setattr("chainfx.training.trainer.same_buffers", lambda model: None)
+
+    def seen(index, count):
+        monkeypatch.setattr(machine, "_state", lambda: process(index, count))
+        batches, model = [], nn.Linear(4, 4)
+        model.register_forward_pre_hook(
+            lambda module, args: batches.append(args[0][:, 0].tolist()) if module.training else None
+        )
+        epochs = []
+        Trainer(data, epochs=2, learning_rate=1e-3).fit(model, on_epoch=epochs.append)
+        assert len(epochs) == (2 if index == 0 else 0)
+        return batches
+
+    whole, first, second = seen(0, 1), seen(0, 2), seen(1, 2)
+    assert [len(batch) for batch in first] == [len(batch) for batch in second] == [4] * len(whole)
+    for batch, one, other in zip(whole, first, second, strict=True):
+        assert (batch[::2], batch[1::2]) == (one, other)
+
+
+def test_a_batch_smaller_than_the_number_of_processes_stays_whole(monkeypatch):
+    batch = (torch.arange(2.0),), torch.arange(2)
+    monkeypatch.setattr(machine, "_state", lambda: process(1, 3))
+    assert machine.own_share(batch) is batch
+    monkeypatch.setattr(machine, "_state", lambda: process(1, 2))
+    (inputs,), targets = machine.own_share(batch)
+    assert (inputs.tolist(), targets.tolist()) == ([1.0], [1])
 
 
 def test_the_best_epoch_is_kept_and_of_equal_ones_the_last(monkeypatch, trainer):
@@ -371,11 +526,14 @@ from torch import nn
 from chainfx.training import Trainer, digits
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
-epochs = []
+epochs, seen = [], []
+model.register_forward_pre_hook(
+    lambda module, args: seen.extend(hash(x.numpy().tobytes()) for x in args[0]) if module.training else None
+)
 accuracy = Trainer(digits(), epochs=2).fit(model, on_epoch=epochs.append)
 state = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 group = torch.distributed.get_world_size()
-answer = f"{len(epochs)} {group} {accuracy > 0.7} {hashlib.sha256(state).hexdigest()}"
+answer = f"{len(epochs)} {group} {accuracy > 0.7} {hashlib.sha256(state).hexdigest()} " + " ".join(map(str, seen))
 open(f"{sys.argv[1]}/{torch.distributed.get_rank()}", "w").write(answer)
 torch.distributed.destroy_process_group()
 """
@@ -385,7 +543,17 @@ torch.distributed.destroy_process_group()
 def test_two_processes_train_one_network_together(tmp_path):
     (tmp_path / "train.py").write_text(TWO_PROCESSES)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, tmp_path / "train.py", tmp_path], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [*launch, tmp_path / "train.py", tmp_path],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )
     first, second = ((tmp_path / name).read_text().split() for name in "01")
     assert (first[:3], second[:3]) == (["2", "2", "True"], ["0", "2", "True"])
     assert first[3] == second[3]
+    half = (len(first) - 4) // 2
+    assert len(first) == len(second) and half >= 500
+    for epoch in (slice(4, 4 + half), slice(4 + half, None)):
+        assert not set(first[epoch]) & set(second[epoch])

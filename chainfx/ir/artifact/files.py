@@ -3,7 +3,8 @@
 A folder holds ``model.safetensors`` and ``manifest.json``. The manifest has the graph, how to rebuild each leaf module
 from its constructor's arguments, which tensors share storage, which are parameters, how integer codes and boolean
 tensors (masks) are packed, and SHA-256 sums of the tensor file and of the manifest itself. Functions are stored by name
-and resolved only within :mod:`chainfx.ir.artifact.allowed`.
+and found only within the exact lists of :mod:`chainfx.ir.artifact.vocabulary`; nothing of the graph runs while it is
+read (:mod:`chainfx.ir.artifact.restore`).
 """
 
 import hashlib
@@ -17,17 +18,22 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from chainfx.errors import ArtifactError
-from chainfx.ir.artifact import allowed
-from chainfx.ir.artifact.packing import bytes_of, pack, unpack
-from chainfx.ir.graph import edit, ops
+from chainfx.ir.artifact.functions import function_name
+from chainfx.ir.artifact.literals import encode
+from chainfx.ir.artifact.modules import describe_module
+from chainfx.ir.artifact.packing import pack
+from chainfx.ir.artifact.restore import restore
+from chainfx.ir.graph import content_hash, ops
 
 __all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
 
 FORMAT = 1
+"""The number of the file format that this chainfx writes and reads; a manifest carries it."""
+
 _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 
 
@@ -50,15 +56,17 @@ def save_graph(graph_module: GraphModule, folder: Path, extra: Mapping[str, Any]
 def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
     """The graph in a folder and the ``extra`` saved with it; :class:`ArtifactError` if anything is not as saved."""
     body = _read_manifest(folder)
-    tensors = _read_tensors(folder, body["tensors_sha256"])
-    root = nn.Module()
-    for path, config in body["modules"].items():
-        edit.place_module(root, path, allowed.build_module(config))
-    _restore_tensors(root, body, tensors)
-    graph = _build_graph(body["nodes"])
-    graph_module = GraphModule(root, graph, class_name=body["class_name"])
-    graph_module.train(body["training"])
-    return graph_module, body["extra"]
+    tensors = _read_tensors(folder, str(body.get("tensors_sha256")))
+    try:
+        return restore(body, tensors), body["extra"]
+    except ArtifactError:
+        raise
+    except Exception as error:  # whatever a file that chainfx did not write makes torch raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise ArtifactError(
+            f"{folder / _MANIFEST} does not describe a graph that chainfx wrote "
+            f"({type(error).__name__}: {reason}); save the model again."
+        ) from error
 
 
 def fingerprint(graph_module: GraphModule) -> str:
@@ -66,15 +74,11 @@ def fingerprint(graph_module: GraphModule) -> str:
 
     What could not be saved, such as a module of the user's own, goes by its name and text.
     """
-    body, tensors = _describe(graph_module, by_name=True)
-    digest = hashlib.sha256(_digest(body).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(bytes_of(tensors[name]))
-    return digest.hexdigest()
+    return content_hash(*_describe(graph_module, by_name=True))
 
 
 def _digest(body: Mapping[str, Any]) -> str:
+    """The SHA-256 sum of a manifest as JSON, part of the file's format: not to be changed without :data:`FORMAT`."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,9 +105,7 @@ def _describe(graph_module: GraphModule, *, by_name: bool = False) -> tuple[dict
         "class_name": type(graph_module).__name__,
         "training": graph_module.training,
         "nodes": [_or_text(_describe_node, node, by_name) for node in graph_module.graph.nodes],
-        "modules": {
-            path: _or_text(partial(allowed.describe_module, path=path), m, by_name) for path, m in called.items()
-        },
+        "modules": {path: _or_text(partial(describe_module, path=path), m, by_name) for path, m in called.items()},
         "tensors": entries,
     }
     return body, tensors
@@ -133,26 +135,14 @@ def _or_text(describe: Callable[[Any], dict[str, Any]], thing: Any, by_name: boo
 
 
 def _describe_node(node: Node) -> dict[str, Any]:
-    target = allowed.function_name(node.target, node.name) if node.op == "call_function" else str(node.target)
+    target = function_name(node.target, node.name) if node.op == "call_function" else str(node.target)
     return {
         "name": node.name,
         "op": node.op,
         "target": target,
-        "args": allowed.encode(list(node.args)),
-        "kwargs": allowed.encode(dict(node.kwargs)),
+        "args": encode(list(node.args)),
+        "kwargs": encode(dict(node.kwargs)),
     }
-
-
-def _build_graph(described: list[dict[str, Any]]) -> Graph:
-    graph = Graph()
-    made: dict[str, Node] = {}
-    for item in described:
-        target = allowed.function(item["target"]) if item["op"] == "call_function" else item["target"]
-        args, kwargs = allowed.decode(item["args"], made), allowed.decode(item["kwargs"], made)
-        made[item["name"]] = graph.create_node(item["op"], target, tuple(args), kwargs, name=item["name"])
-        allowed.check_call(made[item["name"]])
-    graph.lint()
-    return graph
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -162,7 +152,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         claimed = body.pop("sha256")
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; give the folder that save() wrote.") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a chainfx manifest or is cut short; save the model again.") from error
     if body.get("format") != FORMAT:
         raise ArtifactError(f"{path} has format {body.get('format')!r}, this chainfx reads {FORMAT}; save it again.")
@@ -183,19 +173,3 @@ def _read_tensors(folder: Path, expected: str) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, struct.error) as error:
         raise ArtifactError(f"{path} is not a safetensors file: {error}; save the model again.") from error
-
-
-def _restore_tensors(root: nn.Module, body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    made: dict[str, Tensor] = {}
-    for name, entry in body["tensors"].items():
-        if "same_as" in entry:
-            value = made[entry["same_as"]]
-        elif "bits" in entry:
-            value = unpack(tensors[name], entry["bits"], tuple(entry["shape"]))
-            value = value.bool() if entry.get("boolean") else value
-        else:
-            value = tensors[name]
-        if "same_as" not in entry and entry["kind"] == "parameter":
-            value = nn.Parameter(value, requires_grad=entry["trains"])
-        edit.place_tensor(root, name, value)
-        made[name] = value

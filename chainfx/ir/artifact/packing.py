@@ -1,19 +1,12 @@
-"""Tensors as bytes, and integer codes of 1..8 bits packed into bytes without gaps."""
+"""Integer codes of 1..8 bits packed into bytes without gaps."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["bytes_of", "pack", "unpack"]
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The elements of a tensor row by row, without a copy if it is contiguous and on the CPU."""
-    array: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return memoryview(array)
+__all__ = ["pack", "unpack"]
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

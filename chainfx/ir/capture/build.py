@@ -8,7 +8,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer, layer_name, name_of_target
-from chainfx.ir.graph import LAYERS, GraphToRead, assign_, modules_by_path
+from chainfx.ir.graph import (
+    LAYERS,
+    GraphToRead,
+    assign_,
+    changes_in_place,
+    changes_what_is_used,
+    cuts_tensor,
+    modules_by_path,
+)
 
 __all__ = ["build", "build_to_read", "simplify"]
 
@@ -35,10 +43,10 @@ def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
     return graph_module
 
 
-def simplify(trace: Trace) -> Trace:
+def simplify(trace: Trace, model: nn.Module) -> Trace:
     """The trace with every mutation used by what comes after it, and without nodes that nobody uses."""
-    _use_results_of_mutation(trace)
-    _remove_dead(trace.graph)
+    _use_results_of_mutation(trace, model)
+    _remove_dead(trace.graph, model)
     alive = set(trace.graph.nodes)
     for path, steps in trace.steps.items():
         trace.steps[path] = [step for step in steps if isinstance(step, str) or step in alive]
@@ -58,16 +66,7 @@ def _fill(shell: nn.Module, model: nn.Module, trace: Trace, modules: Mapping[str
         shell.register_buffer(name, tensor, persistent=False)
 
 
-def _mutates(node: Node) -> bool:
-    """Whether a node changes its first argument in place and returns it."""
-    if node.op not in ("call_method", "call_function"):
-        return False
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    name = name.partition(".")[0]  # an ATen overload is called add_.Tensor
-    return (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
-
-
-def _use_results_of_mutation(trace: Trace) -> None:
+def _use_results_of_mutation(trace: Trace, model: nn.Module) -> None:
     """Let what comes after ``x.add_(y)`` take its result, which is ``x``: so no mutation looks like dead code.
 
     A mutated view, ``x[i].zero_()``, is assigned to where it lies, so that what comes after takes the assignment.
@@ -80,22 +79,29 @@ def _use_results_of_mutation(trace: Trace) -> None:
 
     for node in list(graph.nodes):
         changed = node.args[0] if node.args else None
-        if node.users or not isinstance(changed, Node) or not _mutates(node):
+        if node.users or not isinstance(changed, Node) or not changes_in_place(node, model):
             continue
         take_instead(changed, node)
-        if not node.users and changed.target is operator.getitem and isinstance(changed.args[0], Node):
+        whole = _indexed(changed)
+        if not node.users and whole is not None:
             with graph.inserting_after(node):
                 assigned = graph.call_function(assign_, (*changed.args, node))
             order[assigned] = order[node] + 0.5
             scope = trace.scopes[assigned] = trace.scopes[node]
             trace.steps[scope].insert(trace.steps[scope].index(node) + 1, assigned)
-            take_instead(changed.args[0], assigned)
+            take_instead(whole, assigned)
 
 
-def _remove_dead(graph: Graph) -> None:
-    """Erase what nobody uses, and assertions; keep what changes a tensor in place."""
+def _indexed(node: Node) -> Node | None:
+    """The tensor ``x`` of a node ``x[index]``; ``None`` for the parts that a tensor was cut into and all else."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return source if isinstance(source, Node) and not cuts_tensor(source) else None
+
+
+def _remove_dead(graph: Graph, model: nn.Module) -> None:
+    """Erase what nobody uses, and assertions; keep what changes a tensor in place that something reads."""
     for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output") and not _mutates(node):
+        if not node.users and node.op not in ("placeholder", "output") and not changes_what_is_used(node, model):
             graph.erase_node(node)
 
 

@@ -195,12 +195,12 @@ class _Capture:
             with in_mode(self.model, training):
                 if "export" in way:
                     strict = way.startswith("strict")
-                    return simplify(export_trace(self.model, self.inputs, self.examples, strict=strict))
+                    return simplify(export_trace(self.model, self.inputs, self.examples, strict=strict), self.model)
                 if way in ("sizes", "to read"):
                     tracer = SizesTracer(self.inputs, self.examples, leaves, to_read=way == "to read")
                 else:
                     tracer = TrainFormTracer(self.inputs, leaves)
-                return simplify(tracer.run(self.model))
+                return simplify(tracer.run(self.model), self.model)
         except Exception as error:
             raise _Failure((tracer and tracer.failed_at) or "", error) from error
 

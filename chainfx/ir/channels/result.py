@@ -1,6 +1,6 @@
 """What the channel analysis gives: groups of channels, frozen channels, and what surgery needs to remove them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from chainfx.errors import InputError
 from chainfx.ir.channels.walk import Fold
+from chainfx.rendering import rendered
 
 __all__ = ["Axis", "ChannelAnalysis", "ChannelGroup", "FrozenChannels", "Member", "SizeLiteral", "SourceLayer"]
 
 IntArray = NDArray[np.int64]
-
-_SHOWN = 6
 
 
 class Member(NamedTuple):
@@ -130,19 +129,7 @@ class ChannelAnalysis:
         raise InputError(f"there is no channel group {name!r}; use one of {', '.join(g.name for g in self.groups)}.")
 
     def __str__(self) -> str:
-        share = 100 * self.prunable / max(self.parameters, 1)
-        lines = [
-            f"channel groups: {len(self.groups)}, units: {sum(g.size for g in self.groups)}; "
-            f"{share:.1f} % of the parameters ({self.prunable} of {self.parameters}) lie in them"
-        ]
-        for group in self.groups:
-            kind = f", {self.fold} of attention" if group.name in self.attention else ""
-            lines.append(
-                f"  {group.name}: {group.size} units{kind}, made by {_listed([s.node for s in group.sources])}; "
-                f"{len(group.members)} parameter dimensions of {group.parameters} parameters"
-            )
-        lines += [f"  frozen {each.node}: {each.channels} channels, {each.reason}" for each in self.frozen]
-        return "\n".join(lines)
+        return rendered(self, "text")
 
     def to_dict(self) -> dict[str, Any]:
         """Groups, frozen channels and totals as JSON values."""
@@ -163,7 +150,3 @@ class ChannelAnalysis:
             ],
             "frozen": [asdict(each) for each in self.frozen],
         }
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names if len(names) <= _SHOWN else [*names[: _SHOWN - 1], f"{len(names) - _SHOWN + 1} more"])

@@ -32,6 +32,8 @@ from chainfx.ir.graph import (
 __all__ = ["Flow", "Fold", "Rule"]
 
 Fold = Literal["width", "heads"]
+"""What is kept of channels that attention sees as (heads, width): the same part of each head, or whole heads."""
+
 Rule = Callable[["Flow", Node], Any]
 
 _READS = names_with(Trait.SIZES)

@@ -2,6 +2,7 @@
 
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import (
     LAYERS,
@@ -16,26 +17,37 @@ from chainfx.ir.graph.edit import (
     origin,
     tensors_of,
 )
-from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, output_node, segments
+from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, leaving, output_node, segments
+from chainfx.ir.graph.facts import FACTS, BitWidths, Codebook, ExitRule, FactChange, FactName, Facts, Mask, facts_of
 from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import Skipped, beneath_mask, layer_path, mask_of, select_layers
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
+from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
+from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
     "DEPTHWISE",
     "DIALECT",
+    "FACTS",
     "FLOAT32",
     "LAYERS",
     "TRANSPOSED",
     "Answer",
+    "BitWidths",
     "ByMode",
+    "Codebook",
     "Exit",
+    "ExitRule",
+    "FactChange",
+    "FactName",
+    "Facts",
     "Format",
     "GraphToRead",
+    "Mask",
     "MetaEvaluator",
     "Operator",
     "Scalar",
@@ -44,17 +56,24 @@ __all__ = [
     "assign_",
     "beneath_mask",
     "call_operator",
+    "changes_in_place",
+    "changes_what_is_used",
     "choose",
+    "content_hash",
+    "cuts_tensor",
+    "derived_generator",
     "edit",
     "evaluate_graph",
     "evaluating",
     "exit_rates",
     "exits_of",
+    "facts_of",
     "fresh_path",
     "get_tensor",
     "groups_of",
     "is_dialect",
     "layer_path",
+    "leaving",
     "mask_of",
     "modules_by_path",
     "name_of",

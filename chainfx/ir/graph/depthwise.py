@@ -44,3 +44,4 @@ DEPTHWISE: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     F.conv2d: depthwise_conv2d,
     F.conv3d: depthwise_conv3d,
 }
+"""The depthwise function for each convolution of torch; a graph in train form calls it where groups are channels."""

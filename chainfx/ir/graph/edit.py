@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph.depthwise import DEPTHWISE
+from chainfx.ir.graph.mutation import changes_what_is_used
 from chainfx.ir.graph.operators import Trait, names_with, operator_of
 
 __all__ = [
@@ -44,7 +45,11 @@ __all__ = [
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, *DEPTHWISE.values())
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+"""The layers whose weight has its output channels in dimension 1."""
+
 LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
+"""The functions that are layers in train form: they take an input, a weight and a bias, in this order."""
+
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -234,7 +239,11 @@ def fresh_path(graph_module: nn.Module, prefix: str) -> str:
 
 def tidy(graph_module: GraphModule) -> None:
     """Remove dead nodes, the modules and tensors no node refers to, and recompile."""
-    graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+    def is_needed(node: Node) -> bool:
+        return node.op in ("placeholder", "output") or changes_what_is_used(node, graph_module)
+
+    graph_module.graph.eliminate_dead_code(is_impure_node=is_needed)
     used = {str(node.target) for node in graph_module.graph.nodes if node.op in ("get_attr", "call_module")}
     for name, module in list(graph_module.named_modules()):
         if any(name == path or name.startswith(f"{path}.") for path in used):

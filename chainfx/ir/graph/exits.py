@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.mutation import changes_what_is_used
 
-__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "output_node", "segments"]
+__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "leaving", "output_node", "segments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,33 @@ def segments(graph_module: GraphModule) -> tuple[tuple[Node, ...], ...]:
             if node not in segment_of and node.op not in ("placeholder", "output"):
                 segment_of[node] = index
                 waiting.extend(node.all_input_nodes)
+    _place_mutations(graph_module, segment_of)
     parts: tuple[list[Node], ...] = tuple([] for _ in range(len(marks) + 1))
     for node in graph_module.graph.nodes:
         if node.op not in ("placeholder", "output"):
             parts[segment_of.get(node, len(marks))].append(node)
     return tuple(tuple(part) for part in parts)
+
+
+def _place_mutations(graph_module: GraphModule, segment_of: dict[Node, int]) -> None:
+    """Put what changes a tensor in place, and has no users, into the segment of that tensor: others there read it."""
+    for node in graph_module.graph.nodes:
+        if node.users or node in segment_of or not changes_what_is_used(node, graph_module):
+            continue
+        chain, current = [node], node.args[0]
+        while isinstance(current, Node) and current not in segment_of and current.op not in ("placeholder", "get_attr"):
+            chain.append(current)
+            current = current.args[0] if current.args else None
+        if isinstance(current, Node) and current in segment_of:
+            segment_of.update(dict.fromkeys(chain, segment_of[current]))
+
+
+def leaving(confidence: Tensor, threshold: float) -> Tensor:
+    """Which samples leave at an exit (bool, shape (N,)): those whose ``confidence`` (N,) is at least ``threshold``.
+
+    A confidence that is no number (the logits were not finite) is below every threshold: that sample goes on.
+    """
+    return confidence >= threshold
 
 
 def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
@@ -63,8 +86,8 @@ def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
     """
     index = torch.full((len(logits[-1]),), len(exits))
     for place in reversed(range(len(exits))):
-        sure = ops.confidence(logits[place], exits[place].criterion) >= exits[place].threshold
-        index[sure.cpu()] = place
+        sure = ops.confidence(logits[place], exits[place].criterion)
+        index[leaving(sure, exits[place].threshold).cpu()] = place
     return index
 
 

@@ -18,3 +18,4 @@ class Format:
 
 
 FLOAT32 = Format(32, "float")
+"""The format of everything that is not quantized."""

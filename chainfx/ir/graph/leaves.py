@@ -8,6 +8,7 @@ from torch import Tensor, nn
 __all__ = ["ByMode", "Scalar", "assign_"]
 
 Scalar = bool | int | float | str | None
+"""A constant that a graph can carry as a literal."""
 
 
 class ByMode(nn.Module):

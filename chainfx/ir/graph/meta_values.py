@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.errors import InputError
+from chainfx.ir.graph.bounds import check_asked, check_made
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import modules_by_path
 from chainfx.ir.graph.operators import Trait, call_operator, names_with, operator_of
@@ -71,6 +72,7 @@ class MetaEvaluator:
         key = (node.op, node.target, repr(kinds))  # of 1, 1.0 and True only the texts differ
         if key not in self._known:
             self._known[key] = self._run(node, value_of)
+            check_made(node.target, self._known[key])
         return _alias(self._known[key])
 
     def _kind(self, value: Any) -> Any:
@@ -82,15 +84,15 @@ class MetaEvaluator:
 
     def _run(self, node: Node, value_of: Callable[[Node], Any]) -> Any:
         args, kwargs = map(_on_meta, map_arg((node.args, node.kwargs), value_of))
+        check_asked(node.target, args)
         if node.op == "call_method":
             return call_operator(node, args, kwargs)
         if node.op == "call_module":
             with torch.no_grad(), torch.device("meta"):
                 return self._module(str(node.target))(*args, **kwargs)
         if isinstance(node.target, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
-            result = call_operator(
-                node, args, kwargs
-            )  # on the device of its arguments, so without the time of a context
+            # on the device of its arguments, so without the time of a context
+            result = call_operator(node, args, kwargs)
             if getattr(result, "is_meta", True):
                 return result
         with torch.no_grad(), torch.device("meta"):

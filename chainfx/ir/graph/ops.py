@@ -146,7 +146,8 @@ def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
 def exit_point(logits: Tensor, name: str, threshold: float, criterion: str) -> Tensor:
     """Mark ``logits`` (N, classes) as the answer of exit ``name``; the identity.
 
-    A sample leaves here if :func:`confidence` of its logits is at least ``threshold``.
+    A sample leaves here if :func:`confidence` of its logits is at least ``threshold``
+    (:func:`chainfx.ir.graph.leaving` decides).
     """
     return logits
 
@@ -168,3 +169,4 @@ def confidence(logits: Tensor, criterion: str) -> Tensor:
 
 
 DIALECT = (quantize_weight, quantize_activation, dequantize_weight, mask_weight, look_up, exit_point)
+"""The functions that chainfx adds to those of torch: all that a graph may call beside torch's own."""

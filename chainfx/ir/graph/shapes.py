@@ -17,6 +17,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_map_only
 
 from chainfx.errors import InputError
+from chainfx.ir.graph.bounds import check_asked, check_made
 from chainfx.ir.graph.edit import modules_by_path
 from chainfx.ir.graph.meta_values import evaluate_graph
 
@@ -96,7 +97,17 @@ class _FakeShapes(FakeTensorProp):
 
     def run_node(self, n: Node) -> Any:
         self.at = n
-        return super().run_node(n)
+        value = super().run_node(n)
+        check_made(n.target, value)
+        return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        check_asked(target, args)
+        return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        check_asked(target, args)
+        return super().call_method(target, args, kwargs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

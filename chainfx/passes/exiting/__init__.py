@@ -1,8 +1,16 @@
-"""What early exits are made of: heads."""
+"""What early exits are made of: places, heads and thresholds."""
 
 from chainfx.passes.exiting.head import ExitHead, insert_head
+from chainfx.passes.exiting.taps import balanced_taps, named_taps
+from chainfx.passes.exiting.thresholds import NEVER, accuracy_of, logits_of, sweep_thresholds
 
 __all__ = [
+    "NEVER",
     "ExitHead",
+    "accuracy_of",
+    "balanced_taps",
     "insert_head",
+    "logits_of",
+    "named_taps",
+    "sweep_thresholds",
 ]

@@ -45,13 +45,12 @@ def widths_in(layers: Iterable[Node]) -> LayerWidths | None:
 def insert_quantizers(
     graph_module: GraphModule, widths: Mapping[Node, LayerWidths], calibration: Iterable[tuple[Tensor, ...]] | None
 ) -> bool:
-    """Put quantizers before the layers of ``widths``, replacing those already there; returns whether any was put.
+    """Put quantizers before the layers of ``widths``, replacing those already there; returns whether that changed any.
 
     Layers that read the same activation at the same width share one quantizer. Raises :class:`PassError` when an
     activation is to be quantized and ``calibration`` is ``None`` or empty, or when a weight is not finite.
     """
-    for node in widths:
-        _remove_quantizers(node)
+    removed = [_remove_quantizers(node) for node in widths]
     wanted: dict[tuple[Node, int], list[Node]] = {}
     for node, width in widths.items():
         _quantize_weight(graph_module, node, width)
@@ -61,15 +60,19 @@ def insert_quantizers(
     for (source, bits), users in wanted.items():
         _quantize_activation(graph_module, source, bits, users, ranges[source])
     edit.tidy(graph_module)
-    return any(width.weights != FLOAT or width.activations != FLOAT for width in widths.values())
+    return any(removed) or any(width.weights != FLOAT or width.activations != FLOAT for width in widths.values())
 
 
-def _remove_quantizers(node: Node) -> None:
+def _remove_quantizers(node: Node) -> bool:
+    """Take away what quantizes the input and the weight of a layer; whether there was any."""
     source, weight = node.args[0], beneath_mask(node)
-    if isinstance(source, Node) and source.target is ops.quantize_activation:
-        node.update_arg(0, source.args[0])
-    if isinstance(weight, Node) and weight.target is ops.quantize_weight:
-        _put_weight(node, weight.args[0])
+    of_input = isinstance(source, Node) and source.target is ops.quantize_activation
+    of_weight = isinstance(weight, Node) and weight.target is ops.quantize_weight
+    if of_input:
+        node.update_arg(0, source.args[0])  # type: ignore[union-attr]
+    if of_weight:
+        _put_weight(node, weight.args[0])  # type: ignore[union-attr]
+    return of_input or of_weight
 
 
 def _put_weight(node: Node, weight: Argument) -> None:

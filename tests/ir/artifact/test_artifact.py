@@ -190,6 +190,95 @@ def test_a_forged_manifest_cannot_name_a_foreign_module_or_method(saved):
         load_graph(saved)
 
 
+# what a tensor knows of itself, and the parts of what torch.max, torch.linalg and the like return
+READABLE = {
+    "D",
+    "H",
+    "L",
+    "LU",
+    "Q",
+    "R",
+    "S",
+    "T",
+    "U",
+    "V",
+    "Vh",
+    "bin_edges",
+    "data",
+    "device",
+    "dtype",
+    "eigenvalues",
+    "eigenvectors",
+    "exponent",
+    "hist",
+    "imag",
+    "indices",
+    "is_cpu",
+    "is_cuda",
+    "is_meta",
+    "itemsize",
+    "layout",
+    "logabsdet",
+    "mH",
+    "mT",
+    "mantissa",
+    "nbytes",
+    "ndim",
+    "pivots",
+    "real",
+    "requires_grad",
+    "shape",
+    "sign",
+    "solution",
+    "values",
+}
+
+
+def test_a_forged_manifest_reads_the_attributes_of_the_list_and_no_other(tmp_path):
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(getattr, (graph.placeholder("x"), "shape")))
+    save_graph(torch.fx.GraphModule(nn.Module(), graph), tmp_path)
+    accepted = set()
+    for name in {*dir(torch.Tensor), *dir(nn.Module), *dir(torch.return_types.max), "__globals__", *READABLE}:
+
+        def change(body, name=name):
+            body["nodes"][1]["args"][1] = name
+
+        _forged(tmp_path, change)
+        try:
+            load_graph(tmp_path)
+            accepted.add(name)
+        except ArtifactError as error:
+            assert str(error) == f"the saved graph reads the attribute {name!r}, which chainfx does not load."
+    assert accepted == READABLE
+
+
+@pytest.mark.parametrize("name", ["set_", "backward", "register_hook", "share_memory_", "numpy", "tolist", "apply_"])
+def test_a_forged_manifest_calls_no_method_that_does_more_than_compute(tmp_path, name):
+    graph = torch.fx.Graph()
+    graph.output(graph.call_method("relu", (graph.placeholder("x"),)))
+    save_graph(torch.fx.GraphModule(nn.Module(), graph), tmp_path)
+
+    def change(body):
+        body["nodes"][1]["target"] = name
+
+    _forged(tmp_path, change)
+    with pytest.raises(ArtifactError) as caught:
+        load_graph(tmp_path)
+    assert str(caught.value) == f"the saved graph calls the method {name!r}, which chainfx does not load."
+
+
+def test_what_trains_and_what_does_not_comes_back(tmp_path):
+    graph_module = graph_of(small_resnet(), images())
+    for name, parameter in graph_module.named_parameters():
+        parameter.requires_grad_(name.startswith("fc."))
+    save_graph(graph_module, tmp_path)
+    loaded, _ = load_graph(tmp_path)
+    trains = {name: parameter.requires_grad for name, parameter in loaded.named_parameters()}
+    assert trains == {name: name.startswith("fc.") for name, _ in graph_module.named_parameters()}
+    assert {name for name, _ in loaded.named_buffers()} == {name for name, _ in graph_module.named_buffers()}
+
+
 class Foreign(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

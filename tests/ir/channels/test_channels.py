@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ from chainfx import zoo
 from chainfx.ir.channels.analyse import analyse_channels
 from chainfx.ir.graph import edit
 from chainfx.ir.graph.shapes import propagate_shapes
+from tests.budget import examples
 from tests.ir.channels.masked import Net, X, assert_equals_masked, captured, conv, param, random_keep, shuffle
 
 
@@ -344,7 +345,7 @@ class RandomNet(nn.Module):
         return two(y)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@examples(2)
 @given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5), st.sampled_from((0.3, 0.5, 0.7)), st.integers(0, 99))
 def test_random_networks(blocks, ratio, seed):
     torch.manual_seed(seed)

@@ -5,7 +5,7 @@ from torch import nn
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.checks import verify
-from chainfx.ir.graph.exits import Answer, choose, exit_rates, exits_of, segments
+from chainfx.ir.graph.exits import Answer, choose, exit_rates, exits_of, leaving, segments
 from chainfx.ir.graph.shapes import propagate_shapes, shape_of
 
 
@@ -60,6 +60,32 @@ def test_rates_are_shares_of_all_samples_and_the_answer_follows_them(graph_modul
     answers = Answer(graph_module)(x)
     for row in range(50):
         assert torch.equal(answers[row], outputs[index[row]][row])
+
+
+def test_a_confidence_that_is_no_number_never_leaves(graph_module):
+    nan = float("nan")
+    assert leaving(torch.tensor([0.2, 0.5, nan, 0.7]), 0.5).tolist() == [False, True, False, True]
+    assert leaving(torch.tensor([nan]), 0.0).tolist() == [False]
+    for mark in exits_of(graph_module):
+        mark.node.update_arg(2, 0.0)
+    bad, good = [nan] * 4, [1.0, 0, 0, 0]
+    logits = (torch.tensor([bad, bad, good]), torch.tensor([bad, good, good]), torch.zeros(3, 4))
+    for criterion in ops.CRITERIA:
+        for mark in exits_of(graph_module):
+            mark.node.update_arg(3, criterion)
+        assert choose(logits, exits_of(graph_module)).tolist() == [2, 1, 0]
+
+
+def test_the_answer_and_the_rates_send_a_sample_that_is_no_number_to_the_end(graph_module):
+    for mark in exits_of(graph_module):
+        mark.node.update_arg(2, 0.0)
+    graph_module.recompile()
+    x = torch.ones(4, 4)
+    x[1] = float("nan")
+    outputs = graph_module(x)
+    answers = Answer(graph_module)(x)
+    assert torch.equal(answers[[0, 2, 3]], outputs[0][[0, 2, 3]]) and torch.isnan(answers[1]).all()
+    assert exit_rates(graph_module, [((x,), None)]) == {"one": 0.75, "two": 0.0}
 
 
 def mend(graph_module, **literals):

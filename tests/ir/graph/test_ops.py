@@ -1,13 +1,15 @@
 import copy
+import math
 import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from chainfx.ir.graph import ops
+from tests.budget import examples
 
 
 class Quantized(nn.Module):
@@ -21,7 +23,7 @@ class Quantized(nn.Module):
         return nn.functional.linear(x, ops.quantize_weight(self.weight, 2, "dorefa", 0))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(3)
 @given(st.integers(1, 8), st.sampled_from(ops.SCHEMES), st.sampled_from([None, 0]), st.integers(0, 999))
 def test_a_b_bit_weight_has_at_most_2_to_the_b_values_and_decodes_from_its_codes(bits, scheme, axis, seed):
     weight = torch.randn(3, 400, generator=torch.Generator().manual_seed(seed))
@@ -34,7 +36,7 @@ def test_a_b_bit_weight_has_at_most_2_to_the_b_values_and_decodes_from_its_codes
     assert torch.equal(ops.dequantize_weight(codes.to(torch.uint8), scale, bits, scheme), quantized)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(3)
 @given(st.integers(1, 8), st.booleans(), st.floats(0.05, 3))
 def test_a_b_bit_activation_has_at_most_2_to_the_b_values_within_the_clip(bits, signed, clip):
     x = torch.linspace(-4, 4, 3001)
@@ -94,6 +96,66 @@ def test_dialect_ops_survive_deepcopy_pickle_retracing_and_compile_with_their_gr
     assert literals == [(2, "dorefa", 0)]
     compiled(x).sum().backward()
     assert graph_module.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("scheme", ops.SCHEMES)
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_zeros_stay_zeros_and_nothing_is_divided_by_zero(bits, scheme, axis):
+    quantized = ops.quantize_weight(torch.zeros(2, 3), bits, scheme, axis)
+    assert quantized.abs().max() <= 1e-8
+    assert ops.quantize_activation(torch.zeros(3), torch.tensor(0.0), bits, True).abs().max() <= 1e-8
+
+
+def test_the_scale_of_an_axis_has_its_size_there_and_one_elsewhere():
+    weight = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    shapes = {axis: tuple(ops.encode_weight(weight, 4, "uniform", axis)[1].shape) for axis in (None, 0, 1)}
+    assert shapes == {None: (), 0: (3, 1, 1), 1: (1, 4, 1)}
+
+
+def test_activations_are_rounded_to_even_steps_of_the_clip():
+    x = torch.tensor([-9.0, -1.0, 0.3, 0.4, 0.8, 2.0, 9.0])
+    clip = torch.tensor(1.5)
+    assert ops.quantize_activation(x, clip, 2, False).tolist() == [0, 0, 0.5, 0.5, 1.0, 1.5, 1.5]
+    assert ops.quantize_activation(x, clip, 2, True).tolist() == [-1.5, -1.5, 0, 0, 1.5, 1.5, 1.5]
+    one_bit = ops.quantize_activation(torch.tensor([-0.1, 0.0, 0.1]), clip, 1, True)
+    assert one_bit.tolist() == [-1.5, 1.5, 1.5]
+    assert ops.quantize_activation(x, clip, 1, False).tolist() == [0, 0, 0, 0, 1.5, 1.5, 1.5]
+
+
+def test_gradients_go_through_one_signed_bit_within_the_clip():
+    x, clip = torch.tensor([-9.0, 0.5, 9.0], requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    ops.quantize_activation(x, clip, 1, True).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 0.0]
+    assert clip.grad == 0  # one is cut off at the clip and one at minus the clip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "holds"),
+    [
+        *[(each, True) for each in ("unstructured", "2:4", "1:2", "10:16")],
+        *[(each, False) for each in ("4:2", "4:4", "0:4", "2:", "a:b", "structured", "02:4", " 2:4", 2, None)],
+    ],
+)
+def test_patterns(pattern, holds):
+    assert ops.is_pattern(pattern) is holds
+
+
+def test_a_shared_weight_sends_the_sum_of_gradients_to_its_entry():
+    codebook = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
+    weight = ops.look_up(torch.tensor([[0, 2], [2, 0], [2, 1]], dtype=torch.uint8), codebook)
+    assert weight.tolist() == [[0.5, 2.0], [2.0, 0.5], [2.0, -1.0]]
+    (weight * torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])).sum().backward()
+    assert codebook.grad.tolist() == [5.0, 6.0, 10.0]
+
+
+def test_confidence_by_hand():
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.7, 0.3, 1e-30]])
+    logits = probabilities.log()
+    assert ops.confidence(logits, "max-softmax").tolist() == pytest.approx([0.5, 0.7])
+    assert ops.confidence(logits, "margin").tolist() == pytest.approx([0.25, 0.4])
+    entropies = [1.5 * math.log(2), -0.7 * math.log(0.7) - 0.3 * math.log(0.3)]
+    assert ops.confidence(logits, "entropy").tolist() == pytest.approx([1 - e / math.log(3) for e in entropies])
 
 
 @pytest.mark.parametrize("criterion", ops.CRITERIA)

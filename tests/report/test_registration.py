@@ -1,0 +1,63 @@
+"""Every value that asks for a form has a renderer, in a process that imported no more than the value."""
+
+import ast
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import chainfx
+from chainfx import rendering
+from chainfx.bitops import CrossCheck
+from chainfx.ir.channels import analyse_channels
+from chainfx.passes import PruneChannels, Quantize
+from chainfx.scheduler import ChainReport, plan
+from tests.bitops.graphs import linear_report
+from tests.report.values import COMPRESSED, ORIGINAL
+
+PACKAGE = Path(chainfx.__file__).parent
+
+# reads values from standard input without naming a module of chainfx, and says how each shows
+PRINTING = """
+import pickle, sys
+values = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(pickle.dumps([str(value) for value in values]))
+"""
+
+
+def one_of_each():
+    """A value of every class that has a renderer."""
+    report = linear_report(("a", "first"))
+    order = plan([Quantize(), PruneChannels(0.5)], order="given")
+    x = (torch.zeros(2, 4),)
+    analysis = analyse_channels(chainfx.capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), x), x)
+    chain = ChainReport("the plan", (ORIGINAL, COMPRESSED))
+    return [report, report.diff(report), CrossCheck(1, ()), order, order.edges[0], order.findings[0], analysis, chain]
+
+
+def asked_for():
+    """The class and the form of every call ``rendered(self, form)`` in the package."""
+    return {
+        (cls.name, call.args[1].value)
+        for path in PACKAGE.rglob("*.py")
+        for cls in ast.walk(ast.parse(path.read_text()))
+        if isinstance(cls, ast.ClassDef)
+        for call in ast.walk(cls)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "rendered"
+    }
+
+
+def test_what_values_ask_for_is_what_is_registered():
+    registered = {(cls.__name__, form) for cls, form in rendering._RENDERERS}
+    assert registered == asked_for()
+
+
+def test_a_fresh_process_shows_every_value_as_this_one():
+    values = one_of_each()
+    assert {type(value) for value in values} == {cls for cls, _ in rendering._RENDERERS}
+    command = [sys.executable, "-W", "ignore", "-c", PRINTING]
+    done = subprocess.run(command, input=pickle.dumps(values), capture_output=True, check=True)
+    assert pickle.loads(done.stdout) == [str(value) for value in values]

@@ -1,0 +1,113 @@
+"""Progress as a user sees it: on a terminal (a pseudo-terminal here), in a pipe, and when something fails."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import chainfx
+from chainfx.errors import PassError, TuningError
+from chainfx.passes import PruneChannels
+from tests.nets import images, small_resnet
+from tests.trainers import FakeTrainer
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+
+PROGRAM = """
+import sys, chainfx
+from chainfx.passes import PruneChannels
+from tests.nets import images, small_resnet
+from tests.trainers import FakeTrainer
+x = images(8)
+failure = {"none": None, "trainer": ValueError("the trainer broke"), "interrupt": KeyboardInterrupt()}[sys.argv[1]]
+trainer = FakeTrainer(x, fail_at=2 if failure else 0, failure=failure)
+chainfx.compile(
+    small_resnet((1, 1)), [PruneChannels(0.5), PruneChannels(0.25)], example_inputs=x, trainer=trainer, order="given"
+)
+print("done")
+"""
+
+
+def on_a_terminal(*arguments):
+    """The exit status of the program and all that it wrote on a terminal of 200 columns."""
+    terminal, end = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "LINES": "40"}
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdin=end, stdout=end, stderr=end, env=environment, close_fds=True
+    )
+    os.close(end)
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # the program closed its end
+            break
+        if not part:
+            break
+        shown += part
+    os.close(terminal)
+    return program.wait(timeout=60), shown.decode()
+
+
+def plain(text):
+    """The text without what moves the cursor or colours it."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_a_terminal_shows_a_bar_for_the_running_stage_and_a_line_for_each_that_is_finished():
+    status, shown = on_a_terminal("none")
+    assert status == 0
+    text = plain(shown)
+    for word in ("stage 1/2 prune-channels(ratio=0.5)", "stage 2/2 prune-channels(ratio=0.25)", "epoch 1/1, accuracy "):
+        assert word in text
+    lines = [line.strip() for line in text.splitlines()]
+    for label in ("original", r"prune-channels\(ratio=0.5\)", r"prune-channels\(ratio=0.25\)"):
+        assert any(re.fullmatch(rf"{label}: accuracy \d+\.\d\d% \(\d+\.\d s\)", line) for line in lines), lines
+    assert shown.count(HIDE) == shown.count(SHOW) == 2
+    assert lines[-1] == "done"
+
+
+@pytest.mark.parametrize("failure", ["trainer", "interrupt"])
+def test_after_a_failure_the_bar_is_gone_and_the_cursor_is_back(failure):
+    status, shown = on_a_terminal(failure)
+    assert status != 0
+    assert shown.count(HIDE) == shown.count(SHOW) == 2
+    assert "stage 2/2" not in plain(shown[shown.rindex(SHOW) :])
+
+
+def test_in_a_pipe_nothing_is_shown():
+    program = subprocess.run([sys.executable, "-c", PROGRAM, "none"], capture_output=True, text=True, check=True)
+    assert (program.stdout, program.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize(
+    "failure", [TuningError("the loss is nan."), KeyboardInterrupt(), ValueError("the trainer broke")], ids=repr
+)
+def test_the_listener_is_closed_on_every_error(monkeypatch, failure):
+    told = []
+
+    class Told(chainfx.compiler.TerminalListener):
+        def begin(self, index, total, label):
+            told.append(f"begin {index}")
+
+        def close(self):
+            told.append("close")
+
+    monkeypatch.setattr(chainfx.compiler, "TerminalListener", Told)
+    x = images(8)
+    with pytest.raises(type(failure)):
+        chainfx.compile(
+            small_resnet((1, 1)),
+            [PruneChannels(0.5)],
+            example_inputs=x,
+            trainer=FakeTrainer(x, fail_at=1, failure=failure),
+        )
+    assert told == ["close", "begin 1", "close"]  # at the end of the original network, then of the run
+    told.clear()
+    with pytest.raises(PassError):
+        chainfx.compile(torch.nn.Linear(3, 2), [chainfx.passes.EarlyExit()], example_inputs=torch.randn(2, 3))
+    assert told == ["close"]
