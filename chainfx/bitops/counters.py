@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from chainfx.ir.graph import operator_key
+from chainfx.ir.graph import name_of
 
 __all__ = ["COUNTERS", "Counter", "Tally", "Work", "undisturbed"]
 
@@ -30,14 +30,14 @@ Counts = dict[tuple[str, str], Fraction]
 class Work:
     """MACs of one node for the whole batch, as chainfx counts them.
 
-    ``module``: path of the module that runs it. ``key``: of the operator, ``operator``: as printed. ``outputs``:
-    elements of the result. ``target``: of the node. ``by_vector``: an operand has one dimension. ``constant``: it does
-    not depend on the inputs, so chainfx counts it as nothing.
+    ``module``: path of the module that runs it. ``key``: the one name of the operator, ``operator``: as printed.
+    ``outputs``: elements of the result. ``target``: of the node. ``by_vector``: an operand has one dimension.
+    ``constant``: it does not depend on the inputs, so chainfx counts it as nothing.
     """
 
     module: str
     operator: str
-    key: str | None
+    key: str
     macs: int
     outputs: int
     target: Any
@@ -98,9 +98,9 @@ def undisturbed() -> Iterator[None]:
 
 # torch.utils.flop_counter
 
-_TORCH_BLIND = {operator_key(name) for name in ("mv", "dot", "vdot", "addmv", "addbmm", "bilinear", "linalg_vecdot")}
+_TORCH_BLIND = {name_of(name) for name in ("mv", "dot", "vdot", "addmv", "addbmm", "bilinear", "linalg_vecdot")}
 _TORCH_CPU_BLIND = {
-    "scaleddotproductattention": "torch's counter has no formula for the CPU kernel of attention",
+    "scaled_dot_product_attention": "torch's counter has no formula for the CPU kernel of attention",
     **dict.fromkeys(("lstm", "gru", "rnn"), "torch's counter has no formula for the CPU kernel of recurrent layers"),
 }
 _TORCH_LOOSE = {
@@ -127,7 +127,7 @@ def _run_torch(model: nn.Module, inputs: tuple[Tensor, ...], works: Sequence[Wor
             return "torch's counter has no formula for this operator"
         if work.by_vector:
             return "torch's counter has no formula for a product with a vector"
-        return _TORCH_CPU_BLIND.get(work.key or "") if on_cpu else None
+        return _TORCH_CPU_BLIND.get(work.key) if on_cpu else None
 
     return Tally({place: Fraction(flops, 2) for place, flops in seen.counts.items()}, blind, loose=_TORCH_LOOSE)
 
@@ -194,7 +194,7 @@ def _run_fvcore(model: nn.Module, inputs: tuple[Tensor, ...], works: Sequence[Wo
             counts[path, operator] += Fraction(count)
             if path:
                 counts[path.rpartition(".")[0], operator] -= Fraction(count)
-    unsupported = {operator_key(name.partition("::")[2]) for name in analysis.unsupported_ops()}
+    unsupported = {name_of(name.partition("::")[2]) for name in analysis.unsupported_ops()}
 
     def blind(work: Work) -> str | None:
         return "fvcore has no handle for this operator" if work.key in unsupported else None

@@ -18,7 +18,7 @@ from chainfx.bitops.interpreter import count
 from chainfx.bitops.rows import Uncounted
 from chainfx.bitops.widths import tensors_in
 from chainfx.ir.capture import capture
-from chainfx.ir.graph import evaluating, key_of, propagate_shapes
+from chainfx.ir.graph import evaluating, operator_of, propagate_shapes
 from chainfx.rendering import rendered
 
 __all__ = ["UNEXPLAINED", "CrossCheck", "Difference", "ToolCheck", "cross_check"]
@@ -26,7 +26,6 @@ __all__ = ["UNEXPLAINED", "CrossCheck", "Difference", "ToolCheck", "cross_check"
 UNEXPLAINED = "unexplained"
 """The reason of a :class:`Difference` for which no rule of chainfx has one."""
 _ONCE = "no input changes it: chainfx counts it as done once, before all samples"
-_PRODUCTS = ("matmul", "imatmul", "linalgmatmul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def _works(
     for node in whole.graph.nodes:
         if not node.op.startswith("call"):
             continue
-        key, name = key_of(whole, node)
+        key, name, _ = operator_of(node, whole.get_submodule)
         macs = counted[node.name] if node.name in counted else _macs_once(whole, node, key)
         if macs:
             outputs = sum(tensor.numel() for tensor in tensors_in(node.meta["val"])[:1])
@@ -130,7 +129,7 @@ def _works(
                     macs=macs,
                     outputs=outputs,
                     target=node.target,
-                    by_vector=key in _PRODUCTS and any(x.dim() == 1 for x in operands if isinstance(x, Tensor)),
+                    by_vector=key == "matmul" and any(x.dim() == 1 for x in operands if isinstance(x, Tensor)),
                     constant=node.name not in counted,
                 )
             )
@@ -145,9 +144,9 @@ def _running(node: Node, is_model: bool) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _macs_once(graph_module: GraphModule, node: Node, key: str | None) -> int:
+def _macs_once(graph_module: GraphModule, node: Node, key: str) -> int:
     """The MACs of a node that depends on no input."""
-    formula = find_formula(key) if key else None
+    formula = find_formula(key)
     if formula is None:
         return 0
     module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -229,7 +228,7 @@ def _of_module(module: str, works: list[Work], theirs: dict[str, Fraction], tall
     if mine != total:
         once = sum(work.macs for work in expected if work.constant)
         names = dict.fromkeys([*(work.operator for work in expected), *rest])
-        keys = [*(work.key or "" for work in expected), *rest]
+        keys = [*(work.key for work in expected), *rest]
         reason = next((tally.loose[key] for key in keys if key in tally.loose), UNEXPLAINED)
         yield Difference(module, ", ".join(names), mine - once, total - once, reason)
 

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one call, from shapes alone: one formula per operator key.
+"""Multiply-accumulates of one call, from shapes alone: one formula per operator.
 
 Counting semantics. A MAC is one multiplication and one addition into a sum; bias additions are not counted. The work is
 that of the dense operator on these shapes: zeros in a weight, causal masks and padding count like everything else.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from chainfx.errors import InputError
-from chainfx.ir.graph import operator_key
+from chainfx.ir.graph import name_of
 
 __all__ = ["Call", "Formula", "find_formula", "register_formula"]
 
@@ -65,7 +65,7 @@ def register_formula(
     """
 
     def add(macs: Callable[[Call], int | None]) -> Callable[[Call], int | None]:
-        for key in dict.fromkeys(operator_key(name) for name in names.split()):
+        for key in dict.fromkeys(name_of(name) for name in names.split()):
             if key in _FORMULAS:
                 raise InputError(f"the operator {key!r} has a formula already; each operator has exactly one.")
             _FORMULAS[key] = Formula(macs, activation, weight)
@@ -75,7 +75,7 @@ def register_formula(
 
 
 def find_formula(key: str) -> Formula | None:
-    """The formula of an operator key, or ``None``."""
+    """The formula of an operator by its one name (:func:`~chainfx.ir.graph.name_of`), or ``None``."""
     return _FORMULAS.get(key)
 
 

@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainfx.bitops.formulas import Call, find_formula
 from chainfx.bitops.widths import tensors_in
-from chainfx.ir.graph import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, evaluating, function_of, operator_key
+from chainfx.ir.graph import Trait, call_operator, evaluating, name_of, names_with
 
 __all__ = ["Inside", "work_inside"]
 
+_ARITHMETIC, _CONSTRUCTORS, _MOVEMENT = map(names_with, (Trait.ARITHMETIC, Trait.CONSTRUCTOR, Trait.MOVEMENT))
 _FAILURES = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError)
 
 
@@ -47,11 +48,8 @@ def work_inside(node: Node, module: nn.Module | None, varying: Iterable[Node]) -
 
 
 def _run(node: Node, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    if node.op == "call_method":
-        getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return
     if module is None:
-        function_of(node)(*args, **kwargs)
+        call_operator(node, args, kwargs)
         return
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     with evaluating(module):
@@ -90,16 +88,16 @@ class _Recorder(TorchDispatchMode):
         output = func(*args, **kwargs)
         inputs = tensors_in([*args, *kwargs.values()])
         namespace, _, name = func._schema.name.partition("::")
-        key = operator_key(name) if namespace == "aten" else None
-        if key in CONSTRUCTORS or not any(id(tensor.untyped_storage()) in self._varying for tensor in inputs):
+        key = name_of(name) if namespace == "aten" else ""
+        if key in _CONSTRUCTORS or not any(id(tensor.untyped_storage()) in self._varying for tensor in inputs):
             return output
         self.vary([output])
-        formula = find_formula(key) if key else None
+        formula = find_formula(key)
         macs = formula.macs(Call(args, kwargs, output)) if formula else None
         if macs is not None:
             self.macs += macs
-        elif key in ELEMENTWISE:
+        elif key in _ARITHMETIC:
             self.elementwise += max(tensor.numel() for tensor in [*inputs, *tensors_in(output)])
-        elif key not in MOVEMENT:
+        elif key not in _MOVEMENT:
             self.unknown.append(name)
         return output

@@ -20,22 +20,25 @@ from chainfx.bitops.storage import Storage, storage_of
 from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, tensors_in, widest
 from chainfx.errors import CostError
 from chainfx.ir.graph import (
-    CONSTRUCTORS,
     DEPTHWISE,
-    ELEMENTWISE,
     FLOAT32,
-    MOVEMENT,
     Format,
+    Trait,
     evaluating,
     exits_of,
     get_tensor,
-    key_of,
+    names_with,
+    operator_of,
     origin,
     propagate_shapes,
     segments,
 )
 
 __all__ = ["count"]
+
+_ARITHMETIC = names_with(Trait.ARITHMETIC)
+_CONSTRUCTORS = names_with(Trait.CONSTRUCTOR)
+_FREE = names_with(Trait.MOVEMENT) | _CONSTRUCTORS  # neither multiply-accumulates nor arithmetic on elements
 
 
 class _Work(NamedTuple):
@@ -134,20 +137,20 @@ def _works(graph_module: GraphModule, batch: int, branch_of: Mapping[Node, str])
         if node.target is either:
             varies.add(node)
             continue
-        key, operator = key_of(graph_module, node)
+        key, operator, _ = operator_of(node, graph_module.get_submodule)
         varies.update(_made_to_vary(node, key))
-        formula = find_formula(key) if key else None
+        formula = find_formula(key)
         work = None
         if formula is not None:
             work = _multiplied(graph_module, node, key, operator, formula, formats=formats, batch=batch)
-        elif key in ELEMENTWISE:
+        elif key in _ARITHMETIC:
             work = _Work(node, operator, 0, _per_sample(_elements(node, varies), batch, node))
-        if work is None and key not in MOVEMENT | CONSTRUCTORS and _touches_tensors(node):
+        if work is None and key not in _FREE and _touches_tensors(node):
             work = _looked_into(graph_module, node, operator, varies, batch)
         if work is not None:
             if work.macs or work.elementwise or tensors_in(node.meta.get("val")):  # not what only checks, as guards do
                 works.append(work)
-        elif formula is not None or (key not in MOVEMENT | CONSTRUCTORS and _touches_tensors(node)):
+        elif formula is not None or (key not in _FREE and _touches_tensors(node)):
             what = "opaque module" if node.op == "call_module" else "operator without a formula"
             path = _module_path(node, branch_of.get(node, ""))
             uncounted.append(Uncounted(node.name, operator, path, what))
@@ -165,9 +168,9 @@ def _looked_into(graph_module: GraphModule, node: Node, operator: str, varies: s
     return _Work(node, operator, macs, elementwise, Fraction(inside.macs, max(outputs, 1)))
 
 
-def _made_to_vary(node: Node, key: str | None) -> list[Node]:
+def _made_to_vary(node: Node, key: str) -> list[Node]:
     """The nodes that depend on the sample because of this one: itself, and the tensor it writes in place."""
-    changed = [node] if tensors_in(node.meta.get("val")) and key not in CONSTRUCTORS else []
+    changed = [node] if tensors_in(node.meta.get("val")) and key not in _CONSTRUCTORS else []
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     writes = key == "setitem" or (node.op != "call_module" and name.endswith("_") and not name.endswith("__"))
     return changed + [source for source in node.args[:1] if writes and isinstance(source, Node)]
@@ -182,7 +185,7 @@ def _touches_tensors(node: Node) -> bool:
 def _multiplied(
     graph_module: GraphModule,
     node: Node,
-    key: str | None,
+    key: str,
     operator: str,
     formula: Formula,
     *,
@@ -210,7 +213,7 @@ def _multiplied(
         Fraction(macs, max(outputs, 1)),
         _operand_format(written, formula.weight, formats),
         _operand_format(written, formula.activation, formats),
-        zeros_of(graph_module, weights[0], groups, transposed=key == "convtranspose") if len(weights) == 1 else DENSE,
+        zeros_of(graph_module, weights[0], groups, transposed=key == "conv_transpose") if len(weights) == 1 else DENSE,
         _weight_path(node, weights[0]) if layer else "",
     )
 

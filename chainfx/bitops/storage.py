@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 from chainfx.bitops.encodings import Stored, find_encoding
 from chainfx.bitops.sparsity import stored_beside
 from chainfx.bitops.widths import LAYER_KEYS, literal
-from chainfx.ir.graph import get_tensor, key_of, modules_by_path, ops
+from chainfx.ir.graph import get_tensor, modules_by_path, operator_of, ops
 
 __all__ = ["Storage", "storage_of"]
 
@@ -127,7 +127,7 @@ def _read(graph_module: GraphModule, tensor: Tensor, node: Node, chain: tuple[No
     coder = next((user for user in chain if user.target in _CODED), None)
     masks = tuple(stored_beside(graph_module, user) for user in chain if user.target is ops.mask_weight)
     read_as_weight = len(end.args) > 1 and end.args[1] is (chain[-2] if len(chain) > 1 else node)
-    follows = read_as_weight and key_of(graph_module, end)[0] in LAYER_KEYS
+    follows = read_as_weight and operator_of(end, graph_module.get_submodule).name in LAYER_KEYS
     return Stored(
         tensor,
         path,

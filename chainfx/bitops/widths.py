@@ -10,14 +10,16 @@ from torch.fx import GraphModule, Node
 
 from chainfx.bitops.branches import either
 from chainfx.errors import CostError
-from chainfx.ir.graph import FLOAT32, TRANSPARENT, Format, key_of, ops
+from chainfx.ir.graph import FLOAT32, Format, Trait, names_with, operator_of, ops
 
 __all__ = ["LAYER_KEYS", "format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
 
 # how many of the first arguments of an op are what its result holds elements of
 _PASSED = {ops.mask_weight: 1, either: 2}
 # the operators whose weight a quantizer gives its width
-LAYER_KEYS = frozenset({"conv", "convtranspose", "linear"})
+LAYER_KEYS = names_with(Trait.LAYER)
+
+_TRANSPARENT = names_with(Trait.KEEPS_FORMAT)
 
 # the position of the literal ``bits`` among the arguments of each quantizer
 _BITS = {ops.quantize_weight: 1, ops.quantize_activation: 2, ops.dequantize_weight: 2}
@@ -58,7 +60,7 @@ def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:
     """The inputs whose elements a node hands on as they are."""
     if node.target in _PASSED:
         return node.args[: _PASSED[node.target]]
-    moves = node.op.startswith("call") and key_of(graph_module, node)[0] in TRANSPARENT
+    moves = operator_of(node, graph_module.get_submodule).name in _TRANSPARENT
     return node.all_input_nodes if moves else ()
 
 

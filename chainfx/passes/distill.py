@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from chainfx.errors import PassError
 from chainfx.ir.capture import capture
-from chainfx.ir.channels import Stage, analyse_channels, drop_block, stages_of
+from chainfx.ir.channels import ResidualStage, analyse_channels, drop_block, stages_of
 from chainfx.ir.graph import (
     FACTS,
     FactName,
@@ -133,7 +133,7 @@ class Distill(Pass):
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
         return {"pass": self.info.name, "student": self.student and _identity(self.student), **plain}
 
-    def _kept(self, stages: Sequence[Stage]) -> list[tuple[Stage, int]]:
+    def _kept(self, stages: Sequence[ResidualStage]) -> list[tuple[ResidualStage, int]]:
         """How many blocks each stage keeps; raises :class:`PassError` if that cannot be."""
         if not any(stage.removable for stage in stages):
             raise PassError("distill: the network has no block with equal input and output shape; use width=.")
@@ -151,7 +151,7 @@ class Distill(Pass):
             )
         return self._checked(stages, self.depth)
 
-    def _checked(self, stages: Sequence[Stage], kept: tuple[int, ...]) -> list[tuple[Stage, int]]:
+    def _checked(self, stages: Sequence[ResidualStage], kept: tuple[int, ...]) -> list[tuple[ResidualStage, int]]:
         sizes = tuple(len(stage.blocks) for stage in stages)
         if kept == sizes:
             raise PassError(
@@ -161,12 +161,12 @@ class Distill(Pass):
         return list(zip(stages, kept, strict=True))
 
 
-def _at_least(stage: Stage, wanted: int) -> int:
+def _at_least(stage: ResidualStage, wanted: int) -> int:
     """``wanted``, but at least one block and every block that must stay."""
     return max(wanted, 1, len(stage.blocks) - len(stage.removable))
 
 
-def _shorten(graph_module: GraphModule, kept: list[tuple[Stage, int]]) -> None:
+def _shorten(graph_module: GraphModule, kept: list[tuple[ResidualStage, int]]) -> None:
     for stage, number in kept:
         surplus = len(stage.blocks) - number
         for block in reversed(stage.removable[len(stage.removable) - surplus :]):

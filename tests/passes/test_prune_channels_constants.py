@@ -65,12 +65,25 @@ class Cat(nn.Module):
         return self.z(torch.cat([F.silu(left), 2 * F.hardtanh(right, -0.3, 0.6) + 1], 1))
 
 
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 def head(*layers, flat=8):
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 3))
 
 
 EXACT = {
     "linear": lambda: head(conv(3, 8, 3), norm(), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+    "sign": lambda: head(conv(3, 8, 3), norm(), Apply(torch.sign), nn.AdaptiveAvgPool2d(1)),
+    "other functions": lambda: head(
+        conv(3, 8, 3), norm(), nn.Tanhshrink(), Apply(torch.cos), nn.AlphaDropout(), flat=128
+    ),
     "flattened": lambda: head(conv(3, 8, 3), norm(), nn.Tanh(), nn.MaxPool2d(2), flat=32),
     "valid convolution": lambda: nn.Sequential(conv(3, 8), norm(), nn.GELU(), conv(8, 4, 3)),
     "into a BatchNorm": lambda: nn.Sequential(

@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
-from chainfx.ir.graph import LAYERS, evaluating
+from chainfx.ir.graph import LAYERS, evaluating, operator_of
 
 __all__ = ["export_to_read", "export_trace"]
 
 _aten = torch.ops.aten
 
+# the train form spells ATen operators, here by their own names, as networks do
 _LAYERS = {function.__name__: function for function in LAYERS}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("add", "mul", "sub")},
@@ -119,13 +120,13 @@ class _Translator:
 
     def _is_bookkeeping(self, node: Node) -> bool:
         """Assertions, and the step counter that BatchNorm modules keep themselves."""
-        name = _name_of(node)
+        name = operator_of(node).spelling
         counter = node.args[0] if name == "add_" else None
         counts = isinstance(counter, Node) and str(counter.target).endswith("num_batches_tracked")
         return not node.users and (counts or name.startswith(_CHECKS))
 
     def _operation(self, node: Node) -> Node:
-        kind, target, args, kwargs = self._plain(node, _name_of(node), node.args, node.kwargs)
+        kind, target, args, kwargs = self._plain(node, operator_of(node).spelling, node.args, node.kwargs)
         copy = self.tracer.create_node(kind, target, map_arg(args, self._node), map_arg(kwargs, self._node))
         copy.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
         return copy
@@ -162,11 +163,6 @@ class _Translator:
         if paths or type(module).forward is not _BatchNorm.forward:
             raise CaptureError(f"the batch_norm call {node.name} does not come from a torch.nn.BatchNorm module.")
         return path
-
-
-def _name_of(node: Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(packet.__name__) if packet is not None else str(getattr(node.target, "__name__", ""))
 
 
 def _scope_of(node: Node) -> str:

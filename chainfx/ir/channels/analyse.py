@@ -1,7 +1,9 @@
-"""Which channels of a network go together, and which cannot be removed: found on the graph and shapes alone.
+"""The channel analysis: which channels of a network go together, and which cannot be removed.
 
-Every output channel of a layer gets a number, the numbers travel through the graph in *label tensors* moved by torch's
-own view functions, and arithmetic that meets two of them couples them. No data, no gradients, no rule per network.
+It needs the graph and the shapes of its tensors, but no data, no gradients, and no rules for particular networks. Every
+output channel of a layer gets a number. These numbers travel through the graph in *label tensors*, which torch's own
+view functions move as they move activations, and where an operator combines two channels, the two are coupled. A small
+worked example stands in :mod:`chainfx.ir.channels`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,7 +71,10 @@ def analyse_channels(
 
 
 def _shapes(graph_module: GraphModule, example_inputs: Sequence[Tensor], modules: Mapping[str, nn.Module]) -> None:
-    """Shapes for one sample, which keeps labels small, or for the whole batch where its size is written down."""
+    """Put the shapes of all nodes into the graph: for one sample, or for the whole batch if the graph fixes its size.
+
+    One sample is enough, since all have the same channels, and keeps label tensors small.
+    """
     try:
         propagate_shapes(graph_module, [each[:1] for each in example_inputs], modules)
     except (InputError, IndexError):

@@ -1,30 +1,27 @@
-"""Residual blocks: which parts of a graph can be taken out without changing any shape, and which belong together."""
+"""Residual blocks: the parts of a graph that can be taken out without changing any shape, and how they are grouped."""
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.channels.analyse import ChannelAnalysis
-from chainfx.ir.graph import edit, layers_of, shape_of
+from chainfx.ir.graph import Trait, edit, layers_of, names_with, operator_of, shape_of
 
-__all__ = ["Block", "Stage", "drop_block", "stages_of"]
+__all__ = ["Block", "ResidualStage", "drop_block", "stages_of"]
 
-_ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_RECTIFIERS: tuple[Callable[..., Any] | str, ...] = (torch.relu, F.relu, F.relu6, "relu", "relu_")
-_RECTIFIER_MODULES = (nn.ReLU, nn.ReLU6)
+_ACTIVATIONS = names_with(Trait.ACTIVATION)
+_IDEMPOTENT = names_with(Trait.IDEMPOTENT)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block that ends in ``out``; without it ``out`` would be ``entry``. ``entry`` is ``None`` if it must stay.
+    """A block, which ends in the node ``out``. ``layers`` are those in the branch of a residual block.
 
-    ``layers``: those of the branch of a residual block.
+    When it is taken out, what read ``out`` reads ``entry`` instead, the input of the block; ``entry`` is ``None`` for a
+    block that must stay.
     """
 
     out: Node
@@ -33,8 +30,8 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Consecutive blocks with outputs of one shape that add to the same channels."""
+class ResidualStage:
+    """Consecutive blocks that add to the same channels, so with outputs of one shape: ``layer1`` of a ResNet, say."""
 
     blocks: tuple[Block, ...]
 
@@ -44,16 +41,17 @@ class Stage:
         return tuple(block for block in self.blocks if block.entry is not None)
 
 
-def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[Stage, ...]:
-    """The stages of residual blocks; if the network has none, the stages of plain layers.
+def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[ResidualStage, ...]:
+    """The stages of a network, in graph order: those of its residual blocks, or, if it has none, of its plain layers.
 
-    Residual blocks are of one stage if their outputs have one shape and ``analysis`` couples what their branches add:
-    two residual streams of the same shape are two stages, unless neither can be pruned.
+    A residual block is an addition ``entry + branch(entry)``. Its branch holds a layer, reads nothing but ``entry``,
+    and is read by nothing but the addition. A block with a stride or a projection changes the shape, or has layers on
+    both sides of the addition, and must stay. Consecutive residual blocks are of one stage if their outputs have one
+    shape and ``analysis`` couples the channels that their branches add. So two residual streams of the same shape are
+    two stages, unless neither can be pruned.
 
-    A residual block is an addition ``entry + branch(entry)`` whose branch holds a layer, reads nothing but ``entry``
-    and is read by nothing else; one with a stride or a projection changes the shape (or has layers on both sides) and
-    must stay. A plain block is a convolution with the norm and activation that follow it. Shapes must be in
-    ``node.meta``.
+    A plain block is a convolution with the norm and the activation that follow it. The shapes of all nodes must be in
+    ``node.meta["val"]``.
     """
     layers = {layer.node for layer in layers_of(graph_module)}
     ancestors = _Ancestors()
@@ -65,17 +63,22 @@ def stages_of(graph_module: GraphModule, analysis: ChannelAnalysis) -> tuple[Sta
 
 
 def drop_block(graph_module: GraphModule, block: Block) -> None:
-    """Take a removable block out: whoever read its output reads its input (the caller calls :func:`edit.tidy`)."""
+    """Take a block out: what read its output reads its input instead. Call :func:`edit.tidy` after the last one.
+
+    If what comes before and what comes after the block are both ReLU, the second one is taken out too, since it would
+    change nothing. Raises :class:`ValueError` for a block that must stay.
+    """
     if block.entry is None:
         raise ValueError(f"the block that ends in {block.out.name} cannot be taken out")
     users = list(block.out.users)
     block.out.replace_all_uses_with(block.entry)
-    if len(users) == 1 and _rectifies(graph_module, users[0]) and _rectifies(graph_module, block.entry):
+    before, after = _name(graph_module, block.entry), _name(graph_module, users[0]) if len(users) == 1 else ""
+    if before == after and before in _IDEMPOTENT:
         users[0].replace_all_uses_with(block.entry)
 
 
 class _Ancestors:
-    """The set of nodes each node is computed from, itself included; computed once per node asked for."""
+    """The nodes that a node is computed from, itself among them; computed once for every node that is asked for."""
 
     def __init__(self) -> None:
         self._known: dict[Node, frozenset[Node]] = {}
@@ -93,8 +96,8 @@ class _Ancestors:
 
 
 def _residual(node: Node, layers: set[Node], ancestors: _Ancestors) -> Block | None:
-    """The residual block that ends in ``node``, or ``None`` if ``node`` is no addition of two branches."""
-    if node.target not in _ADDITIONS or len(node.args) < 2:
+    """The residual block that ends in ``node``; ``None`` if the node is no addition of two branches with layers."""
+    if operator_of(node).name != "add" or len(node.args) < 2:
         return None
     one, other = node.args[:2]
     if not (isinstance(one, Node) and isinstance(other, Node)) or not _is_activation(one, other):
@@ -120,12 +123,12 @@ def _is_closed(inside: frozenset[Node], entry: Node, out: Node) -> bool:
 
 
 def _plain(graph_module: GraphModule, layer: Node) -> Block:
-    """A convolution with what follows it one to one: norm, then activation."""
+    """A convolution with the norms and activations after it, each of which alone reads the one before."""
     out = layer
     while len(out.users) == 1:
         following = next(iter(out.users))
         norm = edit.module_of(graph_module, following, nn.modules.batchnorm._BatchNorm)
-        if norm is None and not _rectifies(graph_module, following):
+        if norm is None and _name(graph_module, following) not in _ACTIVATIONS:
             break
         out = following
     entry = edit.input_of(layer)
@@ -133,7 +136,7 @@ def _plain(graph_module: GraphModule, layer: Node) -> Block:
     return Block(out, entry if same else None)
 
 
-def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage, ...]:
+def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[ResidualStage, ...]:
     stages: list[list[Block]] = []
     last: Any = None
     for block in blocks:
@@ -142,17 +145,15 @@ def _grouped(blocks: Sequence[Block], analysis: ChannelAnalysis) -> tuple[Stage,
             stages.append([])
         stages[-1].append(block)
         last = stage
-    return tuple(Stage(tuple(stage)) for stage in stages)
+    return tuple(ResidualStage(tuple(stage)) for stage in stages)
 
 
 def _stream(block: Block, analysis: ChannelAnalysis) -> frozenset[str]:
-    """The channel groups that layers of a block make together with layers outside of it; none of frozen channels."""
+    """The names of the channel groups that layers of a block share with layers outside of it."""
     inside = {layer.name for layer in block.layers}
     makers = ((group.name, {source.node for source in group.sources}) for group in analysis.groups)
     return frozenset(name for name, nodes in makers if nodes & inside and nodes - inside)
 
 
-def _rectifies(graph_module: GraphModule, node: Node) -> bool:
-    if node.op == "call_module":
-        return edit.module_of(graph_module, node, *_RECTIFIER_MODULES) is not None
-    return node.target in _RECTIFIERS
+def _name(graph_module: GraphModule, node: Node) -> str:
+    return operator_of(node, graph_module.get_submodule).name

@@ -1,4 +1,8 @@
-"""From components of atoms to groups of units: what the walk over a graph amounts to."""
+"""From components of atoms to dependency groups: the last step of the channel analysis.
+
+A component of coupled atoms is one unit. Units that touch the same dimensions of the same parameters form a group, so
+that one can be removed for another.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -34,7 +38,7 @@ _LONE = "all its channels are one unit"
 
 
 class Grouping:
-    """The groups of what a walk over a graph found."""
+    """Puts the components that a walk over a graph has found into groups; :meth:`analysis` is the result."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
@@ -49,9 +53,10 @@ class Grouping:
         self._group_of = np.repeat(np.arange(-1, self.count), np.diff([0, *self.bounds]))
 
     def _kinds(self, component: IntArray) -> NDArray[np.uint64]:
-        """The kind of every component: those in the same parameter dimensions and slices; 0 if no layer makes it.
+        """The kind of every component, shape (number of components,); 0 for one that no layer makes.
 
-        A kind is the hash of the numbers of the sets that a component is in.
+        Components are of one kind if they touch the same parameter dimensions and the same slices of channels. A kind
+        is a hash of the numbers of these.
         """
         kind = np.zeros(int(component.max()) + 1, dtype=np.uint64)
         sets = _once(map(self._one, (*self.ledger.slots.values(), *self.ledger.parts)))
@@ -66,9 +71,10 @@ class Grouping:
         return kind * made
 
     def _numbered(self, kind: NDArray[np.uint64]) -> tuple[int, IntArray, list[int]]:
-        """The number of kinds, the unit of every component, numbered from 1 kind by kind, and where kinds begin.
+        """The number of groups, the unit of every component, and the first unit of every group with an end after them.
 
-        Kinds come in the order of their first component. One of a single component is none.
+        Units are numbered from 1, group by group, and groups come in the order of their first component. A kind with a
+        single component is no group, since nothing of it can be removed; its component gets unit 0, which stays.
         """
         starts = np.flatnonzero(np.concatenate([[True], kind[1:] != kind[:-1]]))  # of components of one kind
         lengths = np.diff(starts, append=len(kind)).tolist()
@@ -87,7 +93,7 @@ class Grouping:
         return len(live), unit, bounds
 
     def analysis(self) -> ChannelAnalysis:
-        """All of it as one value."""
+        """The groups, the frozen channels and what surgery needs, as one value."""
         units = {id(labels): self._line(labels) for labels in _once(self.ledger.slots.values())}
         lines = {key: units[id(labels)] for key, labels in self.ledger.slots.items()}
         for path, labels in self.ledger.plain.items():
@@ -115,7 +121,7 @@ class Grouping:
         )
 
     def _one(self, labels: Labels) -> Labels:
-        """One of all labels that are the same, or go together one by one."""
+        """The one label tensor that stands for all those that are the same, or are coupled as whole runs."""
         if id(labels) not in self._same:
             eldest = self.ledger.eldest(labels)
             if eldest is labels:
@@ -124,14 +130,14 @@ class Grouping:
         return self._same[id(labels)]
 
     def _line(self, labels: Labels) -> IntArray:
-        """The units along a parameter dimension; equal labels have the very same array."""
+        """The units along a parameter dimension; labels that are the same get the very same array."""
         labels = self._one(labels)
         if id(labels) not in self._lines:
             self._lines[id(labels)] = self.units[labels.numpy()]
         return self._lines[id(labels)]
 
     def _attended(self) -> list[int]:
-        """The places of the groups with channels that go into a product of two activations."""
+        """The numbers of the groups whose channels enter a product of two activations."""
         atoms = [compact(labels).reshape(-1) for labels in self.flow.attended]
         units = np.unique(self.units[torch.cat(atoms).numpy()]) if atoms else np.zeros(0, dtype=np.int64)
         return sorted(set(self._group_of[units[units > 0]].tolist()))
@@ -191,7 +197,7 @@ class Grouping:
         return tuple(groups)
 
     def _parts(self, units: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
-        """The groups that a line of units touches, each with its positions and its own units there."""
+        """The groups along a parameter dimension: of each its number, its positions, and its units counted from 0."""
         positions = units.nonzero()[0]
         units = units[positions]
         group = self._group_of[units]
@@ -204,11 +210,11 @@ class Grouping:
             yield each, positions[places], units[places] - self.bounds[each]
 
     def _sum_of(self, paths: set[str]) -> int:
-        """How many elements the parameters among the tensors at these paths have (a tensor goes by one path)."""
+        """How many elements the parameters among the tensors at these paths have; buffers count nothing."""
         return sum([self._elements.get(path, 0) for path in paths])
 
     def _frozen(self) -> Iterator[FrozenChannels]:
-        """The sources with channels that must stay, with the first reason for the first of them."""
+        """The layers with channels that must stay, each with the reason for the first of them."""
         for source in self.ledger.sources:
             units = self._line(source.atoms)
             if not units.all():
@@ -217,5 +223,5 @@ class Grouping:
 
 
 def _once(values: Iterable[_T]) -> list[_T]:
-    """Each of these objects once."""
+    """The objects without repetition, in order."""
     return list({id(each): each for each in values}.values())

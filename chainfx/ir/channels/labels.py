@@ -1,9 +1,12 @@
 """Label tensors: which channel every element of an activation belongs to.
 
-A *label tensor* (int64) has the shape of an activation and says of every element which *atom* it belongs to: atom
-``a > 0`` is one channel of one source (an output channel of a layer, an element of a plain parameter), 0 is something
-that must stay. A dimension along which the labels are constant has stride 0, so label tensors are small and
-torch's own view functions move them for free.
+A *label tensor* (int64) has the shape of an activation and holds a number for each of its elements. A number above 0 is
+an *atom*: one output channel of one layer, or one element of a parameter that is used as it is, such as a learnt scale.
+0 stands for what belongs to no channel and must stay. The output (N, 4, H, W) of the first convolution of a network has
+the labels 1, 2, 3, 4 along dimension 1, and the same labels for all samples and places.
+
+Along every dimension where the labels do not differ a label tensor has stride 0. So it takes the memory of its
+different labels only, and views of it cost nothing.
 """
 
 from functools import lru_cache
@@ -35,7 +38,7 @@ def blank(shape: torch.Size | tuple[int, ...]) -> Labels:
 
 
 def varying(labels: Labels) -> tuple[int, ...]:
-    """The dimensions along which the labels differ."""
+    """The dimensions along which the labels differ, in ascending order."""
     return _varying(labels.shape, labels.stride())
 
 
@@ -45,14 +48,14 @@ def _varying(shape: torch.Size, steps: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def repeated(vector: Labels, dim: int, shape: torch.Size) -> Labels:
-    """Labels of that shape which are ``vector``, shape (shape[dim],), along ``dim``, and differ nowhere else."""
+    """A label tensor of that shape that holds ``vector``, shape (shape[dim],), along ``dim`` at every other index."""
     steps = [0] * len(shape)
     steps[dim] = vector.stride(0)
     return vector.as_strided(shape, steps)
 
 
 def compact(labels: Labels, beside: tuple[int, ...] = ()) -> Labels:
-    """The labels cut to size 1 in every dimension along which they do not differ, except the dimensions ``beside``."""
+    """The labels without repetition: size 1 in every dimension along which they do not differ, but for ``beside``."""
     shape, steps = labels.shape, labels.stride()
     if 0 not in steps:
         return labels
@@ -61,12 +64,12 @@ def compact(labels: Labels, beside: tuple[int, ...] = ()) -> Labels:
 
 
 def identity(labels: Labels) -> tuple[int, ...]:
-    """What two views of the same labels have in common."""
+    """A key that is equal for two views of the same labels in memory."""
     return (labels.data_ptr(), *labels.shape, *labels.stride())
 
 
 def spread(labels: Labels) -> Labels:
-    """The same labels with stride 0 wherever they do not differ."""
+    """The same labels with stride 0 along every dimension where they turn out not to differ."""
     small = compact(labels)
     steps = small.stride()
     for dim in varying(small):
@@ -78,14 +81,17 @@ def spread(labels: Labels) -> Labels:
 
 
 def select_first(labels: Labels, dims: tuple[int, ...]) -> Labels:
-    """The labels at index 0 of ``dims`` (kept as size 1)."""
+    """The labels at index 0 of each of ``dims``, which keep size 1."""
     if not dims:
         return labels
     return labels.as_strided([1 if d in dims else size for d, size in enumerate(labels.shape)], labels.stride())
 
 
 def fitted(labels: Labels, shape: torch.Size) -> Labels | None:
-    """The labels at the elements of a tensor that is broadcast to them; ``None`` if one of these meets several."""
+    """The labels that a tensor of that shape meets, element by element, when it is broadcast to ``labels``.
+
+    ``None`` if one of its elements meets several labels.
+    """
     if len(shape) > labels.dim():
         return None
     moving, missing = varying(labels), labels.dim() - len(shape)
@@ -96,11 +102,11 @@ def fitted(labels: Labels, shape: torch.Size) -> Labels | None:
 
 
 def any_of(labels: Labels) -> bool:
-    """Whether any label is not 0."""
+    """Whether any element belongs to a channel."""
     return int(np.count_nonzero(compact(labels).numpy())) > 0
 
 
 def all_of(labels: Labels) -> bool:
-    """Whether no label is 0."""
+    """Whether every element belongs to a channel."""
     small = compact(labels).numpy()
     return int(np.count_nonzero(small)) == small.size

@@ -1,4 +1,8 @@
-"""The ledger of what the walk over a graph finds out about labels."""
+"""The ledger: what the walk over a graph has found out about channels, and what follows from it.
+
+Rules write into it which atoms are coupled and which are frozen. :meth:`Ledger.components` then gives the connected
+components: the sets of atoms that can only go together.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -19,7 +23,11 @@ RECTANGLE = "it is folded with channels that must stay, so that the kept ones wo
 
 
 class Source(NamedTuple):
-    """A weight dimension that makes channels: its layer's node name, parameter path, dimension and atoms (size,)."""
+    """A dimension of a weight that makes channels.
+
+    ``node`` is the name of the layer's node, ``path`` that of the weight, and ``atoms``, shape (size,), are the labels
+    of the channels along dimension ``dim``.
+    """
 
     node: str
     path: str
@@ -28,13 +36,19 @@ class Source(NamedTuple):
 
 
 class SizeNote(NamedTuple):
-    """Sizes written in a node's arguments that count channels.
+    """Numbers of channels that are written in the arguments of a node, and that surgery has to correct.
 
-    ``kind`` says what is written: ``size`` (one integer at ``where``), ``shape`` (a computed tuple of them), ``slice``
-    (start and stop of the slice at ``where``), ``split`` (the sizes of the parts), ``attribute`` (an integer of the
-    module that is called, named by ``where``), ``scale`` (nothing: a factor that follows from the size) or ``number``
-    (a computed number that must stay what it was). ``counts``: for each integer a label tensor and the dimension whose
-    kept positions it counts.
+    ``kind`` says what is written:
+
+    * ``size``: one integer, at ``where`` among the arguments (a position or keyword, then an index);
+    * ``shape``: a computed tuple of sizes, and ``shape of``: another tensor with the shape that is meant;
+    * ``slice``: the start and stop of the slice at ``where``;
+    * ``split``: the sizes of the parts, along the dimension ``where``;
+    * ``attribute``: an integer attribute of the module that is called, with the name ``where``;
+    * ``scale``: nothing, but a default factor follows from the size, and must be written once the size changes;
+    * ``number``: a computed number that enters arithmetic, and must stay what it was.
+
+    ``counts`` has, for each integer, a label tensor and the dimension of it whose remaining positions are counted.
     """
 
     node: str
@@ -45,10 +59,21 @@ class SizeNote(NamedTuple):
 
 @dataclass(slots=True)
 class Ledger:
-    """What propagation finds out: atoms, couplings, frozen atoms, parameter dimensions and literals.
+    """What a walk over a graph has found out.
 
-    Most couplings are of all atoms that were made at once with all of others, in order. Such are not written down atom
-    by atom: the younger ones only get the elder ones to stand for them.
+    * ``sources``: the weight dimensions that make channels;
+    * ``slots``: the labels along the dimensions of parameters and buffers, by path and dimension;
+    * ``plain``: the labels of parameters that are used as tensors, by path;
+    * ``indices``: the labels of the dimension that a constant tensor of positions refers to, by path;
+    * ``literals``: the numbers of channels that are written in the graph;
+    * ``parts``: slices of channels, whose units must not be mixed with those outside of the slice;
+    * ``opaque``: parameters whose channels are frozen, by path, with the reason;
+    * ``rectangles``: activations with channels along several dimensions, of which whole rows and columns must go;
+    * ``frozen``: atoms that must stay, with the reason.
+
+    Atoms are made in runs, one for each source, and mostly whole runs are coupled, in order, as by the addition of a
+    residual block. Such a coupling is not written down atom by atom: the younger run gets the elder one to stand for
+    it, which keeps the analysis of large networks fast.
     """
 
     size: int = 1
@@ -78,12 +103,15 @@ class Ledger:
         return atoms
 
     def eldest(self, labels: Labels) -> Labels:
-        """The first atoms that go with these, in their order, if these are all that were made at once."""
+        """The run that stands for these labels, if they are a whole run of atoms; else the labels themselves."""
         first = self._first(labels)
         return labels if first is None else self._made[self._root(first)]
 
     def unite(self, left: Labels, right: Labels) -> bool:
-        """Couple labels as :meth:`couple` if both are, along one dimension, all that were made at once: whether so."""
+        """Couple two label tensors if each of them is one whole run of atoms along the same single dimension.
+
+        Returns whether they were; if not, nothing has happened, and :meth:`couple` does it atom by atom.
+        """
         first, second = self._first(left), self._first(right)
         if first is None or second is None or varying(left) != varying(right):
             return False
@@ -93,7 +121,7 @@ class Ledger:
         return True
 
     def _first(self, labels: Labels) -> int | None:
-        """The first of the atoms that were made at once, if the labels are these along one dimension."""
+        """The first atom of the run that the labels are along one dimension; ``None`` if they are no whole run."""
         moving = varying(labels)
         if len(moving) != 1:
             return None
@@ -105,7 +133,10 @@ class Ledger:
         return first
 
     def source(self, node: str, path: str, dim: int, size: int) -> Labels:
-        """The atoms of a weight dimension that makes channels; one of size 1 makes none that could be removed."""
+        """The atoms of a weight dimension that makes channels; new ones, if the dimension has none yet.
+
+        A dimension of size 1 makes no channel that could be removed, and gets the label 0.
+        """
         known = self.slots.get((path, dim))
         if size == 1 or (known is not None and any((path, dim) == (s.path, s.dim) for s in self.sources)):
             return blank((size,)) if known is None else known
@@ -115,13 +146,19 @@ class Ledger:
         return atoms
 
     def register(self, path: str, dim: int, labels: Labels) -> None:
-        """State that dimension ``dim`` of the parameter at ``path`` has these labels, shape (size,)."""
+        """Note that the slices of a parameter along ``dim`` belong to these labels, shape (size,).
+
+        A dimension that has labels already, because two layers share the parameter, couples both.
+        """
         known = self.slots.setdefault((path, dim), labels)
         if known is not labels:
             self.couple(known, labels, "it shares a parameter with channels that must stay")
 
     def parameter(self, path: str, shape: torch.Size) -> Labels:
-        """The labels of a plain parameter: an atom for each element, so that what it meets tells its channels."""
+        """The labels of a parameter that is used as a tensor: an atom for each element.
+
+        Which channels the elements belong to follows from the labels that they are coupled with later.
+        """
         if path not in self.plain:
             first = self.size
             count = math.prod(shape)
@@ -130,7 +167,10 @@ class Ledger:
         return self.plain[path]
 
     def select(self, path: str, index: Tensor, labels: Labels, dim: int) -> Labels:
-        """The labels at constant positions along ``dim``; the tensor of positions at ``path`` follows the channels."""
+        """The labels of ``x[..., index]`` along ``dim``; ``index`` is the constant tensor of positions at ``path``.
+
+        When channels go, surgery removes their positions from that tensor and renumbers the others.
+        """
         line = self.vector(labels, dim, f"it is selected by {path!r} beside its channels")
         known = self.indices.setdefault(path, line)
         self.couple(known, line, f"it is selected by {path!r}, as are channels that must stay")
@@ -138,7 +178,7 @@ class Ledger:
         return line[index].view(-1, *[1] * (labels.dim() - dim - 1))
 
     def is_plain(self, labels: Labels) -> bool:
-        """Whether all atoms of a labelled tensor are elements of plain parameters."""
+        """Whether all atoms of a label tensor are elements of parameters that are used as tensors."""
         small = compact(labels)
         atoms = small[small > 0]
         low, high = (int(atoms.min()), int(atoms.max())) if atoms.numel() else (0, 0)
@@ -150,12 +190,15 @@ class Ledger:
         return bool(inside.all())
 
     def freeze(self, labels: Labels, reason: str) -> None:
-        """State that no channel among these labels can be removed."""
+        """Note that no channel among these labels can be removed, and why."""
         if any_of(labels):
             self.frozen.append((compact(labels).reshape(-1), reason))
 
     def couple(self, left: Labels, right: Labels, reason: str) -> None:
-        """State that equal positions of two label tensors of one shape go together; what meets a 0 is frozen."""
+        """Couple what stands at equal positions of two label tensors of one shape.
+
+        A channel that meets the label 0 meets something that stays, and is frozen for ``reason``.
+        """
         if self.unite(left, right):
             return
         moving = (*varying(left), *varying(right))
@@ -175,7 +218,11 @@ class Ledger:
         self._edges.append((left[both], right[both]))
 
     def pin(self, labels: Labels, dims: tuple[int, ...], reason: str) -> Labels:
-        """State that nothing goes along ``dims``: couple over them, or freeze if the labels differ nowhere else."""
+        """Note that no position along ``dims`` may go alone, and return the labels after that.
+
+        If the labels differ along other dimensions too, all channels along ``dims`` are coupled, so that they go
+        together. If they differ along ``dims`` only, they are frozen for ``reason``.
+        """
         moving = varying(labels)
         along = tuple([d for d in dims if d in moving])
         if not along:
@@ -190,14 +237,14 @@ class Ledger:
         return self._pinned[key][1]
 
     def forbid(self, labels: Labels, dims: tuple[int, ...], reason: str) -> Labels:
-        """Freeze everything if the labels differ along one of ``dims``."""
+        """Freeze all channels of a tensor that has channels along one of ``dims``, and return the labels after that."""
         if not set(dims) & set(varying(labels)):
             return labels
         self.freeze(labels, reason)
         return blank(labels.shape)
 
     def vector(self, labels: Labels, dim: int, reason: str) -> Labels:
-        """The labels along ``dim``, shape (size,), after pinning all other dimensions."""
+        """The labels along ``dim`` alone, shape (size,); all other dimensions are pinned as by :meth:`pin`."""
         if varying(labels) == (dim,):
             return labels if labels.dim() == 1 else labels.as_strided((labels.size(dim),), (labels.stride(dim),))
         others = tuple(d for d in range(labels.dim()) if d != dim)
@@ -205,13 +252,20 @@ class Ledger:
         return select_first(pinned, others).reshape(-1)
 
     def remember(self, labels: Labels) -> None:
-        """Note a tensor; if its labels differ along several dimensions, the kept elements must form a rectangle."""
+        """Note an activation: if it has channels along several dimensions, what is kept must be a whole rectangle.
+
+        So must be what is kept of (heads, width) in attention: the same positions of every head, or whole heads.
+        """
         if labels.stride().count(0) < labels.dim() - 1 and len(varying(labels)) > 1:
             small = compact(labels)
             self.rectangles.setdefault(identity(small), small)
 
     def components(self) -> IntArray:
-        """The component of every atom, shape (size,), numbered by first atom; component 0 is what must stay."""
+        """The component that every atom belongs to, shape (size,).
+
+        Atoms of one component can only go together. Components are numbered from 1 by their first atom; component 0 is
+        what must stay.
+        """
         self._settle_parameters()
         rectangles = [*self.rectangles.values(), *self.plain.values()]
         while True:
@@ -221,7 +275,7 @@ class Ledger:
                 return component
 
     def _settle_parameters(self) -> None:
-        """Freeze the channels of parameters that are also used in a way that their slices do not show."""
+        """Freeze the channels of parameters that something else reads too, which removing slices would change."""
         for path in self.plain.keys() & {path for path, _ in self.slots}:
             self.opaque.setdefault(path, f"parameter {path!r} is used both by a layer and as a plain tensor")
         for (path, _), labels in (*self.slots.items(), *(((path, 0), labels) for path, labels in self.plain.items())):
@@ -229,7 +283,7 @@ class Ledger:
                 self.freeze(labels, self.opaque[path])
 
     def reason(self, atom: int) -> str | None:
-        """The first reason that was found for the component of an atom to stay; ``None`` if it need not."""
+        """The first reason why the component of an atom must stay; ``None`` if there is none."""
         component = self._found[atom]
         return next((why for atoms, why in self.frozen if bool((self._found[atoms.numpy()] == component).any())), None)
 
@@ -248,7 +302,7 @@ class Ledger:
         return (goes.cumsum() * goes)[self._found]
 
     def _united(self) -> IntArray:
-        """Every atom, or the first one that it goes with where all that were made with it go with others."""
+        """For every atom the one that stands for it: itself, or its like in the eldest run that its run goes with."""
         atoms = np.arange(self.size)
         for first in self._elder:
             root, count = self._root(first), len(self._made[first])
@@ -256,7 +310,7 @@ class Ledger:
         return atoms
 
     def _join(self) -> None:
-        """Bring the couplings into what is found: of every atom the first one of its component."""
+        """Work the couplings that were written down into ``_found``, the first atom of every atom's component."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
@@ -269,7 +323,10 @@ class Ledger:
         self._edges.clear()
 
     def _square(self, labels: Labels, component: IntArray) -> bool:
-        """Couple a tensor over all dimensions but one if its components differ along several; whether they did."""
+        """Make the kept part of an activation a rectangle, if its components differ along several dimensions.
+
+        All dimensions but the one with the most components are coupled. Returns whether that was necessary.
+        """
         labels = compact(labels)
         if len(varying(labels)) < 2:
             return False
@@ -290,7 +347,10 @@ class Ledger:
 
 
 def _without_repeats(left: Labels, right: Labels) -> tuple[Labels, Labels]:
-    """Two label tensors of one shape without the lines that both repeat, as tokens do along all positions but one."""
+    """Two label tensors of one shape, without the positions at which both repeat what stands right before.
+
+    Along tokens, for example, all positions are alike.
+    """
     for dim in range(left.dim()):
         size = left.size(dim)
         if size > 1:
@@ -304,12 +364,12 @@ def _without_repeats(left: Labels, right: Labels) -> tuple[Labels, Labels]:
 
 
 def _distinct(units: Labels, dim: int) -> int:
-    """How many units a line along ``dim`` has (the line with the most non-zero start, the first one, is looked at)."""
+    """How many different units the first line along ``dim`` has."""
     others = tuple(d for d in range(units.dim()) if d != dim)
     return int(select_first(units, others).unique().numel())
 
 
 def _step(labels: Labels, dim: int) -> int:
-    """How far apart in their source neighbours along ``dim`` are; the nearer ones are positions within a fold."""
+    """How far apart neighbours along ``dim`` were where they were made: 1 within a head, its width between heads."""
     first = labels[tuple(slice(0, 2) if d == dim else 0 for d in range(labels.dim()))]
     return abs(int(first[1] - first[0]))

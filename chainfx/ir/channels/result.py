@@ -1,4 +1,4 @@
-"""What the channel analysis finds out: groups of channels, frozen channels, and what surgery needs to remove them."""
+"""What the channel analysis gives: groups of channels, frozen channels, and what surgery needs to remove them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,10 +17,10 @@ IntArray = NDArray[np.int64]
 
 
 class Member(NamedTuple):
-    """Slices of one parameter that belong to a group.
+    """The slices of one parameter that belong to a group.
 
-    Position ``positions[i]`` along dimension ``dim`` of the parameter or buffer at ``path`` is part of unit
-    ``units[i]``.
+    The slice at ``positions[i]`` along dimension ``dim`` of the parameter or buffer at ``path`` is part of unit
+    ``units[i]``, and goes with it.
     """
 
     path: str
@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 class SourceLayer(NamedTuple):
-    """A layer that makes channels: its node's name, and the path and output dimension of its weight."""
+    """A layer that makes channels: the name of its node, the path of its weight, and the dimension that makes them."""
 
     node: str
     path: str
@@ -39,12 +39,12 @@ class SourceLayer(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGroup:
-    """``size`` units that can be removed one by one; a unit is a set of channels that only go together.
+    """A dependency group: ``size`` units, each a set of coupled channels, that can be removed one by one.
 
-    ``name`` is the node name of the first source layer (with ``/2``, ``/3``, ... if its channels are in several
-    groups), ``sources`` are the layers that make the channels, ``members`` all the parameter slices that a unit
-    consists of. Units are numbered in the order of their first channel. ``parameters`` counts the elements of all
-    parameters with a dimension in the group.
+    ``name`` is the node name of the first layer that makes channels of the group, with ``/2``, ``/3``, ... after it if
+    the channels of this layer are in several groups. ``sources`` are all layers that make them, and ``members`` the
+    slices of parameters that the units consist of. Units are numbered from 0 in the order of their first channel.
+    ``parameters`` is the number of elements of all parameters that have a dimension in the group.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True)
 class FrozenChannels:
-    """``channels`` outputs of the layer at node ``node`` that cannot be removed, and the first reason for it."""
+    """Outputs of a layer that cannot be removed: the layer's node, the path of its weight, how many, and why."""
 
     node: str
     path: str
@@ -66,14 +66,17 @@ class FrozenChannels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """The units along the one dimension of a tensor that can shrink (0: stays); ``dim`` is ``None`` if none can."""
+    """The one dimension ``dim`` of a tensor that can shrink, or ``None``, and the unit of each position along it.
+
+    Unit 0 stands for what stays.
+    """
 
     shape: tuple[int, ...]
     dim: int | None = None
     units: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def kept(self, removed: NDArray[np.bool_]) -> tuple[int, ...]:
-        """The shape without the removed units."""
+        """The shape that is left once the units go for which ``removed`` is true, shape (1 + number of units,)."""
         if self.dim is None:
             return self.shape
         count = len(self.units) - int(np.count_nonzero(removed[self.units]))
@@ -81,7 +84,7 @@ class Axis:
 
 
 class SizeLiteral(NamedTuple):
-    """Integers in a node's arguments that count channels; see :class:`~chainfx.ir.channels.ledger.SizeNote`."""
+    """Integers in a node's arguments that count channels, as :class:`~chainfx.ir.channels.ledger.SizeNote` has them."""
 
     node: str
     kind: str
@@ -93,14 +96,16 @@ class SizeLiteral(NamedTuple):
 class ChannelAnalysis:
     """The channel groups of a graph and the channels that must stay; ``print`` shows both.
 
-    ``fold`` is what was kept of channels that a product of activations sees as (heads, width); ``attention`` names the
-    groups whose channels enter such a product; ``products`` has for each of these nodes an :class:`Axis` for every
-    tensor argument in order and then one for the output, so that its MACs can be computed without surgery.
-    ``parameters`` counts the elements of all parameters, ``prunable`` those of parameters with a dimension in a group.
+    ``fold`` says whether the channels of attention are removed by ``width`` (the same positions of every head) or by
+    ``heads`` (whole heads), and ``attention`` names the groups with such channels. ``products`` has, for the name of
+    each node that multiplies two activations, an :class:`Axis` for every tensor argument in order and then one for the
+    output, so that the multiply-accumulates that are left can be computed without surgery. ``parameters`` counts the
+    elements of all parameters, ``prunable`` those of the parameters that have a dimension in a group.
 
-    The other fields are what surgery needs, with units of all groups numbered through from 1: ``slots`` (the units
-    along a parameter dimension), ``literals``, ``values`` and ``readers`` for numbers that are computed from sizes, and
-    ``indices`` (the units along the dimension that a tensor of positions refers to).
+    The other fields are for surgery. In them the units of all groups are numbered through from 1, and 0 is what stays:
+    ``slots`` has the units along a parameter dimension, by path and dimension; ``literals`` are the numbers of channels
+    that are written in the graph; ``values`` are the numbers that nodes compute, and ``readers`` the tensors from whose
+    sizes they are computed; ``indices`` has the units along the dimension that a tensor of positions refers to.
     """
 
     groups: tuple[ChannelGroup, ...]

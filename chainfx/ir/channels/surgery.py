@@ -1,4 +1,4 @@
-"""Removing channels: parameters are sliced, and the sizes written in the graph are corrected."""
+"""Surgery: parameters are sliced, and the numbers of channels that are written in the graph are corrected."""
 
 import math
 import operator
@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.channels.analyse import Axis, ChannelAnalysis, SizeLiteral
-from chainfx.ir.graph import function_of, modules_by_path, no_garbage_search, tensors_of
+from chainfx.ir.graph import call_operator, modules_by_path, no_garbage_search, tensors_of
 
 __all__ = ["prune"]
 
@@ -57,7 +57,7 @@ def prune(
 
 
 def _removed(analysis: ChannelAnalysis, keep: Mapping[str, Any]) -> Removed:
-    """Which units, numbered through, are removed, shape (1 + number of units,); index 0 never is."""
+    """Which units are removed, shape (1 + number of units,), with the units of all groups numbered through from 1."""
     known = {group.name for group in analysis.groups}
     for name in keep:
         if name not in known:
@@ -91,10 +91,10 @@ def _check_unchanged(analysis: ChannelAnalysis, nodes: Mapping[str, Node], tenso
 
 
 def _sliced(analysis: ChannelAnalysis, removed: Removed, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The smaller tensors for all paths of those that lose something, which are taken out; a parameter stays one.
+    """The new tensors, by path, of those that lose something; these are taken out of ``tensors``.
 
-    One after the other: the memory of a large one is free for the next small one. The first dimension, where whole rows
-    are copied, is cut first.
+    They come one by one, so that the memory of a large tensor is free for the next small one. Along the first dimension
+    whole rows are copied, so it is cut first.
     """
     shared: dict[int, list[str]] = defaultdict(list)  # paths by tensor, if any has several
     if len({id(tensor) for tensor in tensors.values()}) < len(tensors):
@@ -115,9 +115,9 @@ def _sliced(analysis: ChannelAnalysis, removed: Removed, tensors: dict[str, Tens
 
 
 def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, dict[int, Tensor]]:
-    """The positions to keep, by path and dimension, of what is to be cut.
+    """The positions to keep, by path and dimension, of every tensor that loses something.
 
-    A tensor of positions among channels of which some go is there too.
+    A tensor of positions is there, too, if some of the channels that it refers to go: the others get new numbers.
     """
     stays = ~removed
     kept: dict[int, Tensor | None] = {}  # of a line of units; None if it stays whole
@@ -132,7 +132,7 @@ def _cuts(analysis: ChannelAnalysis, removed: Removed) -> dict[str, dict[int, Te
 
 
 class _Numbers:
-    """What the numbers computed in the graph are, now that units are removed."""
+    """The numbers that nodes compute from sizes, once units are removed."""
 
     def __init__(self, analysis: ChannelAnalysis, removed: Removed, nodes: Mapping[str, Node]) -> None:
         self.removed = removed
@@ -148,29 +148,26 @@ class _Numbers:
 
     def _call(self, node: Node, tensor: Tensor | None) -> Any:
         args, kwargs = map_arg((node.args, node.kwargs), lambda each: self._values.get(each.name, tensor))
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "call_function":
-            return function_of(node)(*args, **kwargs)
-        return self._values[node.name]
+        calls = node.op in ("call_function", "call_method")
+        return call_operator(node, args, kwargs) if calls else self._values[node.name]
 
     def count(self, axis: Axis, dim: int) -> int:
-        """How many positions along ``dim`` are kept."""
+        """How many positions of a tensor are left along ``dim``."""
         if id(axis) not in self._kept:  # what the analysis holds lives as long as this
             self._kept[id(axis)] = axis.kept(self.removed)
         return self._kept[id(axis)][dim]
 
     def of(self, node: Node) -> Any:
-        """The value of a node that is no tensor."""
+        """The number that a node computes now; ``None`` for a tensor."""
         return self._values.get(node.name)
 
     def original(self, node: Node) -> Any:
-        """The value it had before."""
+        """The number that it computed before."""
         return self._before.get(node.name)
 
 
 def _correct(modules: Mapping[str, nn.Module], node: Node, literal: SizeLiteral, numbers: _Numbers) -> bool:
-    """Write the right integers, and say whether the graph changed; a computed one that is right is left alone."""
+    """Correct the numbers of one literal; returns whether the graph has changed. Computed ones that are right stay."""
     before = [axis.shape[dim] for axis, dim in literal.counts]
     counts = [numbers.count(axis, dim) for axis, dim in literal.counts]
     if literal.kind in _COMPUTED:
@@ -217,7 +214,7 @@ def _correct_shape(node: Node, literal: SizeLiteral, counts: Sequence[int], numb
 
 
 def _correct_shape_of(node: Node, literal: SizeLiteral, counts: Sequence[int], numbers: _Numbers) -> bool:
-    """``x.view_as(y)`` of tensors that do not lose the same: the sizes of y, corrected."""
+    """Correct ``x.view_as(y)``, where x and y do not lose the same: the sizes of y are written out and corrected."""
     wanted, found = counts[: len(counts) // 2], counts[len(counts) // 2 :]
     if wanted == found:
         return False
@@ -246,7 +243,10 @@ _COMPUTED = {
 
 
 def _sized(node: Node, entry: Node | int, found: int, wanted: int) -> Node | int:
-    """A size that is ``wanted`` where ``entry`` is ``found``, and in proportion for another batch or resolution."""
+    """A size for ``entry``, which gives ``found`` and should give ``wanted``.
+
+    A computed one is multiplied by ``wanted / found``, so that it still follows another batch or resolution.
+    """
     if found == wanted:
         return entry
     if not isinstance(entry, Node) or found == 0:
@@ -258,14 +258,14 @@ def _sized(node: Node, entry: Node | int, found: int, wanted: int) -> Node | int
 
 
 def _entry(node: Node, literal: SizeLiteral) -> Any:
-    """What is written at the place of a literal."""
+    """What stands at the place of a literal among the arguments of its node."""
     key, *rest = literal.where
     whole: Any = node.kwargs[key] if isinstance(key, str) else node.args[key]
     return whole[rest[0]] if rest else whole
 
 
 def _write(node: Node, literal: SizeLiteral, new: Any) -> bool:
-    """Write it there; always true, since that changes the graph."""
+    """Put ``new`` at the place of a literal; always returns true, since the graph has changed."""
     key, *rest = literal.where
     if rest:
         old: Any = node.kwargs[key] if isinstance(key, str) else node.args[key]

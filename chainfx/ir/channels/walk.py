@@ -1,9 +1,12 @@
-"""One walk over a graph that gives every tensor its labels; what each operator does is in :mod:`channel_rules`."""
+"""The walk over a graph that gives every tensor its labels.
+
+What each operator does to labels is in :mod:`chainfx.ir.channels.rules`. The walk itself follows two other things:
+numbers that are computed from sizes, since a size may count channels, and parameters, whose slices belong to channels.
+"""
 
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -13,54 +16,49 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.channels.labels import Labels, all_of, any_of, blank, compact, fitted, spread, varying
 from chainfx.ir.channels.ledger import Ledger, SizeNote
-from chainfx.ir.graph import function_of, get_tensor, is_dialect, ops, origin, tensors_of
+from chainfx.ir.graph import (
+    Operator,
+    Trait,
+    call_operator,
+    get_tensor,
+    is_dialect,
+    names_with,
+    operator_of,
+    ops,
+    origin,
+    tensors_of,
+)
 
-__all__ = ["Flow", "Fold", "Rule", "operator_name"]
+__all__ = ["Flow", "Fold", "Rule"]
 
 Fold = Literal["width", "heads"]
 """What is kept of channels that attention sees as (heads, width): the same part of each head, or whole heads."""
 
 Rule = Callable[["Flow", Node], Any]
 
-_HOMES = ("torch", "_operator", "math", "builtins", "chainfx")
-_READS = ("size", "shape", "numel", "nelement", "len")
+_READS = names_with(Trait.SIZES)
 _ARITHMETIC = {
     *(getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")),
     *(int, min, max, round, float, math.floor, math.ceil, math.sqrt, math.log, tuple, list),
 }
-_TAKES_SIZES = (
-    *("view", "reshape", "expand", "unflatten", "view_as", "reshape_as", "split", "tensor_split", "chunk"),
-    *("getitem", "assign", "layer_norm", "rms_norm", "group_norm"),
+# the operators whose rules see to the numbers of channels among their arguments
+_TAKES_SIZES = frozenset(
+    {
+        *("assign", "chunk", "expand", "getitem", "group_norm", "layer_norm", "reshape", "rms_norm", "split"),
+        *("tensor_split", "unflatten", "view_as"),
+    }
 )
 
 
-def operator_name(node: Node) -> str:
-    """What a node calls, whatever the spelling: ``add`` for ``torch.add``, ``x.add_`` and ``aten.add.Tensor``.
-
-    Functions that belong neither to torch nor to Python nor to chainfx have the empty name.
-    """
-    if node.op == "call_method":
-        return str(node.target).rstrip("_")
-    if node.op != "call_function":
-        return ""
-    name = _function_name(node.target)
-    return str(node.args[1]) if name == "getattr" else name
-
-
-@lru_cache(maxsize=4096)
-def _function_name(function: Any) -> str:
-    home = getattr(function, "__module__", None) or "torch"
-    trusted = home.split(".")[0] in _HOMES or home.startswith("torchvision.ops")
-    return getattr(function, "__name__", "").split(".")[0].rstrip("_") if trusted else ""
-
-
 class Flow:
-    """The labels of every tensor, the values of every other node, and the ledger they are written to.
+    """The state of one walk: labels of tensors, values of numbers, and the ledger of what was found out.
 
-    ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read.
-    ``products``: the nodes that multiply two activations, ``attended``: the labels of what they multiply.
-    ``modules``: those of the graph by path, ``tensors``: their parameters and buffers. ``fold``: what is kept of
-    channels that a product sees as (heads, width).
+    * ``graph_module``, ``modules`` (by path) and ``tensors`` (parameters and buffers by path): what is analysed;
+    * ``fold``: whether the channels of attention are removed by ``width`` (the same positions of every head) or by
+      ``heads`` (whole heads);
+    * ``values``: the value of every node that is no tensor, and ``taints``: the labels that such a number counts;
+    * ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read;
+    * ``products``: the nodes that multiply two activations, and ``attended``: the labels of what they multiply.
     """
 
     def __init__(self, graph_module: GraphModule, modules: Mapping[str, nn.Module], fold: Fold) -> None:
@@ -79,8 +77,12 @@ class Flow:
         self._paths: dict[str, str] = {}
         self._first_paths: dict[int, str] = {}
 
+    def operator(self, node: Node) -> Operator:
+        """The operator that a node calls, as a function, a method or a module."""
+        return operator_of(node, self.modules.__getitem__)
+
     def run(self, rule_of: Callable[["Flow", Node], Rule]) -> None:
-        """Label every node in graph order."""
+        """Label every node in graph order, by the rule that ``rule_of`` gives for it."""
         for node in self.graph_module.graph.nodes:
             if node.op == "output":
                 for each in node.all_input_nodes:
@@ -93,7 +95,7 @@ class Flow:
                 self._label(node, rule_of(self, node))
 
     def _label(self, node: Node, rule: Rule) -> None:
-        if self.taints and operator_name(node) not in _TAKES_SIZES:
+        if self.taints and self.operator(node).name not in _TAKES_SIZES:
             self._keep_numbers(node)
         result = rule(self, node)
         self._labels[node] = result
@@ -103,27 +105,29 @@ class Flow:
     def _evaluate(self, node: Node) -> None:
         args = self.real(node.args)
         kwargs = self.real(node.kwargs)
-        if node.op == "call_method":
-            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        elif node.op == "call_module":
+        if node.op == "call_module":
             value = self.modules[str(node.target)](*args, **kwargs)
         elif node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.graph_module)
         elif node.op == "placeholder":
             value = node.args[0] if node.args else None
         else:
-            value = function_of(node)(*args, **kwargs)
+            value = call_operator(node, args, kwargs)
         self.values[node] = value
         self._taint(node)
 
     def _taint(self, node: Node) -> None:
-        """Note which channels a number counts, so that it can be followed to where it is used."""
+        """Note which channels the number that a node gives counts, so that it can be followed to where it is used.
+
+        A number that a test or an unknown function makes of it cannot be followed, so that its channels are frozen.
+        """
         first = node.args[0] if node.args else None
         if isinstance(first, Node) and first not in self.values:
-            if operator_name(node) in _READS and self._counts(node, first):
+            name = self.operator(node).name
+            if name in _READS and self._counts(node, first, name):
                 self.readers[node] = self.label(first)
                 self.taints[node] = (self.label(first),)
-                self._note_counted(node, operator_name(node) in ("size", "len") and isinstance(self.values[node], int))
+                self._note_counted(node, name in ("size", "len") and isinstance(self.values[node], int))
         elif (
             node.target is operator.getitem
             and isinstance(first, Node)
@@ -144,26 +148,30 @@ class Flow:
             self.spoil(node, "its number of channels is tested or computed with")
 
     def _note_counted(self, node: Node, counted: bool) -> None:
-        """Remember a number that follows from nothing but sizes with channels, so not from batch or resolution."""
+        """Remember a number that follows from numbers of channels alone, and not from the batch or the resolution."""
         if counted:
             self._counted.add(node)
 
-    def _counts(self, node: Node, tensor: Node) -> bool:
-        """Whether a size that a node reads counts channels."""
+    def _counts(self, node: Node, tensor: Node, name: str) -> bool:
+        """Whether the sizes that a node reads from a tensor, by the operator of that name, count channels."""
         moving = varying(self.label(tensor))
-        dim = node.args[1] if operator_name(node) == "size" and len(node.args) > 1 else None
-        if operator_name(node) == "len":
+        dim = node.args[1] if name == "size" and len(node.args) > 1 else None
+        if name == "len":
             dim = 0
         return dim % self.label(tensor).dim() in moving if isinstance(dim, int) else bool(moving)
 
     def spoil(self, node: Node, why: str, number: Node | None = None) -> None:
-        """Freeze the channels that are counted by a number among the arguments of ``node``."""
+        """Freeze the channels that are counted by ``number``, or by any number among the arguments of ``node``."""
         for each in node.all_input_nodes if number is None else (number,):
             for labels in self.taints.get(each, ()):
                 self.freeze(labels, node, why)
 
     def _keep_numbers(self, node: Node) -> None:
-        """Numbers of channels in the arithmetic of ``node`` stay what they were, or else the channels do."""
+        """See to numbers of channels that are factors or summands in the arithmetic of ``node``.
+
+        ``x / x.shape[1]`` must divide by the number that it divided by before. Surgery writes this number down where it
+        can; elsewhere the channels that are counted are frozen.
+        """
         numbers = [each for each in node.all_input_nodes if each in self.taints]
         if not numbers:
             return
@@ -176,7 +184,7 @@ class Flow:
                 self.spoil(node, "a number of channels is used in its arithmetic", each)
 
     def real(self, value: Any) -> Any:
-        """Arguments with every node replaced by its value: fake tensors for tensors."""
+        """Arguments in which every node is replaced by its value; a tensor by one without data."""
         return map_arg(value, lambda node: self.values[node] if node in self.values else node.meta["val"])
 
     def is_tensor(self, value: Any) -> bool:
@@ -193,7 +201,10 @@ class Flow:
         return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
     def parameter(self, value: Any) -> Node | None:
-        """The parameter behind an argument, through quantizers, masks and look-ups that can be cut as it is."""
+        """The ``get_attr`` node of the parameter that an argument comes from, through quantizers, masks and look-ups.
+
+        ``None`` if it is computed in any other way, or from stored codes, which cannot be cut as the weight is.
+        """
         if isinstance(value, Node) and value.op == "get_attr":
             return value
         source = value
@@ -204,7 +215,10 @@ class Flow:
         return origin(value)
 
     def register(self, node: Node, value: Any, dim: int, vector: Labels) -> None:
-        """State that dimension ``dim`` of what ``node`` is given as ``value`` (``None``: nothing) has these labels."""
+        """Note that dimension ``dim`` of the weight ``value`` that ``node`` reads has the labels ``vector``.
+
+        Masks of the weight have them too. A weight that is computed is coupled with them; ``None`` is no weight.
+        """
         source = self.parameter(value)
         if source is not None:
             self.ledger.register(self.path(source), dim, vector)
@@ -217,20 +231,23 @@ class Flow:
             self.ledger.couple(vector, self.ledger.vector(self.label(value), dim, reason), reason)
 
     def _keep_pattern(self, call: Node, vector: Labels) -> None:
-        """``N:M`` zeros of every M neighbours stay that if neighbours go together."""
+        """Couple the neighbours of an ``N:M`` pattern, so that N of every M are still zeros once some are gone."""
         period = int(str(call.args[2]).partition(":")[2])
         first = vector[torch.arange(len(vector), device="cpu") // period * period]
         self.ledger.couple(vector, first, f"its neighbour in a pattern of zeros must stay (node {call.name!r})")
 
     def source(self, node: Node, value: Any, dim: int, size: int) -> Labels:
-        """The channels that ``node`` makes with dimension ``dim`` of the weight ``value``, shape (size,)."""
+        """The labels of the channels that ``node`` makes with dimension ``dim`` of the weight ``value``, (size,)."""
         weight = self.parameter(value)
         made = self.ledger.source(node.name, self.path(weight), dim, size)
         self.register(node, value, dim, made)
         return made
 
     def label(self, node: Any) -> Labels:
-        """The labels of a tensor node; a parameter gets one atom for each element when it is first asked for."""
+        """The labels of a node that gives a tensor.
+
+        A parameter that is used as a tensor gets one atom for each element when it is asked for.
+        """
         source = None if node in self._labels else self.parameter(node)
         if source is not None:
             tensor = self.tensor(self.path(source))
@@ -243,12 +260,12 @@ class Flow:
         return found
 
     def parts(self, node: Any) -> tuple[Labels, ...] | None:
-        """The labels of a node that is a tuple of tensors; ``None`` for any other node."""
+        """The labels of a node that gives a tuple of tensors; ``None`` for any other node."""
         found = self._labels.get(node)
         return found if isinstance(found, tuple) else None
 
     def path(self, node: Any) -> str:
-        """The path of a parameter; a tensor with several names always goes by the first one that was met."""
+        """The path of the parameter of a ``get_attr`` node; one with several paths goes by the first that was met."""
         if node is None:
             raise ValueError("the node has no parameter")
         return self._canonical(str(node.target))
@@ -272,8 +289,13 @@ class Flow:
         return shape
 
     def freeze(self, labels: Labels, node: Node, why: str) -> None:
-        """Freeze the channels of ``labels`` because of what ``node`` does."""
+        """Freeze the channels of ``labels``; ``why`` says what ``node`` does to them."""
         self.ledger.freeze(labels, f"{why} (node {node.name!r})")
+
+    def freeze_positions(self, node: Node, index: Any) -> None:
+        """Freeze the channels of a tensor that ``node`` uses as positions in another one."""
+        if self.is_tensor(index):
+            self.freeze(self.label(index), node, "it is used as an index")
 
     def freeze_all(self, node: Node, reason: str) -> None:
         """Freeze every channel that a node carries or counts."""
@@ -286,14 +308,14 @@ class Flow:
             self.ledger.freeze(labels, reason)
 
     def unknown(self, node: Node, why: str) -> Any:
-        """Freeze everything that goes into a node; what comes out must stay."""
+        """The rule for what cannot be followed: freeze all that goes into a node; no channel comes out of it."""
         for each in node.all_input_nodes:
             self.freeze_all(each, f"{why} (node {node.name!r})")
         value = node.meta["val"]
         return blank(value.shape) if isinstance(value, Tensor) else tuple(blank(v.shape) for v in _tensors(value))
 
     def combine(self, left: Labels, right: Labels, node: Node) -> Labels:
-        """The labels of an element-wise operation of two tensors with broadcasting; equal positions are coupled."""
+        """The labels of ``left + right`` or the like, with broadcasting; channels at the same place are coupled."""
         rank = max(left.dim(), right.dim())
         left, right = (each[(None,) * (rank - each.dim())] if each.dim() < rank else each for each in (left, right))
         shape = torch.Size([b if a == 1 else a for a, b in zip(left.shape, right.shape, strict=True)])
@@ -320,9 +342,9 @@ class Flow:
         return self._beside(left, blank(right.shape), shape, node)
 
     def meet(self, labels: Labels, value: Node, node: Node) -> Labels:
-        """The labels of an element-wise operation with the tensor ``value``, as :meth:`combine`.
+        """The labels of an element-wise operation of ``labels`` with the tensor ``value``, as by :meth:`combine`.
 
-        A plain parameter without labels takes those that it meets, instead of atoms of its own.
+        A parameter that is used here for the first time takes the labels that it meets, instead of atoms of its own.
         """
         taken = fitted(labels, value.meta["val"].shape) if self.is_fresh(value) else None
         if taken is None:
@@ -331,13 +353,16 @@ class Flow:
         return labels
 
     def is_fresh(self, value: Node) -> bool:
-        """Whether a node is a plain parameter, of several elements, that has no labels yet."""
+        """Whether a node is a parameter of several elements, used as a tensor, that has no labels yet."""
         if value.op != "get_attr" or value in self._labels or self.path(value) in self.ledger.plain:
             return False
         return value.meta["val"].is_floating_point() and bool(value.meta["val"].numel() > 1)
 
     def _beside(self, labels: Labels, fixed: Labels, shape: torch.Size, node: Node) -> Labels:
-        """An element-wise operation with a tensor that must stay as it is, wherever that one is not broadcast."""
+        """The labels of an element-wise operation with a tensor without channels; what meets its elements must stay.
+
+        Where that tensor is broadcast it has one element for all channels, and nothing must stay.
+        """
         dims = tuple(d for d in varying(labels) if fixed.size(d) > 1)
         reason = f"it meets a tensor whose size is fixed (node {node.name!r})"
         return self.ledger.pin(labels, dims, reason).expand(shape)
@@ -350,7 +375,7 @@ class Flow:
 
 
 def _masks_of(value: Any) -> Iterator[Node]:
-    """The calls that mask a parameter on the way to where it is used."""
+    """The ``mask_weight`` nodes between a parameter and the argument ``value``."""
     while isinstance(value, Node) and is_dialect(value):
         if value.target is ops.mask_weight:
             yield value

@@ -37,21 +37,17 @@ from chainfx.ir.graph.layer import (
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
 from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
-from chainfx.ir.graph.operators import CONSTRUCTORS, ELEMENTWISE, MOVEMENT, TRANSPARENT, key_of, operator_key
+from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
-    "CONSTRUCTORS",
     "DEPTHWISE",
     "DIALECT",
-    "ELEMENTWISE",
     "FACTS",
     "FLOAT32",
     "LAYERS",
-    "MOVEMENT",
-    "TRANSPARENT",
     "TRANSPOSED",
     "Answer",
     "BitWidths",
@@ -67,9 +63,12 @@ __all__ = [
     "Layer",
     "Mask",
     "MetaEvaluator",
+    "Operator",
     "Scalar",
     "Skipped",
+    "Trait",
     "assign_",
+    "call_operator",
     "changes_in_place",
     "changes_what_is_used",
     "choose",
@@ -90,16 +89,17 @@ __all__ = [
     "groups_of",
     "input_of",
     "is_dialect",
-    "key_of",
     "layer_at",
     "layer_path",
     "layers_of",
     "leaving",
     "left_alone",
     "modules_by_path",
+    "name_of",
+    "names_with",
     "needs_data",
     "no_garbage_search",
-    "operator_key",
+    "operator_of",
     "ops",
     "origin",
     "output_node",

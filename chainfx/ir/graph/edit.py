@@ -10,7 +10,6 @@ whose arguments are all positional: ``linear(input, weight, bias)``,
 
 import gc
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from torch.fx import GraphModule, Node
 from chainfx.errors import GraphError
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.mutation import changes_what_is_used
+from chainfx.ir.graph.operators import Trait, names_with, operator_of
 
 __all__ = [
     "CONVOLUTIONS",
@@ -56,7 +56,6 @@ LAYERS = (F.linear, *CONVOLUTIONS, *TRANSPOSED)
 """The functions that are layers in train form: they take an input, a weight and a bias, in this order."""
 
 _M = TypeVar("_M", bound=nn.Module)
-_PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, torch.einsum, F.scaled_dot_product_attention)
 
 
 def origin(value: Any) -> Node | None:
@@ -73,14 +72,7 @@ def is_dialect(node: Node) -> bool:
 
 def is_product(node: Node) -> bool:
     """Whether a node multiplies two activations as matrices (``matmul``, ``bmm``, scaled dot-product attention)."""
-    return (node.op == "call_function" and node.target in _PRODUCTS) or (
-        node.op == "call_method"
-        and node.target
-        in (
-            "matmul",
-            "bmm",
-        )
-    )
+    return operator_of(node).name in names_with(Trait.PAIRING)
 
 
 def groups_of(node: Node, shape: Sequence[int]) -> int:

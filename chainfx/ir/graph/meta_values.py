@@ -14,31 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from chainfx.errors import InputError
-from chainfx.ir.graph import ops
 from chainfx.ir.graph.bounds import check_asked, check_made
 from chainfx.ir.graph.depthwise import DEPTHWISE
-from chainfx.ir.graph.edit import function_of, modules_by_path
+from chainfx.ir.graph.edit import modules_by_path
+from chainfx.ir.graph.operators import Trait, call_operator, names_with, operator_of
 
 __all__ = ["MetaEvaluator", "evaluate_graph", "needs_data", "without_data"]
 
-# what gives the shape and dtype that it is given: torch takes up to 10 ms to find that out
-_SAME_MODULES = frozenset(
-    {
-        _BatchNorm.forward,
-        _InstanceNorm.forward,
-        *(each.forward for each in (nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Identity)),
-        *(each.forward for each in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)),
-        *(each.forward for each in (nn.ReLU, nn.Hardtanh, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid)),
-        *(each.forward for each in (nn.Sigmoid, nn.Tanh)),
-    }
-)
+_KEEPS_SHAPE = names_with(Trait.KEEPS_SHAPE)  # torch takes up to 10 ms to find that out
+_KEEPS_LAYOUT = names_with(Trait.KEEPS_LAYOUT)
+_MOVEMENT = names_with(Trait.MOVEMENT)
 _new = torch.empty  # as it is outside of a trace
-# what changes the shape of a tensor in place has to be done to that very tensor
-_RESHAPING = frozenset({"resize_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"})
 
 
 class MetaEvaluator:
@@ -63,10 +51,14 @@ class MetaEvaluator:
             prefix, _, name = str(node.target).rpartition(".")
             value = getattr(self._by_path[prefix], name)
             return self.tensor(value) if isinstance(value, Tensor) else value
+        name = operator_of(node, self._by_path.__getitem__).name
+        if name in _KEEPS_SHAPE and node.args and isinstance(node.args[0], Node):
+            given = value_of(node.args[0])
+            if isinstance(given, Tensor) and given.is_floating_point():
+                alike = name in _KEEPS_LAYOUT or given.is_contiguous()
+                return _alias(given) if alike else _empty(given.shape, given)
         if node.op == "call_module":
             module = self._by_path[str(node.target)]
-            if type(module).forward in _SAME_MODULES:
-                return _alias(value_of(node.all_input_nodes[0]))
             rule = _MODULE_RULES.get(type(module))
             if rule and (ruled := rule(module, value_of(node.all_input_nodes[0]))) is not None:
                 return ruled
@@ -74,10 +66,10 @@ class MetaEvaluator:
             args, kwargs = map_arg((node.args, node.kwargs), value_of)
             if (ruled := rule(*args, **kwargs)) is not None:
                 return _alias(ruled)
-        if node.target in _RESHAPING:
-            return self._run(node, value_of)
-        given = map_arg((node.args, node.kwargs), lambda source: self._kind(value_of(source)))
-        key = (node.op, node.target, repr(given))  # of 1, 1.0 and True only the texts differ
+        if node.op == "call_method" and str(node.target).endswith("_") and name in _MOVEMENT:
+            return self._run(node, value_of)  # what changes the shape in place has to be done to that very tensor
+        kinds = map_arg((node.args, node.kwargs), lambda source: self._kind(value_of(source)))
+        key = (node.op, node.target, repr(kinds))  # of 1, 1.0 and True only the texts differ
         if key not in self._known:
             self._known[key] = self._run(node, value_of)
             check_made(node.target, self._known[key])
@@ -94,17 +86,17 @@ class MetaEvaluator:
         args, kwargs = map(_on_meta, map_arg((node.args, node.kwargs), value_of))
         check_asked(node.target, args)
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return call_operator(node, args, kwargs)
         if node.op == "call_module":
             with torch.no_grad(), torch.device("meta"):
                 return self._module(str(node.target))(*args, **kwargs)
-        function = function_of(node)
-        if isinstance(function, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
-            result = function(*args, **kwargs)  # on the device of its arguments, so without the time of a context
+        if isinstance(node.target, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
+            # on the device of its arguments, so without the time of a context
+            result = call_operator(node, args, kwargs)
             if getattr(result, "is_meta", True):
                 return result
         with torch.no_grad(), torch.device("meta"):
-            return function(*args, **kwargs)
+            return call_operator(node, args, kwargs)
 
     def _module(self, path: str) -> nn.Module:
         if path not in self._modules:
@@ -124,11 +116,6 @@ def without_data(tensor: Tensor) -> Tensor:
 def _alias(value: Any) -> Any:
     """A tensor of its own for every node: one may be changed in place."""
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _same(tensor: Any = None, *_: Any, **__: Any) -> Any:
-    """Something like the first argument."""
-    return tensor
 
 
 def _element_wise(first: Any = None, second: Any = None, **options: Any) -> Any:
@@ -248,8 +235,6 @@ def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 # the calls that networks consist of, by rules instead of a dispatch; a rule that gives ``None`` does not apply
 _RULES: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys((F.batch_norm, F.layer_norm, F.dropout, F.gelu, F.relu, F.hardswish, F.silu), _same),
-    **dict.fromkeys((ops.quantize_weight, ops.quantize_activation, ops.mask_weight, ops.exit_point), _same),
     **dict.fromkeys((operator.add, operator.sub, operator.mul, operator.truediv), _element_wise),
     **dict.fromkeys((torch.add, torch.sub, torch.mul, torch.div), _element_wise),
     **dict.fromkeys((operator.iadd, operator.imul), _element_wise_in_place),
@@ -257,7 +242,6 @@ _RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(DEPTHWISE.values(), lambda tensor, weight, *rest: _convolved(tensor, weight, *rest, len(weight))),
     F.linear: _linear,
     torch.cat: _joined,
-    torch.roll: _same,
     operator.getitem: _item,
     F.adaptive_avg_pool2d: _pooled,
     getattr: getattr,

@@ -1,123 +1,326 @@
-"""Which operator a node calls, under one name for all its spellings, and which operators do no multiply-accumulates.
+"""What the house knows of operators: one name for all spellings of each, and its traits.
 
-``torch.conv2d``, ``F.conv2d``, ``nn.Conv2d`` and ``aten.conv2d.default`` all have the key ``conv``: lower case, without
-underscores and without a trailing ``1d``, ``2d``, ``3d``.
+``torch.conv2d``, ``F.conv2d``, ``nn.Conv2d`` and ``aten.conv2d.default`` are one operator, ``conv``; ``torch.add``,
+``x.add_``, ``+`` and ``+=`` are ``add``. :func:`operator_of` says which operator a node calls, and :func:`names_with`
+which operators have a trait. The counter, the channel analysis, shape evaluation and the passes take what they know of
+an operator from here: a new one is entered once, in the table below. What a room does with an operator, such as the
+formula of its multiply-accumulates or the way it moves channel labels, stays in that room, by the operator's name.
 """
 
+import enum
 import functools
 import re
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-from chainfx.ir.graph import DEPTHWISE, ops
+from chainfx.ir.graph import leaves, ops
+from chainfx.ir.graph.depthwise import DEPTHWISE
 
-__all__ = ["CONSTRUCTORS", "ELEMENTWISE", "MAX_POOLS", "MOVEMENT", "TRANSPARENT", "key_of", "operator_key"]
+__all__ = ["Operator", "Trait", "call_operator", "name_of", "names_with", "operator_of"]
 
 
-@functools.lru_cache(1024)
-def operator_key(name: str) -> str:
-    """The key of an operator name, the same for all spellings.
+class Trait(enum.Flag):
+    """A fact about an operator, as it acts in eval mode.
 
-    >>> operator_key("adaptive_avg_pool2d"), operator_key("AdaptiveAvgPool2d"), operator_key("add_")
-    ('adaptiveavgpool', 'adaptiveavgpool', 'add')
+    Every operator has exactly one of the first four, which say what work it does, and at most one of the next seven,
+    which say from where an element of its result comes.
     """
-    return re.sub(r"[123]d(?=$|withindices$)", "", name.lower().replace("_", ""))
+
+    MOVEMENT = enum.auto()  #: values are moved, repeated or dropped, without arithmetic
+    ARITHMETIC = enum.auto()  #: work in proportion to the number of elements
+    CONSTRUCTOR = enum.auto()  #: the values do not depend on those of the inputs
+    PRODUCT = enum.auto()  #: multiply-accumulates, for which :mod:`chainfx.bitops` has a formula
+
+    POINTWISE = enum.auto()  #: from the element at the same place of the first input, and from no other
+    BROADCAST = enum.auto()  #: from the elements at the same place of all inputs, which are broadcast to one shape
+    REARRANGEMENT = enum.auto()  #: from one element of the first input; the arguments name axes and repetitions
+    REDUCTION = enum.auto()  #: from all elements along the axes ``dim``, or along all axes without it
+    ALONG_AXIS = enum.auto()  #: from all elements along the axis ``dim``; the shape stays
+    POOLING = enum.auto()  #: from a window over the last one to three axes, as many as the spelling says
+    RESIZING = enum.auto()  #: from all elements that lie along all axes but the first two
+
+    KEEPS_SHAPE = enum.auto()  #: the result for floating point numbers has the shape and dtype of the first input
+    KEEPS_LAYOUT = enum.auto()  #: and its order in memory; else the result is contiguous
+    KEEPS_FORMAT = enum.auto()  #: the result holds no values but those of its inputs, and constants
+    KEEPS_CONSTANTS = enum.auto()  #: a channel that is one value everywhere is still that value afterwards
+    FOLDABLE = enum.auto()  #: a channel that is one value everywhere becomes what the operator makes of that value
+    ACTIVATION = enum.auto()  #: a nonlinearity of networks
+    IDEMPOTENT = enum.auto()  #: a second time changes nothing
+    LAYER = enum.auto()  #: a product with a weight that belongs to it, as in convolution and linear layers
+    PAIRING = enum.auto()  #: a product of two tensors, both of which may be activations
+    SIZES = enum.auto()  #: it reads sizes of a tensor, and none of its values
 
 
-def _keys(names: str) -> frozenset[str]:
-    return frozenset(operator_key(name) for name in names.split())
+_WORK = (Trait.MOVEMENT, Trait.ARITHMETIC, Trait.CONSTRUCTOR, Trait.PRODUCT)
+_SOURCES = (
+    *(Trait.POINTWISE, Trait.BROADCAST, Trait.REARRANGEMENT, Trait.REDUCTION),
+    *(Trait.ALONG_AXIS, Trait.POOLING, Trait.RESIZING),
+)
 
 
-MOVEMENT = _keys("""
-    alias alpha_dropout as_strided bfloat16 bool broadcast_tensors broadcast_to cat channel_shuffle chunk circular_pad
-    circular_pad_nd clone column_stack concat concatenate constant_pad constant_pad_nd contiguous copy copy_ cpu cuda
-    detach diagonal double dropout dsplit dstack embedding exit_point expand expand_as feature_alpha_dropout
-    feature_dropout flatten flip fliplr flipud float gather getattr getitem half hsplit hstack identity im2col index
-    index_put index_select int lift_fresh lift_fresh_copy long masked_select meshgrid moveaxis movedim narrow
-    native_channel_shuffle native_dropout numpy_T pad permute pixel_shuffle pixel_unshuffle positive ravel
-    reflection_pad reflection_pad_nd repeat repeat_interleave replication_pad replication_pad_nd requires_grad_
-    reshape reshape_as roll rot90 scatter select select_scatter setitem size slice slice_scatter split
-    split_with_sizes squeeze stack stochastic_depth swapaxes swapdims t take take_along_dim tensor_split tile to
-    transpose tril triu type type_as unbind unflatten unfold unsafe_chunk unsafe_split unsafe_view unsqueeze view
-    view_as vsplit vstack zero_pad
-""")
-"""No arithmetic: values are moved, repeated or dropped. The format of the elements stays what it was."""
+class Operator(NamedTuple):
+    """What a node calls: the ``name`` of the operator, and its ``spelling`` there, which is what messages print.
 
-MAX_POOLS = _keys("""
-    adaptive_max_pool2d adaptive_max_pool2d_with_indices fractional_max_pool2d max_pool2d max_pool2d_with_indices
-""")
+    The name is empty if neither torch nor Python nor chainfx defines it: such a function may do anything. ``rank`` is
+    the number of spatial axes where the spelling tells it, as in ``conv2d``, else 0.
+    """
 
-TRANSPARENT = MOVEMENT | MAX_POOLS | _keys("relu")
-"""The result holds elements of the same format as the input."""
+    name: str
+    spelling: str
+    rank: int = 0
 
-ELEMENTWISE = MAX_POOLS | _keys("""
-    abs absolute acos acosh adaptive_avg_pool2d add addcdiv addcmul addr affine_grid all amax amin aminmax and angle
-    any argmax argmin argsort asin asinh atan atan2 atanh avg_pool2d batch_norm batch_norm_no_update
-    batch_norm_with_update bernoulli binary_cross_entropy bincount bitwise_and bitwise_not bitwise_or bitwise_xor
-    bucketize ceil celu clamp clamp_max clamp_min clip cos cosh cosine_similarity cross cross_entropy cross_map_lrn2d
-    cummax cummin cumprod cumsum deg2rad dequantize_weight diff digamma div divide elu embedding_bag eq erf erfc
-    erfinv exp exp2 expm1 fill fill_ floor floor_divide floordiv fmax fmin fmod fold frac ge gelu ger glu grid_sample
-    grid_sampler grid_sampler_2d grid_sampler_3d group_norm gt gumbel_softmax hardshrink hardsigmoid hardswish
-    hardtanh heaviside hypot iadd iand ifloordiv imul instance_norm interpolate invert ior ipow isclose isfinite isinf
-    isnan isub itruediv kl_div kron kthvalue l1_loss layer_norm ldexp le leaky_relu lerp lgamma linalg_norm
-    linalg_vector_norm local_response_norm log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and
-    logical_not logical_or logical_xor logit logsumexp lp_pool2d lt masked_fill masked_scatter max max_unpool2d
-    maximum mean median min minimum mish mod mse_loss mul multiply nan_to_num nanmean nansum native_batch_norm
-    native_batch_norm_legit native_batch_norm_legit_no_training native_group_norm native_layer_norm ne neg negative
-    nll_loss nonzero norm normalize one_hot or outer pairwise_distance polar pow prelu prod quantile
-    quantize_activation quantize_weight rad2deg reciprocal relu relu6 remainder renorm rms_norm round rrelu rsqrt rsub
-    scatter_add scatter_reduce searchsorted selu sigmoid sign signbit silu sin sinc sinh smooth_l1_loss softmax
-    softmax2d softmin softplus softshrink softsign sort sqrt square std std_mean sub subtract sum sync_batch_norm tan
-    tanh tanhshrink threshold topk true_divide truediv trunc upsample upsample_bicubic2d upsample_bilinear
-    upsample_bilinear2d upsample_linear1d upsample_nearest upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_trilinear3d upsamplingbilinear2d upsamplingnearest2d var var_mean where xlogy xor
-""")
-"""Work in proportion to the number of elements: arithmetic, reductions, normalization, pooling, softmax."""
 
-CONSTRUCTORS = _keys("""
-    arange as_tensor empty empty_like eye full full_like linspace new_empty new_full new_ones new_tensor new_zeros
-    ones ones_like rand rand_like randint randn randn_like scalar_tensor tensor zeros zeros_like
-""")
-"""The values do not depend on those of the inputs, so the work is not done for every sample."""
+_MOVES = Trait.MOVEMENT | Trait.KEEPS_FORMAT
+_PASSES_ON = _MOVES | Trait.POINTWISE | Trait.KEEPS_CONSTANTS
+_ALIKE = Trait.KEEPS_SHAPE | Trait.KEEPS_LAYOUT
+_ACTIVATES = Trait.ARITHMETIC | Trait.ACTIVATION | Trait.POINTWISE | _ALIKE
+_MAPS = Trait.ARITHMETIC | Trait.POINTWISE
 
-_PLAIN_MODULES = ("torch", "_operator", "builtins", "math")
+# each operator once, with other names of the same operator after it: ``name=other=other``
+_TABLE: tuple[tuple[Trait, str], ...] = (
+    # movement: each element stays where it is
+    (_PASSES_ON | _ALIKE, "identity dropout alpha_dropout feature_alpha_dropout stochastic_depth"),
+    (_PASSES_ON, "alias clone contiguous data detach feature_dropout lift_fresh lift_fresh_copy positive=pos"),
+    (_PASSES_ON, "requires_grad"),
+    (_MOVES | Trait.POINTWISE, "bfloat16 bool cpu cuda double float half int long to=to_copy type type_as"),
+    (_MOVES | Trait.BROADCAST, "expand_as"),
+    (_MOVES | _ALIKE, "exit_point"),
+    # movement: elements go elsewhere, by arguments that count no channels
+    (
+        _MOVES | Trait.REARRANGEMENT,
+        """flatten flip fliplr flipud mT movedim=moveaxis permute pixel_unshuffle ravel repeat repeat_interleave squeeze
+        t=numpy_T tile transpose=swapaxes=swapdims unsqueeze""",
+    ),
+    # movement: all other
+    (
+        _MOVES,
+        """as_strided assign broadcast_tensors broadcast_to cat=concat=concatenate channel_shuffle chunk circular_pad
+        column_stack constant_pad constant_pad_nd copy diagonal dsplit dstack embedding expand gather
+        getattr getitem hsplit hstack im2col index index_put index_select look_up masked_select meshgrid narrow
+        native_channel_shuffle native_dropout pad pixel_shuffle reflection_pad replication_pad
+        reshape=view=unsafe_view resize rot90 scatter select select_scatter setitem slice
+        slice_scatter split split_with_sizes stack take take_along_dim tensor_split tril triu unbind unflatten unfold
+        unsafe_chunk unsafe_split view_as=reshape_as vsplit vstack zero_pad""",
+    ),
+    (_MOVES | Trait.KEEPS_SHAPE, "roll"),
+    (_MOVES | Trait.SIZES, "len numel=nelement shape size"),
+    # arithmetic: a function of each element
+    (_ACTIVATES | Trait.FOLDABLE | Trait.KEEPS_FORMAT | Trait.IDEMPOTENT, "relu"),
+    (_ACTIVATES | Trait.FOLDABLE | Trait.IDEMPOTENT, "relu6"),
+    (
+        _ACTIVATES | Trait.FOLDABLE,
+        """celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish selu sigmoid silu
+        softplus softshrink softsign tanh tanhshrink threshold""",
+    ),
+    (_ACTIVATES, "rrelu"),
+    (
+        _MAPS | Trait.FOLDABLE,
+        """abs=absolute acos=arccos acosh=arccosh asin=arcsin asinh=arcsinh atan=arctan atanh=arctanh ceil cos cosh
+        deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac lgamma log log10 log1p log2 logit neg=negative rad2deg
+        reciprocal round rsqrt sign sin sinc sinh sqrt square tan trunc=fix""",
+    ),
+    (_MAPS, "bernoulli bitwise_not=invert fill isfinite isinf isnan logical_not nan_to_num signbit zero"),
+    # arithmetic: a function of equal places of several tensors
+    (Trait.ARITHMETIC | Trait.BROADCAST | Trait.FOLDABLE | _ALIKE, "quantize_activation"),
+    (
+        Trait.ARITHMETIC | Trait.BROADCAST,
+        """add=iadd=radd addcdiv addcmul atan2=arctan2 bitwise_and=and=iand bitwise_or=or=ior bitwise_xor=xor=ixor
+        clamp=clip clamp_max clamp_min div=divide=true_divide=truediv=itruediv=idiv eq floor_divide=floordiv=ifloordiv
+        fmax fmin fmod ge=greater_equal gt=greater heaviside hypot isclose ldexp le=less_equal lerp logaddexp
+        logical_and logical_or logical_xor lt=less masked_fill maximum minimum mul=multiply=imul=rmul ne=not_equal
+        pow=ipow remainder=mod=imod rsub sub=subtract=isub where xlogy""",
+    ),
+    # arithmetic: a function of many elements
+    (
+        Trait.ARITHMETIC | Trait.REDUCTION,
+        """all amax amin any argmax argmin count_nonzero logsumexp max mean median min nanmean nansum norm prod std
+        std_mean sum var var_mean""",
+    ),
+    (Trait.ARITHMETIC | Trait.ALONG_AXIS, "cumprod cumsum gumbel_softmax log_softmax softmax softmin"),
+    (Trait.ARITHMETIC | Trait.POOLING, "avg_pool lp_pool"),
+    (Trait.ARITHMETIC | Trait.POOLING | Trait.KEEPS_CONSTANTS, "adaptive_avg_pool"),
+    (
+        Trait.ARITHMETIC | Trait.POOLING | Trait.KEEPS_CONSTANTS | Trait.KEEPS_FORMAT,
+        "adaptive_max_pool fractional_max_pool max_pool",
+    ),
+    (Trait.ARITHMETIC | Trait.KEEPS_FORMAT, "adaptive_max_pool_with_indices max_pool_with_indices"),
+    (
+        Trait.ARITHMETIC | Trait.RESIZING,
+        """interpolate upsample upsample_bicubic upsample_bilinear=upsampling_bilinear upsample_linear
+        upsample_nearest=upsampling_nearest upsample_nearest_exact upsample_trilinear""",
+    ),
+    (Trait.ARITHMETIC | _ALIKE, "batch_norm mask_weight quantize_weight sync_batch_norm"),
+    (Trait.ARITHMETIC | Trait.KEEPS_SHAPE, "group_norm instance_norm layer_norm"),
+    (Trait.ARITHMETIC | Trait.ACTIVATION, "glu prelu"),
+    (
+        Trait.ARITHMETIC,
+        """addr affine_grid aminmax angle argsort batch_norm_no_update batch_norm_with_update binary_cross_entropy
+        bincount bucketize cosine_similarity cross cross_entropy cross_map_lrn cummax cummin dequantize_weight diff
+        embedding_bag fold ger grid_sample grid_sampler kl_div kron kthvalue l1_loss linalg_norm linalg_vector_norm
+        local_response_norm masked_scatter max_unpool mse_loss nanmedian native_batch_norm native_batch_norm_legit
+        native_batch_norm_legit_no_training native_group_norm native_layer_norm nll_loss nonzero normalize one_hot outer
+        pairwise_distance polar quantile renorm rms_norm scatter_add scatter_reduce searchsorted smooth_l1_loss sort
+        topk""",
+    ),
+    # constructors
+    (
+        Trait.CONSTRUCTOR | Trait.POINTWISE,
+        "empty_like full_like ones_like rand_like randint_like randn_like zeros_like",
+    ),
+    (
+        Trait.CONSTRUCTOR,
+        """arange as_tensor empty eye full linspace new_empty new_full new_ones new_tensor new_zeros ones rand randint
+        randn scalar_tensor tensor zeros""",
+    ),
+    # products
+    (Trait.PRODUCT | Trait.LAYER, "conv conv_transpose linear"),
+    (
+        Trait.PRODUCT | Trait.PAIRING,
+        """addbmm addmm addmv baddbmm bmm dot einsum inner linalg_vecdot matmul=imatmul=linalg_matmul mm mv
+        scaled_dot_product_attention tensordot vdot""",
+    ),
+    (
+        Trait.PRODUCT,
+        """bilinear convolution gru gru_cell lstm lstm_cell rnn rnn_cell rnn_relu rnn_relu_cell rnn_tanh
+        rnn_tanh_cell""",
+    ),
+)
+
+
+_RANK = re.compile(r"([123])d(?=$|withindices$)")
+
+
+def _bare(spelling: str) -> str:
+    """A spelling in lower case, without underscores and without the rank ``1d``, ``2d`` or ``3d``."""
+    return _RANK.sub("", spelling.lower().replace("_", ""))
+
+
+def _entered(table: Iterable[tuple[Trait, str]]) -> tuple[dict[str, Trait], dict[str, str]]:
+    """The traits of the operators of a table by name, and their names by bare spelling.
+
+    Raises :class:`ValueError` for an operator that is entered twice, or has traits that exclude one another.
+    """
+    traits: dict[str, Trait] = {}
+    names: dict[str, str] = {}
+    for given, words in table:
+        for word in words.split():
+            name, *others = word.split("=")
+            _check(name, given)
+            for spelling in (name, *others):
+                known = names.setdefault(_bare(spelling), name)
+                if known != name or name in traits:
+                    raise ValueError(
+                        f"the spelling {spelling!r} is entered for {known!r} already; enter each operator once."
+                    )
+            traits[name] = given
+    return traits, names
+
+
+def _check(name: str, given: Trait) -> None:
+    for group, rule in ((_WORK, "exactly"), (_SOURCES, "at most")):
+        held = [str(trait.name) for trait in group if trait in given]
+        if len(held) > 1 or (not held and group is _WORK):
+            known = ", ".join(str(trait.name) for trait in group)
+            raise ValueError(
+                f"the operator {name!r} is entered as {' and '.join(held) or 'none'} of {known}; give it {rule} one."
+            )
+
+
+_TRAITS, _NAMES = _entered(_TABLE)
+
+_PLAIN_MODULES = ("torch", "_operator", "builtins", "math", ops.__name__, leaves.__name__)
 _PACKAGE_FUNCTIONS = frozenset({("torchvision.ops.stochastic_depth", "stochastic_depth")})
+# attributes of a tensor that are operators; those of anything else can have any meaning
+_ATTRIBUTES = frozenset({"T", "data", "mT", "shape"})
 
 
-def key_of(graph_module: GraphModule, node: Node) -> tuple[str | None, str]:
-    """The operator key of a node (``None`` if it is nothing that torch or chainfx defines) and the name to print."""
-    if node.op == "call_module":
-        return _module_key(type(graph_module.get_submodule(str(node.target))))  # type: ignore[arg-type]  # hashable
+@functools.lru_cache(1024)
+def name_of(spelling: str) -> str:
+    """The one name of an operator, for any way to spell it; one that the house does not know has its bare spelling.
+
+    >>> name_of("adaptive_avg_pool2d"), name_of("AdaptiveAvgPool2d"), name_of("add_"), name_of("iadd")
+    ('adaptive_avg_pool', 'adaptive_avg_pool', 'add', 'add')
+    """
+    bare = _bare(spelling)
+    return _NAMES.get(bare, bare)
+
+
+@functools.cache
+def names_with(trait: Trait) -> frozenset[str]:
+    """The names of all operators that have a trait (all of them, if several are given as one flag).
+
+    >>> "relu" in names_with(Trait.POINTWISE), "softmax" in names_with(Trait.POINTWISE)
+    (True, False)
+    """
+    return frozenset(name for name, traits in _TRAITS.items() if trait in traits)
+
+
+def operator_of(node: Node, module_at: Callable[[str], nn.Module] | None = None) -> Operator:
+    """Which operator a node calls.
+
+    ``module_at`` gives the module at a path of the graph; without it the call of a module has no name, nor has a node
+    that calls nothing.
+
+    >>> from torch.fx import symbolic_trace
+    >>> graph_module = symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1)))
+    >>> [operator_of(node, graph_module.get_submodule) for node in graph_module.graph.find_nodes(op="call_module")]
+    [Operator(name='conv', spelling='Conv2d', rank=2)]
+    """
+    if node.op == "call_function":
+        return _attribute_operator(str(node.args[1])) if node.target is getattr else _function_operator(node.target)
     if node.op == "call_method":
-        return operator_key(str(node.target)), str(node.target)
-    return _function_key(node.target)
+        return _spelled(str(node.target))
+    if node.op == "call_module" and module_at is not None:
+        return _module_operator(type(module_at(str(node.target))))  # type: ignore[arg-type]  # hashable
+    return Operator("", str(node.target))
 
 
-@functools.lru_cache(1024)
-def _module_key(module: type[nn.Module]) -> tuple[str | None, str]:
-    """The torch.nn module whose ``forward`` runs; ``None`` for somebody's own ``forward``."""
-    own = next((base for base in module.__mro__ if "forward" in vars(base)), nn.Module)
-    return (operator_key(own.__name__) if _of_torch(own) else None), module.__name__
+def call_operator(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What the function or method that a node calls gives for these arguments, in place of the node's own."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function: Callable[..., Any] = node.target  # type: ignore[assignment]  # of a call_function node
+    return function(*args, **kwargs)
 
 
-def _of_torch(base: type) -> bool:
-    return base.__module__.startswith("torch.nn.modules.") and base is not nn.Module
+@functools.lru_cache(4096)
+def _spelled(spelling: str) -> Operator:
+    rank = _RANK.search(spelling.lower().replace("_", ""))
+    return Operator(name_of(spelling), spelling, int(rank[1]) if rank else 0)
 
 
-@functools.lru_cache(1024)
-def _function_key(target: Any) -> tuple[str | None, str]:
+@functools.lru_cache(4096)
+def _attribute_operator(attribute: str) -> Operator:
+    return _spelled(attribute if attribute in _ATTRIBUTES else "getattr")._replace(spelling=attribute)
+
+
+@functools.lru_cache(4096)
+def _module_operator(module: type[nn.Module]) -> Operator:
+    """That of the torch.nn class whose ``forward`` runs, or of the class above it that the table has; no name else."""
+    for base in module.__mro__:
+        of_torch = base.__module__.startswith("torch.nn.modules.") and base is not nn.Module
+        runs = "forward" in vars(base)
+        if of_torch and (runs or name_of(base.__name__) in _TRAITS):
+            return _spelled(base.__name__)._replace(spelling=module.__name__)
+        if runs:
+            break
+    return Operator("", module.__name__)
+
+
+@functools.lru_cache(4096)
+def _function_operator(target: Any) -> Operator:
+    """That of a function, a built-in one or an ATen overload; one of another package has no name."""
     if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        overload = target if isinstance(target, torch._ops.OpOverload) else target.default
-        _, _, name = overload._schema.name.partition("::")
-        return (operator_key(name) if overload.namespace == "aten" else None), name
+        packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
+        namespace, _, name = packet._qualified_op_name.partition("::")
+        return _spelled(name) if namespace == "aten" else Operator("", name)
     name = getattr(target, "__name__", type(target).__name__)
     if target in DEPTHWISE.values():
-        return "conv", name.removeprefix("depthwise_")
+        return _spelled(name.removeprefix("depthwise_"))
     home = getattr(target, "__module__", None)
-    known = home is None or home in _PLAIN_MODULES or home.startswith("torch.")
-    if known or home == ops.__name__ or (home, name) in _PACKAGE_FUNCTIONS:
-        return operator_key(name), name
-    return None, name
+    known = home is None or home in _PLAIN_MODULES or home.startswith("torch.") or (home, name) in _PACKAGE_FUNCTIONS
+    return _spelled(name) if known else Operator("", name)

@@ -13,26 +13,25 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from chainfx.ir.channels import operator_name
-from chainfx.ir.graph import Layer, edit, layer_at, layers_of, shape_of, value_of
+from chainfx.ir.graph import (
+    Layer,
+    Trait,
+    call_operator,
+    edit,
+    layer_at,
+    layers_of,
+    names_with,
+    operator_of,
+    shape_of,
+    value_of,
+)
 from chainfx.passes.base import Skipped
 from chainfx.passes.pruning.weights import Weights
 
 __all__ = ["Constants", "constants_of", "fold_removed", "obstacle"]
 
-_KEEPS = """identity contiguous clone detach dropout dropout1d dropout2d dropout3d max_pool1d max_pool2d max_pool3d
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d"""
-_MAPS = """relu relu6 silu gelu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus
-    softsign logsigmoid tanhshrink hardshrink softshrink threshold exp abs neg square sqrt quantize_activation"""
-_KEEPING_MODULES = (
-    *(nn.Identity, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd),
-    *(nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd),
-)
-_MAPPING_MODULES = (
-    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
-    *(nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Softsign),
-)
+_KEEPS = names_with(Trait.KEEPS_CONSTANTS)
+_MAPS = names_with(Trait.FOLDABLE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +53,7 @@ def constants_of(weights: Weights) -> dict[Node, Constants]:
     with torch.no_grad():
         for node in weights.graph_module.graph.nodes:
             if node.op == "call_module":
-                known = _of_module(weights.modules[str(node.target)], node, found)
+                known = _of_module(weights, node, found)
             elif node.target in edit.LAYERS:
                 layer = layer_at(weights.graph_module, node)
                 known = None if layer is None else _of_layer(weights, layer)
@@ -69,17 +68,17 @@ def _known(graph_module: GraphModule, node: Node, found: Mapping[Node, Constants
     if not node.op.startswith("call") or not node.args:
         return None
     given = _first(node, found)
-    name = operator_name(node)
-    if name in ("add", "iadd", "mul", "imul") and len(node.args) == 2 and not node.kwargs:
+    name = operator_of(node).name
+    if name in ("add", "mul") and len(node.args) == 2 and not node.kwargs:
         return _of_pair(name, node, found)
-    if name in ("cat", "concat", "concatenate"):
+    if name == "cat":
         return _of_concatenation(node, found)
     if given is None:
         return None
-    if name in _KEEPS.split():
+    if name in _KEEPS:
         return given
-    if name in _MAPS.split():
-        return Constants(given.axis, _mapped(graph_module, node, given.values))
+    if name in _MAPS:
+        return _image(given, _mapped(graph_module, node, given.values))
     if name == "flatten" and (*node.args, node.kwargs.get("start_dim"))[1] == 1:
         return _flattened(node, given)
     return given if name == "mean" and _reduces_space(node, given.axis) else None
@@ -89,17 +88,24 @@ def _first(node: Node, found: Mapping[Node, Constants]) -> Constants | None:
     return found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
 
 
-def _of_module(module: nn.Module, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
+def _image(given: Constants, values: Tensor) -> Constants:
+    """What a function makes of the values; what varied still varies, though ``sign(NaN)`` is 0."""
+    return Constants(given.axis, torch.where(given.values.isnan(), math.nan, values))
+
+
+def _of_module(weights: Weights, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
     given = _first(node, found)
+    module = weights.modules[str(node.target)]
     if isinstance(module, _BatchNorm):
         return _of_norm(module, given)
     if given is None:
         return None
-    if isinstance(module, _MAPPING_MODULES):
-        return Constants(given.axis, module(given.values.clone()))
+    name = operator_of(node, weights.modules.__getitem__).name
+    if name in _MAPS:
+        return _image(given, module(given.values.clone()))
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return _flattened(node, given)
-    return given if isinstance(module, _KEEPING_MODULES) else None
+    return given if name in _KEEPS else None
 
 
 def _of_norm(norm: _BatchNorm, given: Constants | None) -> Constants | None:
@@ -140,7 +146,7 @@ def _value(graph_module: GraphModule, argument: Any) -> Tensor | None:
 
 def _of_pair(name: str, node: Node, found: Mapping[Node, Constants]) -> Constants | None:
     sides = [found.get(each) if isinstance(each, Node) else each for each in node.args]
-    product = "mul" in name
+    product = name == "mul"
     known = [each for each in sides if isinstance(each, Constants)]
     if not known:
         return None
@@ -182,10 +188,8 @@ def _mapped(graph_module: GraphModule, node: Node, values: Tensor) -> Tensor:
     """An element-wise call on the values of the channels alone."""
     args = map_arg(node.args[1:], lambda each: _value(graph_module, each))
     kwargs = map_arg(node.kwargs, lambda each: _value(graph_module, each))
-    is_method = node.op == "call_method"
-    function = getattr(Tensor, str(node.target)) if is_method else edit.function_of(node)
-    mapped: Tensor = function(values.clone(), *args, **kwargs)
-    return mapped
+    result: Tensor = call_operator(node, (values.clone(), *args), kwargs)
+    return result
 
 
 def _flattened(node: Node, given: Constants) -> Constants | None:

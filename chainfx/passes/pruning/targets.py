@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 
 from chainfx.bitops import Call, CostReport, CostRow, count, find_formula, get_convention
 from chainfx.ir.channels import ChannelAnalysis, prune
-from chainfx.ir.graph import edit, key_of, layer_at, ops
+from chainfx.ir.graph import edit, layer_at, operator_of, ops
 from chainfx.passes.pruning.selection import Keep, Removed, removed_units
 
 __all__ = ["COSTS", "Cost", "CostModel"]
@@ -84,8 +84,7 @@ class CostModel:
 
     def _product(self, node: Node, removed: Removed) -> tuple[Fraction, Fraction]:
         axes = self._analysis.products[node.name]
-        key = key_of(self._graph_module, node)[0]
-        formula = find_formula(key) if key else None
+        formula = find_formula(operator_of(node).name)
         calls = [_call(node, [axis.kept(gone) for axis in axes]) for gone in (np.zeros_like(removed), removed)]
         macs = [formula.macs(call) if formula else 1 for call in calls]
         if not macs[0] or macs[1] is None:

@@ -1,4 +1,6 @@
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from chainfx import zoo
@@ -95,3 +97,50 @@ def test_streams_that_must_stay_are_told_apart_by_their_shapes_alone():
 
     _, stages = staged(Returned(), torch.randn(2, 4))
     assert [len(stage.blocks) for stage in stages] == [6]  # the sum that is returned ends a block, too
+
+
+class Plain(nn.Module):
+    """Three plain convolutions with any activation after them."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+        self.layers = nn.ModuleList(nn.Conv2d(*sizes, 3, padding=1) for sizes in ((3, 4), (4, 4), (4, 4)))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.activation(layer(x))
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), torch.tanh, F.leaky_relu, torch.Tensor.relu_])
+def test_a_plain_block_ends_with_whatever_activation_follows_it(activation):
+    graph_module, (stage,) = staged(Plain(activation), images(4, 8, 3))
+    called = [node for node in graph_module.graph.nodes if node.op.startswith("call")]
+    assert [block.out for block in stage.blocks] == called[1:-1:2]
+    assert [block.entry for block in stage.removable] == called[1:-2:2]
+
+
+class Rectified(nn.Module):
+    def __init__(self, before, after):
+        super().__init__()
+        self.before, self.after = before, after
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        x = self.before(self.a(x))
+        return self.c(self.after(x + self.b(x)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "left"),
+    [(torch.relu, nn.ReLU(), 1), (F.relu6, nn.ReLU6(), 1), (F.relu, F.relu6, 2), (torch.tanh, torch.tanh, 2)],
+)
+def test_an_activation_goes_only_if_a_second_time_changes_nothing(before, after, left):
+    model, x = Rectified(before, after), 9 * torch.randn(50, 4)
+    graph_module, stages = staged(model, x)
+    drop_block(graph_module, stages[-1].removable[-1])
+    edit.tidy(graph_module)
+    calls = [node for node in graph_module.graph.nodes if node.op.startswith("call")]
+    assert len(calls) == 2 + left
+    assert torch.equal(graph_module(x), model.c(after(before(model.a(x)))))

@@ -64,6 +64,10 @@ def tokens_with_class(m, y, x):
     return F.relu(m.b(tokens))[:, 0]
 
 
+class Renamed(nn.Softplus):
+    """Somebody's own class, whose forward is torch's."""
+
+
 def itself(m, y, x):
     return y
 
@@ -71,6 +75,9 @@ def itself(m, y, x):
 PRUNABLE = {
     "chain": (Net(lambda m, y, x: y.relu()), [8]),
     "batch norm": (Net(lambda m, y, x: m.n(y), n=nn.BatchNorm2d(8)), [8]),
+    "functions of one element": (Net(lambda m, y, x: torch.sinh(y.atan()) + torch.log10(y.square() + 1)), [8]),
+    "functions of two": (Net(lambda m, y, x: torch.hypot(y, torch.fmax(m.b(x), y)), b=conv(3, 8)), [8]),
+    "subclass of an activation": (Net(lambda m, y, x: m.n(y), n=Renamed()), [8]),
     "instance norm": (Net(lambda m, y, x: m.n(y), n=nn.InstanceNorm2d(8, affine=True)), [8]),
     "plain instance norm": (Net(lambda m, y, x: m.n(y), n=nn.InstanceNorm2d(8)), [8]),
     "prelu": (Net(lambda m, y, x: m.n(y), n=nn.PReLU(8)), [8]),
@@ -171,6 +178,7 @@ def outer(m, y, x):
 
 
 INDEXED = "it is indexed by position"
+AS_INDEX = "it is used as an index"
 
 FROZEN = {
     "output": (Net(itself, z=None), "it is an output of the network"),
@@ -183,6 +191,12 @@ FROZEN = {
     "neighbours": (Net(lambda m, y, x: F.local_response_norm(y, 3)), "it is normalized with its neighbours"),
     "rolled channels": (Net(lambda m, y, x: torch.roll(y, 1, 1)), "its channels are rolled"),
     "size used": (Net(lambda m, y, x: y * y[0].numel()), "a number of channels is used in its arithmetic"),
+    "embedded": (Net(lambda m, y, x: m.e(y.argmax(-1)), e=nn.Embedding(9, 6), z=nn.Linear(6, 2)), AS_INDEX),
+    "index": (Net(lambda m, y, x: m.t[y.argmax(-1)], t=param(9, 6), z=nn.Linear(6, 2)), AS_INDEX),
+    "index of a selection": (
+        Net(lambda m, y, x: m.t.index_select(0, y.flatten(1).argmax(0)), t=param(9, 6), z=nn.Linear(6, 2)),
+        AS_INDEX,
+    ),
     "wrapped function": (Net(lambda m, y, x: opaque(y)), "the channel analysis has no rule for 'opaque'"),
     "computed weight": (Net(lambda m, y, x: F.conv2d(y, m.w * 2), w=param(8, 8, 1, 1)), "its weight is computed"),
     "one unit": (Net(lambda m, y, x: y + y.flip(1), a=conv(3, 2), z=conv(2, 2)), "all its channels are one unit"),

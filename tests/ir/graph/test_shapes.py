@@ -20,7 +20,7 @@ from chainfx.bitops import count as count_graph
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture.ways import capture, capture_to_read
 from chainfx.ir.graph.meta_values import MetaEvaluator
-from chainfx.ir.graph.operators import operator_key
+from chainfx.ir.graph.operators import name_of
 from chainfx.ir.graph.shapes import propagate_shapes, shape_of
 from tests.bitops.graphs import graph_of
 from tests.ir.capture.test_capture_models import on_meta
@@ -303,7 +303,7 @@ def without_spelling(report):
 
 def without_numbers(row):
     node = row.node if row.macs else row.node.rstrip("_0123456789")
-    return replace(row, operator=operator_key(row.operator), node=node)
+    return replace(row, operator=name_of(row.operator), node=node)
 
 
 @pytest.mark.parametrize("name", MODELS)

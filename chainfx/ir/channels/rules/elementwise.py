@@ -1,7 +1,9 @@
-"""What each operator without parameters does to channels: views move labels, arithmetic couples them, sums end them.
+"""Rules for operators without parameters: views move labels, arithmetic couples them, reductions end them.
 
-A rule gets the :class:`~chainfx.ir.channels.walk.Flow` and a node and returns the node's labels. An operator without a
-rule freezes whatever goes into it.
+A *rule* is a function that gets the :class:`~chainfx.ir.channels.walk.Flow` of an analysis and a node, and returns the
+labels of what the node gives: which channel each of its elements belongs to. Most operators need no rule of their own.
+Their traits (:class:`~chainfx.ir.graph.Trait`) say from where the elements of a result come, and the labels come from
+there too. An operator without a rule freezes the channels of everything that goes into it.
 """
 
 from collections.abc import Sequence
@@ -15,48 +17,29 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.channels.labels import Labels, blank, compact, select_first, spread, varying
 from chainfx.ir.channels.rules.indexing import INDEXING
-from chainfx.ir.channels.walk import Flow, Rule, operator_name
-from chainfx.ir.graph import function_of
+from chainfx.ir.channels.walk import Flow, Rule
+from chainfx.ir.graph import Trait, call_operator, names_with
 
-__all__ = ["RULES", "along", "padded", "resized", "same", "unknown"]
-
-SAME = """identity contiguous clone detach to type type_as float double half bfloat16 zeros_like ones_like full_like
-    empty_like rand_like randn_like bernoulli dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
-    relu relu6 silu gelu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus softsign
-    logsigmoid tanhshrink hardshrink softshrink threshold rrelu exp expm1 log log1p log2 sqrt rsqrt neg abs sign square
-    reciprocal sin cos erf floor ceil round trunc isnan isinf nan_to_num logical_not requires_grad_ positive pos data
-    stochastic_depth zero fill"""
-ELEMENTWISE = """add iadd radd sub isub rsub mul imul rmul multiply subtract div idiv itruediv truediv divide floordiv
-    floor_divide true_divide pow ipow remainder fmod mod where maximum minimum clamp clamp_min clamp_max clip lerp
-    addcmul addcdiv masked_fill atan2 eq ne lt le gt ge logical_and logical_or logical_xor and or xor expand_as
-    quantize_activation"""
-MOVES = """permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze flatten ravel t T mT flip repeat tile
-    repeat_interleave pixel_unshuffle"""
-REDUCTIONS = "mean sum amax amin max min std var prod norm logsumexp argmax argmin any all nanmean median count_nonzero"
-SOFTMAX = "softmax log_softmax softmin cumsum cumprod gumbel_softmax"
-FACTORIES = "new_zeros new_ones new_full new_empty new_tensor"
-RESIZES = "interpolate upsample upsample_nearest upsample_bilinear"
-POOLS = [f"{kind}_pool{n}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)]
+__all__ = ["BOTH", "RULES", "along", "as_positions", "padded", "unknown"]
 
 
 def unknown(flow: Flow, node: Node) -> Any:
-    """Anything without a rule."""
-    name = operator_name(node) or getattr(node.target, "__name__", str(node.target))
-    return flow.unknown(node, f"the channel analysis has no rule for {name!r}")
+    """The rule for every operator that has no other: whatever goes in is frozen."""
+    return flow.unknown(node, f"the channel analysis has no rule for {flow.operator(node).spelling!r}")
 
 
 def same(flow: Flow, node: Node) -> Labels:
-    """A function of each element alone."""
+    """The rule for a function of each element alone: the result has the labels of the first argument."""
     return flow.label(node.args[0])
 
 
 def made(flow: Flow, node: Node) -> Labels:
-    """A new tensor of given sizes, of the kind of another one."""
+    """The rule for ``x.new_zeros(sizes)`` and its like: a new tensor, in which nothing is a channel."""
     return blank(flow.shape(node))
 
 
 def elementwise(flow: Flow, node: Node) -> Labels:
-    """A function of equal positions of several tensors."""
+    """The rule for a function of equal places of several tensors, as in ``a + b``: channels that meet are coupled."""
     labels: Labels | None = None
     given: list[Any] = [each for each in (*node.args, *node.kwargs.values()) if flow.is_tensor(each)]
     for each in sorted(given, key=flow.is_fresh):
@@ -66,20 +49,20 @@ def elementwise(flow: Flow, node: Node) -> Labels:
 
 
 def move(flow: Flow, node: Node) -> Labels:
-    """A view or copy: the labels go through the very same function."""
-    labels = map_arg(
+    """The rule for an operator that only moves elements: it is applied to the labels of its argument."""
+    args, kwargs = map_arg(
         (node.args, node.kwargs), lambda each: flow.values[each] if each in flow.values else flow.label(each)
     )
-    (first, *rest), kwargs = labels
-    if node.op == "call_method":
-        return spread(getattr(first, str(node.target))(*rest, **kwargs))
-    return spread(function_of(node)(first, *rest, **kwargs))
+    return spread(call_operator(node, args, kwargs))
 
 
 def reshape(flow: Flow, node: Node) -> Any:
-    """``view``, ``reshape``, ``expand`` and ``unflatten``: move, and note the sizes that count channels."""
+    """The rule for ``view``, ``reshape``, ``expand`` and ``unflatten``.
+
+    The labels take the new shape. Every size among the arguments that counts channels is noted, for surgery to correct.
+    """
     labels, shape = flow.label(node.args[0]), flow.shape(node)
-    name = operator_name(node)
+    name = flow.operator(node).name
     result = spread(labels.expand(shape) if name == "expand" else labels.reshape(shape))
     sizes, where = _sizes(node, 2 if name == "unflatten" else 1)
     if sizes is None:
@@ -97,7 +80,10 @@ def reshape(flow: Flow, node: Node) -> Any:
 
 
 def _sizes(node: Node, position: int) -> tuple[Sequence[Any] | None, tuple[Any, ...]]:
-    """The sizes in the arguments of a node, and the path of the first; ``None`` if they are one computed value."""
+    """The sizes among the arguments of a node from ``position`` on, and where the first one stands.
+
+    The sizes are ``None`` if they are one computed value, such as ``y.shape``.
+    """
     for key in ("shape", "size", "sizes"):
         if key in node.kwargs:
             listed = _listed(node.kwargs[key])
@@ -114,7 +100,7 @@ def _listed(value: Any) -> Sequence[Any] | None:
 
 
 def reshape_as(flow: Flow, node: Node) -> Labels:
-    """``reshape_as`` and ``view_as``: the shape is that of another tensor, which loses the same channels or others."""
+    """The rule for ``x.view_as(y)``: x takes the shape of y, which may lose other channels than x."""
     result = spread(flow.label(node.args[0]).reshape(flow.shape(node)))
     other = flow.label(node.args[1])
     counts = [(each, d) for each in (result, other) for d in range(result.dim())]
@@ -123,7 +109,7 @@ def reshape_as(flow: Flow, node: Node) -> Labels:
 
 
 def split(flow: Flow, node: Node) -> tuple[Labels, ...]:
-    """``split`` and ``chunk``: the parts keep their own channels, so the sizes become a list."""
+    """The rule for ``split`` and ``chunk``: each part has its own channels, so that surgery writes a list of sizes."""
     labels = flow.label(node.args[0])
     dim = flow.argument(node, 2, "dim", 0) % labels.dim()
     parts = torch.split(labels, [int(part.shape[dim]) for part in node.meta["val"]], dim)
@@ -133,15 +119,15 @@ def split(flow: Flow, node: Node) -> tuple[Labels, ...]:
     return tuple(spread(part) for part in parts)
 
 
-def concatenate(flow: Flow, node: Node) -> Labels:
-    """``cat`` and ``stack``."""
+def concatenate(flow: Flow, node: Node) -> Any:
+    """The rule for ``cat`` and ``stack``: the labels are put together as the tensors are."""
     given: Any = node.args[0] if node.args else node.kwargs["tensors"]
     labels = flow.parts(given) if isinstance(given, Node) else tuple(flow.label(each) for each in given)
     if labels is None:
-        return unknown(flow, node)  # type: ignore[no-any-return]  # labels of the one output
+        return unknown(flow, node)
     shape = flow.shape(node)
     dim = flow.argument(node, 1, "dim", 0) % len(shape)
-    if operator_name(node) == "stack":
+    if flow.operator(node).name == "stack":
         labels = tuple(each.unsqueeze(dim) for each in labels)
     moving = {dim, *(d for each in labels for d in varying(each))}
     index = tuple(slice(None) if d in moving else slice(0, 1) for d in range(len(shape)))
@@ -149,17 +135,17 @@ def concatenate(flow: Flow, node: Node) -> Labels:
 
 
 def pool(flow: Flow, node: Node) -> Any:
-    """Pooling: each channel alone; spatial positions stay."""
-    return resized(flow, node, int(operator_name(node)[-2]))
+    """The rule for pooling: each channel is pooled alone, over as many axes as the operator's spelling says."""
+    return resized(flow, node, flow.operator(node).rank)
 
 
 def resize(flow: Flow, node: Node) -> Any:
-    """Interpolation of (N, C, ...): each channel alone."""
+    """The rule for interpolation of (N, C, ...): each channel is resized alone."""
     return resized(flow, node, flow.label(node.args[0]).dim() - 2)
 
 
 def resized(flow: Flow, node: Node, spatial: int) -> Any:
-    """Each channel alone gets another size in the last ``spatial`` dimensions."""
+    """The labels of a tensor whose last ``spatial`` dimensions get another size; channels along these are frozen."""
     if not isinstance(node.meta["val"], Tensor):
         return unknown(flow, node)
     labels = flow.label(node.args[0])
@@ -169,13 +155,17 @@ def resized(flow: Flow, node: Node, spatial: int) -> Any:
 
 
 def pad(flow: Flow, node: Node) -> Labels:
-    """Padding: what is added stays; only constants can be added beside channels."""
+    """The rule for ``F.pad``."""
     mode = flow.argument(node, 2, "mode", "constant")
     return padded(flow, node, flow.argument(node, 1, "pad"), mode)
 
 
 def padded(flow: Flow, node: Node, amounts: Sequence[int], mode: str) -> Labels:
-    """Padding by ``amounts`` (two for each dimension, the last one first)."""
+    """The labels of a padded tensor; what is added is no channel, and stays.
+
+    ``amounts`` are two for each dimension, the last dimension first, as for ``F.pad``. Along a dimension with channels
+    only constants can be added: what is copied from channels would follow other ones once some are gone.
+    """
     labels, shape = flow.label(node.args[0]), flow.shape(node)
     pairs = {labels.dim() - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
     wrong = tuple(d for d, pair in pairs.items() if any(pair) and (mode != "constant" or min(pair) < 0))
@@ -187,7 +177,7 @@ def padded(flow: Flow, node: Node, amounts: Sequence[int], mode: str) -> Labels:
 
 
 def roll(flow: Flow, node: Node) -> Labels:
-    """A cyclic shift, which keeps positions where the labels do not differ."""
+    """The rule for a cyclic shift: channels along the shifted dimensions are frozen."""
     labels = flow.label(node.args[0])
     dims = flow.argument(node, 2, "dims") or tuple(range(labels.dim()))
     dims = tuple(d % labels.dim() for d in ((dims,) if isinstance(dims, int) else dims))
@@ -195,27 +185,34 @@ def roll(flow: Flow, node: Node) -> Labels:
 
 
 def shuffle(flow: Flow, node: Node) -> Labels:
-    """``channel_shuffle``: each of the groups keeps the same number."""
+    """The rule for ``F.channel_shuffle``: each of its groups keeps the same number of channels."""
     labels = flow.label(node.args[0])
     flow.ledger.remember(labels.unflatten(1, (flow.argument(node, 1, "groups"), -1)))
     return move(flow, node)
 
 
 def pixel_shuffle(flow: Flow, node: Node) -> Labels:
-    """Channels become positions: those that make the positions of one new channel go together."""
-    labels = move(flow, node)
+    """The rule for ``F.pixel_shuffle``: the channels that become the positions of one new channel go together."""
+    return as_positions(flow, node, move(flow, node))
+
+
+def as_positions(flow: Flow, node: Node, labels: Labels) -> Labels:
+    """The labels (N, C, H, W) of channels that have become positions, coupled over the last two dimensions."""
     return flow.ledger.pin(labels, (labels.dim() - 2, labels.dim() - 1), f"they become positions (node {node.name!r})")
 
 
 def glu(flow: Flow, node: Node) -> Labels:
-    """A half gates the other."""
+    """The rule for ``F.glu``: one half of the channels is multiplied by the sigmoid of the other half."""
     left, right = flow.label(node.args[0]).chunk(2, flow.argument(node, 1, "dim", -1))
     return flow.combine(left, right, node)
 
 
 def reduce(flow: Flow, node: Node) -> Any:
-    """A reduction: what is reduced over stays."""
-    name = operator_name(node)
+    """The rule for a reduction: channels along the dimensions that are reduced over are frozen or coupled.
+
+    ``max`` and ``min`` of two tensors are element-wise.
+    """
+    name = flow.operator(node).spelling
     if len(node.args) > 1 and flow.is_tensor(node.args[1]):
         return elementwise(flow, node)
     labels, value = flow.label(node.args[0]), node.meta["val"]
@@ -231,13 +228,13 @@ def reduce(flow: Flow, node: Node) -> Any:
 
 
 def softmax(flow: Flow, node: Node) -> Labels:
-    """An operation along one dimension, which stays."""
-    name = operator_name(node)
-    return along(flow, node, flow.argument(node, 4 if name == "gumbel_softmax" else 1, "dim"), name)
+    """The rule for softmax and cumulative sums as functions: channels along their dimension are frozen."""
+    position = 4 if flow.operator(node).name == "gumbel_softmax" else 1
+    return along(flow, node, flow.argument(node, position, "dim"), flow.operator(node).spelling)
 
 
 def normalize(flow: Flow, node: Node) -> Labels:
-    """Division by a norm, to which removed channels add nothing."""
+    """The rule for ``F.normalize``: division by a norm over channels, to which removed channels add nothing."""
     order = flow.argument(node, 1, "p", 2.0)
     if isinstance(order, int | float) and order > 0:
         return flow.label(node.args[0])
@@ -245,30 +242,35 @@ def normalize(flow: Flow, node: Node) -> Labels:
 
 
 def along(flow: Flow, node: Node, dim: int | None, name: str) -> Labels:
-    """An operation called ``name`` along one dimension (all for ``None``), which stays."""
+    """The labels after an operation called ``name`` over dimension ``dim`` (over all for ``None``), which must stay."""
     labels = flow.label(node.args[0])
     dims = tuple(range(labels.dim())) if dim is None else (dim % labels.dim(),)
     return flow.ledger.pin(labels, dims, f"{name} is taken over its channels (node {node.name!r})")
 
 
+# the same for functions, methods and modules
+BOTH: dict[str, Rule] = {
+    **dict.fromkeys(names_with(Trait.POINTWISE), same),
+    **dict.fromkeys(names_with(Trait.POOLING), pool),
+    **dict.fromkeys(names_with(Trait.RESIZING), resize),
+}
+
 RULES: dict[str, Rule] = {
+    **BOTH,
     **INDEXING,
-    **dict.fromkeys(SAME.split(), same),
-    **dict.fromkeys(ELEMENTWISE.split(), elementwise),
-    **dict.fromkeys(MOVES.split(), move),
-    **dict.fromkeys(REDUCTIONS.split(), reduce),
-    **dict.fromkeys(SOFTMAX.split(), softmax),
-    **dict.fromkeys(FACTORIES.split(), made),
-    **dict.fromkeys(RESIZES.split(), resize),
-    **dict.fromkeys(POOLS, pool),
-    **dict.fromkeys(("view", "reshape", "expand", "unflatten"), reshape),
-    **dict.fromkeys(("view_as", "reshape_as"), reshape_as),
-    **dict.fromkeys(("split", "chunk", "tensor_split"), split),
-    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), concatenate),
+    **dict.fromkeys(names_with(Trait.BROADCAST), elementwise),
+    **dict.fromkeys(names_with(Trait.REARRANGEMENT), move),
+    **dict.fromkeys(names_with(Trait.REDUCTION), reduce),
+    **dict.fromkeys(names_with(Trait.ALONG_AXIS), softmax),
+    **dict.fromkeys(("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros"), made),
+    **dict.fromkeys(("expand", "reshape", "unflatten"), reshape),
+    **dict.fromkeys(("chunk", "split", "tensor_split"), split),
+    **dict.fromkeys(("cat", "stack"), concatenate),
     "channel_shuffle": shuffle,
-    "normalize": normalize,
     "glu": glu,
+    "normalize": normalize,
     "pad": pad,
     "pixel_shuffle": pixel_shuffle,
     "roll": roll,
+    "view_as": reshape_as,
 }

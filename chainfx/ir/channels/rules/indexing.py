@@ -1,4 +1,8 @@
-"""What indexing does to channels: slices are counted, positions stay or go together, constant selections follow."""
+"""Rules for indexing.
+
+A slice of channels keeps those channels, and its bounds are corrected. Channels that are picked by position must stay.
+A constant tensor of positions, as in ``x[:, order]``, follows the channels that it picks.
+"""
 
 from typing import Any
 
@@ -7,23 +11,23 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from chainfx.ir.channels.labels import Labels, select_first, spread, varying
-from chainfx.ir.channels.walk import Flow, Rule, operator_name
+from chainfx.ir.channels.walk import Flow, Rule
 
 __all__ = ["INDEXING"]
 
 
 def unbind(flow: Flow, node: Node) -> Any:
-    """``unbind`` and ``select``: indices along the dimension stay."""
+    """The rule for ``unbind`` and ``select``: channels along the dimension are picked by position, and must stay."""
     labels = flow.label(node.args[0])
     dim = flow.argument(node, 1, "dim", 0) % labels.dim()
     labels = flow.ledger.pin(labels, (dim,), f"it is indexed by position (node {node.name!r})")
-    if operator_name(node) == "select":
+    if flow.operator(node).name == "select":
         return spread(labels.select(dim, 0))
     return tuple(spread(part) for part in labels.unbind(dim))
 
 
 def getitem(flow: Flow, node: Node) -> Any:
-    """Indexing: slices of channels are counted, single indices stay."""
+    """The rule for ``x[...]``, where x is a tensor or a tuple of tensors."""
     parts = flow.parts(node.args[0])
     if parts is not None:
         return parts[flow.argument(node, 1, "index")]
@@ -35,7 +39,7 @@ def getitem(flow: Flow, node: Node) -> Any:
 
 
 def _selected(flow: Flow, node: Node, raw: Any) -> Labels | None:
-    """The labels of ``x[:, order]``; ``None`` if ``raw`` is no constant selection of channels."""
+    """The labels of ``x[:, order]`` with a constant ``order``; ``None`` if the index ``raw`` is anything else."""
     items = list(raw) if isinstance(raw, tuple) else [raw]
     if any(item != slice(None) for item in items[:-1]):
         return None
@@ -43,7 +47,7 @@ def _selected(flow: Flow, node: Node, raw: Any) -> Labels | None:
 
 
 def _at(flow: Flow, node: Node, index: Any, dim: int) -> Labels | None:
-    """The labels at the channels along ``dim`` that a tensor of the network names; ``None`` for anything else."""
+    """The labels of the channels along ``dim`` that ``index`` picks; ``None`` if it is no tensor of the network."""
     labels = flow.label(node.args[0])
     if not isinstance(index, Node) or index.op != "get_attr" or dim not in varying(labels):
         return None
@@ -55,7 +59,7 @@ def _at(flow: Flow, node: Node, index: Any, dim: int) -> Labels | None:
 
 
 def assign(flow: Flow, node: Node) -> Any:
-    """``tensor[index] = value``: the part that is assigned to meets the value."""
+    """The rule for ``tensor[index] = value``: the part that is assigned to is coupled with the value."""
     part = _indexed(flow, node, node.args[1], (1,))
     if part is None:
         return flow.unknown(node, "it is indexed by a truth value")
@@ -65,10 +69,13 @@ def assign(flow: Flow, node: Node) -> Any:
 
 
 def _indexed(flow: Flow, node: Node, raw: Any, where: tuple[int, ...]) -> Labels | None:
-    """The labels of the indexed part of the first argument; ``None`` if its size depends on the data."""
+    """The labels of the part of the first argument that the index ``raw``, which stands at ``where``, picks.
+
+    ``None`` if the size of the part depends on the data, as with an index of truth values.
+    """
     labels = flow.label(node.args[0])
     items = list(raw) if isinstance(raw, tuple) else [raw]
-    items = [_item(flow, item) for item in items]
+    items = [_item(flow, node, item) for item in items]
     if any(isinstance(item, bool) for item in items):
         return None
     dim = 0
@@ -81,9 +88,10 @@ def _indexed(flow: Flow, node: Node, raw: Any, where: tuple[int, ...]) -> Labels
     return labels[tuple(items)]
 
 
-def _item(flow: Flow, item: Any) -> Any:
-    """One item of an index: a tensor of positions becomes one that picks the first everywhere."""
-    item = map_arg(item, lambda node: flow.values.get(node, node))
+def _item(flow: Flow, node: Node, item: Any) -> Any:
+    """One item of the index of ``node``, ready for labels: a tensor of positions becomes one that picks the first."""
+    item = map_arg(item, lambda each: flow.values.get(each, each))
+    flow.freeze_positions(node, item)
     shape = item.meta["val"].shape if isinstance(item, Node) else None
     if isinstance(item, Node) and item.meta["val"].dtype is torch.bool:
         return True
@@ -93,7 +101,7 @@ def _item(flow: Flow, item: Any) -> Any:
 
 
 def _along(flow: Flow, node: Node, labels: Labels, dim: int, item: Any, where: tuple[int, ...]) -> Labels:
-    """The labels ready for being indexed with one item along one dimension."""
+    """The labels before they are indexed with ``item`` along ``dim``: what is picked by position is pinned."""
     if dim not in varying(labels) or item == slice(None):
         return labels
     reason = f"it is indexed by position (node {node.name!r})"
@@ -110,7 +118,10 @@ def _along(flow: Flow, node: Node, labels: Labels, dim: int, item: Any, where: t
 
 
 def _strided(flow: Flow, labels: Labels, dim: int, bounds: tuple[int, int, int], reason: str) -> Labels:
-    """Every ``step``-th channel: as many neighbours go together, so that it stays every ``step``-th of what is kept."""
+    """The labels before every ``step``-th channel is taken: neighbours are coupled, ``step`` at a time.
+
+    So what is taken afterwards is still every ``step``-th of the channels that are left.
+    """
     start, stop, step = bounds
     size = labels.size(dim)
     if start >= step or stop < size or size % step:
@@ -120,17 +131,18 @@ def _strided(flow: Flow, labels: Labels, dim: int, bounds: tuple[int, int, int],
 
 
 def look_up(flow: Flow, node: Node) -> Labels:
-    """``index_select``, ``gather``: positions along one dimension are looked up, so they stay."""
+    """The rule for ``gather``, ``index_select`` and ``take_along_dim``: what is looked up by position must stay."""
     labels, shape = flow.label(node.args[0]), flow.shape(node)
-    dim = flow.argument(node, 2 if operator_name(node) == "take_along_dim" else 1, "dim") % labels.dim()
-    if operator_name(node) == "index_select":
+    dim = flow.argument(node, 2 if flow.operator(node).name == "take_along_dim" else 1, "dim") % labels.dim()
+    if flow.operator(node).name == "index_select":
         selected = _at(flow, node, flow.raw(node, 2, "index"), dim)
         if selected is not None:
             return selected
     reason = f"it is indexed by position (node {node.name!r})"
     cut = tuple(d for d in range(labels.dim()) if d == dim or shape[d] != labels.size(d))
     labels = select_first(flow.ledger.pin(labels, cut, reason), cut)
-    if operator_name(node) == "index_select":
+    if flow.operator(node).name == "index_select":
+        flow.freeze_positions(node, flow.raw(node, 2, "index"))
         return labels.expand(shape)
     index = next(each for each in node.all_input_nodes[1:] if flow.is_tensor(each))
     return flow.combine(labels, flow.label(index), node).expand(shape)

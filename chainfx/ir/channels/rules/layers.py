@@ -1,53 +1,59 @@
-"""What layers, normalizations and modules do to channels: they take them in, scale them, and make new ones."""
+"""Rules for layers and modules: they read channels, scale them, and make new ones."""
 
-import re
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.fx import Node
 
 from chainfx.ir.channels.labels import Labels, repeated, select_first, spread, varying
-from chainfx.ir.channels.rules.elementwise import RULES, along, padded, resized, same, unknown
-from chainfx.ir.channels.rules.norms import NORM_MODULES, NORMS, channels_of, is_channel_norm, norm_module
+from chainfx.ir.channels.rules.elementwise import BOTH, RULES, along, as_positions, padded, unknown
+from chainfx.ir.channels.rules.norms import (
+    BESIDE,
+    NORM_MODULES,
+    NORMS,
+    channels_of,
+    has_own_affine_only,
+    is_channel_norm,
+    norm_module,
+)
 from chainfx.ir.channels.rules.products import PRODUCTS, linear_product
-from chainfx.ir.channels.walk import Flow, Rule, operator_name
-from chainfx.ir.graph import LAYERS, TRANSPOSED, groups_of, input_of
+from chainfx.ir.channels.walk import Flow, Rule
+from chainfx.ir.graph import LAYERS, TRANSPOSED, groups_of
 
 __all__ = ["rule_of"]
 
-_ACTIVATIONS = """Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout ReLU ReLU6 SiLU GELU
-    Sigmoid Tanh Hardswish Hardsigmoid Hardtanh LeakyReLU ELU SELU CELU Mish Softplus Softsign LogSigmoid Tanhshrink
-    Hardshrink Softshrink Threshold RReLU"""
-_POOL = re.compile(r"(Adaptive)?(Max|Avg|LP)Pool([123])d")
-_PAD = re.compile(r"(Zero|Constant|Reflection|Replication|Circular)Pad[123]d")
-_WHY = "a layer reads it beside its channels"
-
 
 def rule_of(flow: Flow, node: Node) -> Rule:
-    """The rule for what a node calls."""
+    """The rule for what a node calls; one that freezes everything if there is no other."""
     if node.op == "call_module":
         module = flow.modules[str(node.target)]
-        return norm_module if is_channel_norm(module) else _module_rule(type(module).__module__, type(module).__name__)
+        if is_channel_norm(module):
+            return norm_module
+        return _MODULES.get(flow.operator(node).name, _opaque) if has_own_affine_only(module) else _opaque
     if node.op == "call_function" and node.target in LAYERS:
         return layer
-    return _FUNCTIONS.get(operator_name(node), unknown)
+    return _FUNCTIONS.get(flow.operator(node).name, unknown)
 
 
-def layer(flow: Flow, node: Node) -> Labels:
-    """A convolution or linear call in train form."""
+def layer(flow: Flow, node: Node) -> Any:
+    """The rule for a convolution or linear layer in train form.
+
+    Along its input dimension the weight has the labels of the channels that it reads; its output dimension makes new
+    channels.
+    """
     weight = flow.parameter(node.args[1])
     if weight is None or node.kwargs:
         if node.target is F.linear and flow.is_tensor(node.args[1]):
             return linear_product(flow, node)
-        return flow.unknown(node, "its weight is computed")  # type: ignore[no-any-return]  # labels of the one output
+        return flow.unknown(node, "its weight is computed")
     shape = weight.meta["val"].shape
     labels = flow.label(node.args[0])
     axis = labels.dim() - (len(shape) - 1)
     if node.target is F.linear and varying(labels) and axis not in varying(labels) and not flow.ledger.is_plain(labels):
         return _beside(flow, node, labels)
-    taken = flow.ledger.vector(labels, axis, f"{_WHY} (node {node.name!r})")
+    taken = flow.ledger.vector(labels, axis, f"{BESIDE} (node {node.name!r})")
     groups = groups_of(node, shape)
     depthwise = groups > 1 and len(taken) == groups
     rule = _transposed if node.target in TRANSPOSED else _plain
@@ -57,7 +63,7 @@ def layer(flow: Flow, node: Node) -> Labels:
 
 
 def _beside(flow: Flow, node: Node, labels: Labels) -> Labels:
-    """A linear layer along another dimension than that of the channels, for example along tokens."""
+    """The labels of a linear layer over another dimension than that of the channels, such as the tokens."""
     made = flow.source(node, node.args[1], 0, flow.shape(node)[-1])
     flow.freeze(made, node, "it makes positions beside channels")
     flow.register(node, node.args[2], 0, made)
@@ -65,7 +71,10 @@ def _beside(flow: Flow, node: Node, labels: Labels) -> Labels:
 
 
 def _plain(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
-    """Weight (out, in / groups, ...). All groups lose the same relative positions."""
+    """The labels along the output of a layer with weight (out, in / groups, ...).
+
+    All groups lose the same relative positions, so that they stay equal in size.
+    """
     flow.register(node, node.args[1], 1, _over_groups(flow, node, taken, groups))
     made = flow.source(node, node.args[1], 0, shape[0])
     _over_groups(flow, node, made, groups)
@@ -73,14 +82,17 @@ def _plain(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int
 
 
 def _transposed(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
-    """Weight (in, out / groups, ...). All groups lose the same relative positions."""
+    """The labels along the output of a transposed convolution with weight (in, out / groups, ...)."""
     _over_groups(flow, node, taken, groups)
     flow.register(node, node.args[1], 0, taken)
     return flow.source(node, node.args[1], 1, shape[1]).repeat(groups)
 
 
 def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups: int) -> Labels:
-    """One input channel a group: the outputs of a group go with its input, and ``groups`` is the number of inputs."""
+    """The labels along the output of a convolution with one input channel for each group.
+
+    The outputs of a group go with its input, and the literal ``groups`` is the number of inputs that are left.
+    """
     if len(node.args) > 6:
         flow.literal(node, "size", (6,), ((taken, 0),))
     if node.target in TRANSPOSED:
@@ -93,7 +105,7 @@ def _depthwise(flow: Flow, node: Node, shape: torch.Size, taken: Labels, groups:
 
 
 def _over_groups(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
-    """Couple equal relative positions of the groups; returns the labels of the first group."""
+    """Couple the channels at the same place of all groups; returns the labels of the first group."""
     if groups == 1:
         return labels
     table = labels.view(groups, -1)
@@ -101,26 +113,27 @@ def _over_groups(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
     return table[0]
 
 
-def embedding(flow: Flow, node: Node) -> Labels:
-    """A table look-up makes one channel for each column."""
+def embedding(flow: Flow, node: Node) -> Any:
+    """The rule for ``F.embedding``: the table makes one channel for each of its columns."""
     weight = flow.parameter(flow.raw(node, 1, "weight"))
     if weight is None:
-        return unknown(flow, node)  # type: ignore[no-any-return]  # labels of the one output
+        return unknown(flow, node)
+    flow.freeze_positions(node, flow.raw(node, 0, "input"))
     size = int(weight.meta["val"].shape[1])
     return flow.source(node, flow.raw(node, 1, "weight"), 1, size).expand(flow.shape(node))
 
 
 def prelu(flow: Flow, node: Node) -> Labels:
-    """``F.prelu``: one slope, or one for each channel."""
-    if input_of(node, 1).meta["val"].numel() == 1:
+    """The rule for ``F.prelu``: one slope for all channels, or one for each."""
+    if flow.shape(flow.raw(node, 1, "weight")).numel() == 1:
         return flow.label(node.args[0])
     labels, vector = channels_of(flow, node)
-    flow.register(node, node.args[1], 0, vector)
+    flow.register(node, flow.raw(node, 1, "weight"), 0, vector)
     return labels
 
 
 def exit_point(flow: Flow, node: Node) -> Labels:
-    """The logits of an exit are an output of the network."""
+    """The rule for an exit: its logits are an output of the network."""
     flow.freeze(flow.label(node.args[0]), node, "it is the answer of an exit")
     return flow.label(node.args[0])
 
@@ -133,18 +146,6 @@ _FUNCTIONS: dict[str, Rule] = {
     "exit_point": exit_point,
     "prelu": prelu,
 }
-
-
-@lru_cache(maxsize=4096)
-def _module_rule(home: str, kind: str) -> Rule:
-    """The rule of a module of torch.nn itself, by the names of its file and its class."""
-    if not home.startswith("torch.nn."):
-        return _opaque
-    if kind in _ACTIVATIONS.split():
-        return same
-    if _POOL.fullmatch(kind):
-        return _pool_module
-    return _padding_module if _PAD.fullmatch(kind) else _MODULES.get(kind, _opaque)
 
 
 def _module(flow: Flow, node: Node) -> Any:
@@ -165,23 +166,16 @@ def _prelu_module(flow: Flow, node: Node) -> Labels:
 
 
 def _embedding_module(flow: Flow, node: Node) -> Labels:
+    flow.freeze_positions(node, flow.raw(node, 0, "input"))
     size = _module(flow, node).embedding_dim
     atoms = flow.ledger.source(node.name, flow.module_path(node, "weight"), 1, size)
     flow.literal(node, "attribute", ("embedding_dim",), ((atoms, 0),))
     return atoms.expand(flow.shape(node))
 
 
-def _pool_module(flow: Flow, node: Node) -> Any:
-    return resized(flow, node, int(type(_module(flow, node)).__name__[-2]))
-
-
-def _upsample_module(flow: Flow, node: Node) -> Any:
-    return resized(flow, node, flow.label(node.args[0]).dim() - 2)
-
-
 def _padding_module(flow: Flow, node: Node) -> Labels:
     module = _module(flow, node)
-    mode = "constant" if type(module).__name__.startswith(("Zero", "Constant")) else "other"
+    mode = "constant" if flow.operator(node).name in ("constant_pad", "zero_pad") else "other"
     return padded(flow, node, module.padding, mode)
 
 
@@ -205,33 +199,24 @@ def _channel_shuffle_module(flow: Flow, node: Node) -> Labels:
 
 
 def _pixel_shuffle_module(flow: Flow, node: Node) -> Labels:
-    labels = _moving_module(flow, node)
-    return flow.ledger.pin(labels, (labels.dim() - 2, labels.dim() - 1), f"they become positions (node {node.name!r})")
+    return as_positions(flow, node, _moving_module(flow, node))
 
 
 def _softmax_module(flow: Flow, node: Node) -> Labels:
     module = _module(flow, node)
-    return along(flow, node, module.dim, type(module).__name__)
-
-
-def _softmax2d_module(flow: Flow, node: Node) -> Labels:
-    return along(flow, node, -3, "Softmax2d")
+    dim = -3 if isinstance(module, nn.Softmax2d) else module.dim
+    return along(flow, node, dim, flow.operator(node).spelling)
 
 
 _MODULES: dict[str, Rule] = {
+    **BOTH,
     **NORM_MODULES,
-    "ChannelShuffle": _channel_shuffle_module,
-    "Embedding": _embedding_module,
-    "Flatten": _moving_module,
-    "LogSoftmax": _softmax_module,
-    "PReLU": _prelu_module,
-    "PixelShuffle": _pixel_shuffle_module,
-    "PixelUnshuffle": _moving_module,
-    "Softmax": _softmax_module,
-    "Softmax2d": _softmax2d_module,
-    "Softmin": _softmax_module,
-    "Unflatten": _unflatten_module,
-    "Upsample": _upsample_module,
-    "UpsamplingBilinear2d": _upsample_module,
-    "UpsamplingNearest2d": _upsample_module,
+    **dict.fromkeys(("log_softmax", "softmax", "softmin"), _softmax_module),
+    **dict.fromkeys(("circular_pad", "constant_pad", "reflection_pad", "replication_pad", "zero_pad"), _padding_module),
+    **dict.fromkeys(("flatten", "pixel_unshuffle"), _moving_module),
+    "channel_shuffle": _channel_shuffle_module,
+    "embedding": _embedding_module,
+    "pixel_shuffle": _pixel_shuffle_module,
+    "prelu": _prelu_module,
+    "unflatten": _unflatten_module,
 }

@@ -1,8 +1,8 @@
-"""What normalizations do to channels, as functions and as modules.
+"""Rules for normalizations, as functions and as modules.
 
-Batch and instance normalization treat each channel alone. The statistics of a layer normalization, and of a group
-normalization with one group, are by definition those over the kept channels. A group normalization with more groups
-loses whole groups, which is exact.
+Batch and instance normalization treat each channel alone. A layer normalization, and a group normalization with one
+group, take their statistics over the channels that are left: that is what pruning them means. A group normalization
+with more groups loses whole groups, which changes nothing for the others.
 """
 
 from typing import Any
@@ -14,28 +14,28 @@ from torch.nn.modules.batchnorm import _NormBase
 from chainfx.ir.channels.labels import Labels, repeated, varying
 from chainfx.ir.channels.walk import Flow, Rule
 
-__all__ = ["NORMS", "NORM_MODULES", "channels_of", "is_channel_norm", "norm_module"]
+__all__ = ["BESIDE", "NORMS", "NORM_MODULES", "channels_of", "has_own_affine_only", "is_channel_norm", "norm_module"]
 
 _SCALES = ("running_mean", "running_var", "weight", "bias")
-_BESIDE = "a layer reads it beside its channels"
+BESIDE = "a layer reads it beside its channels"
 
 
 def channels_of(flow: Flow, node: Node) -> tuple[Labels, Labels]:
-    """The labels of (N, C, ...) pinned beside the channels, and those of the channels alone, shape (C,)."""
+    """The labels of a tensor (N, C, ...), pinned along all dimensions but C, and those along C, shape (C,)."""
     labels = flow.label(node.args[0])
-    vector = flow.ledger.vector(labels, 1, f"{_BESIDE} (node {node.name!r})")
+    vector = flow.ledger.vector(labels, 1, f"{BESIDE} (node {node.name!r})")
     return beside(vector, labels, 1), vector
 
 
 def beside(vector: Labels, labels: Labels, dim: int) -> Labels:
-    """Labels of the shape of ``labels`` that are ``vector`` along ``dim``: those themselves if they were that."""
+    """A label tensor of the shape of ``labels`` with ``vector`` along ``dim``; ``labels`` itself if it is that."""
     if varying(labels) == (dim,):
         return labels
     return repeated(vector, dim, labels.shape)
 
 
 def batch_norm(flow: Flow, node: Node) -> Labels:
-    """``F.batch_norm`` and ``F.instance_norm``: each channel alone, with its own parameters."""
+    """The rule for ``F.batch_norm`` and ``F.instance_norm``: each channel alone, with its own parameters."""
     labels, vector = channels_of(flow, node)
     for position, name in enumerate(_SCALES, start=1):
         flow.register(node, flow.raw(node, position, name), 0, vector)
@@ -44,11 +44,16 @@ def batch_norm(flow: Flow, node: Node) -> Labels:
 
 def is_channel_norm(module: nn.Module) -> bool:
     """Whether a module is a batch or instance normalization, or a subclass without further parameters."""
-    return isinstance(module, _NormBase) and not module._modules and module._parameters.keys() <= {"weight", "bias"}
+    return isinstance(module, _NormBase) and has_own_affine_only(module)
+
+
+def has_own_affine_only(module: nn.Module) -> bool:
+    """Whether a module has no parameters but ``weight`` and ``bias``, and nothing inside, such as a parametrization."""
+    return not module._modules and module._parameters.keys() <= {"weight", "bias"}
 
 
 def norm_module(flow: Flow, node: Node) -> Labels:
-    """Batch and instance normalization as modules."""
+    """The rule for batch and instance normalization as modules."""
     labels, vector = channels_of(flow, node)
     for path in _own(flow, node, _SCALES):
         flow.ledger.register(path, 0, vector)
@@ -62,7 +67,7 @@ def _own(flow: Flow, node: Node, names: tuple[str, ...] = ("weight", "bias")) ->
 
 
 def layer_norm(flow: Flow, node: Node) -> Labels:
-    """``F.layer_norm`` and ``F.rms_norm`` over the last dimensions."""
+    """The rule for ``F.layer_norm`` and ``F.rms_norm`` over the last dimensions."""
     last = len(flow.argument(node, 1, "normalized_shape"))
     labels, vector, dim = _normalized(flow, node, last)
     if vector is None:
@@ -88,19 +93,23 @@ def _layer_norm_module(flow: Flow, node: Node) -> Labels:
 
 
 def _normalized(flow: Flow, node: Node, last: int) -> tuple[Labels, Labels | None, int]:
-    """The labels, those along the one normalized dimension with channels, and which of the ``last`` ones that is."""
+    """The labels before a normalization over the ``last`` dimensions, with what it has parameters for.
+
+    Next come the labels along the one normalized dimension that has channels, or ``None``, and the place of this
+    dimension among the normalized ones.
+    """
     labels = flow.label(node.args[0])
     first = labels.dim() - last
     moving = [d for d in varying(labels) if d >= first]
     if not moving:
         return labels, None, 0
     dim = max(moving, key=lambda d: (labels.size(d), d))
-    vector = flow.ledger.vector(labels, dim, f"{_BESIDE} (node {node.name!r})")
+    vector = flow.ledger.vector(labels, dim, f"{BESIDE} (node {node.name!r})")
     return beside(vector, labels, dim), vector, dim - first
 
 
 def group_norm(flow: Flow, node: Node) -> Labels:
-    """``F.group_norm``: whole groups, or channels of the only one."""
+    """The rule for ``F.group_norm``: whole groups go, or channels of the only group."""
     labels, vector, leaders = _grouped(flow, node, flow.argument(node, 1, "num_groups"))
     for position, name in enumerate(("weight", "bias"), start=2):
         flow.register(node, flow.raw(node, position, name), 0, vector)
@@ -119,7 +128,11 @@ def _group_norm_module(flow: Flow, node: Node) -> Labels:
 
 
 def _grouped(flow: Flow, node: Node, groups: int) -> tuple[Labels, Labels, Labels]:
-    """The labels, those of the channels (C,), and those of the first channel of each group that can go as a whole."""
+    """The labels before a normalization over ``groups`` of channels, and the labels of the channels, shape (C,).
+
+    Last come the labels of the first channel of each group, (groups,), whose number is the number of groups; they are
+    zeros for a single group, which always stays.
+    """
     labels, vector = channels_of(flow, node)
     if groups == 1:
         return labels, vector, vector[:1] * 0
@@ -144,8 +157,8 @@ NORMS: dict[str, Rule] = {
 }
 
 NORM_MODULES: dict[str, Rule] = {
-    "GroupNorm": _group_norm_module,
-    "LayerNorm": _layer_norm_module,
-    "LocalResponseNorm": _local_response,
-    "RMSNorm": _layer_norm_module,
+    "group_norm": _group_norm_module,
+    "layer_norm": _layer_norm_module,
+    "local_response_norm": _local_response,
+    "rms_norm": _layer_norm_module,
 }

@@ -1,11 +1,13 @@
-"""What products of two activations do to channels: the summed index pairs them, rows and columns pass.
+"""Rules for products of two activations, such as attention.
 
-A removed channel adds nothing to a sum, so that a product whose operands lose the same positions of the summed index is
-exact. Operands of attention carry their channels as (heads, width); what is kept of them must be a rectangle: the same
-positions in every head, or whole heads.
+In ``left @ right`` the rows of the left and the columns of the right operand become those of the result. Along the
+index that is summed over, the channels of both operands are coupled, pair by pair: a pair that is gone adds nothing to
+the sum. Operands of attention carry their channels as (heads, width). What is kept of them must be a rectangle, which
+is the same positions of every head, or whole heads.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch.fx import Node
 
@@ -19,19 +21,19 @@ Operand = tuple[Labels, Letters]
 
 
 def matmul(flow: Flow, node: Node) -> Labels:
-    """``matmul``, ``bmm`` and ``@``: (..., i, k) times (..., k, j)."""
+    """The rule for ``matmul``, ``bmm`` and ``@``: (..., i, k) times (..., k, j)."""
     left, right = (flow.label(flow.argument(node, i, name)) for i, name in enumerate(("input", "other")))
     return _matrices(flow, node, left, right).expand(flow.shape(node))
 
 
 def baddbmm(flow: Flow, node: Node) -> Labels:
-    """``baddbmm``: a tensor is added to the product."""
+    """The rule for ``baddbmm``: a tensor is added to the product."""
     added, left, right = (flow.label(flow.argument(node, i, n)) for i, n in enumerate(("input", "batch1", "batch2")))
     return flow.combine(added, _matrices(flow, node, left, right).expand(flow.shape(node)), node)
 
 
 def linear_product(flow: Flow, node: Node) -> Labels:
-    """``F.linear`` with a computed weight: (..., k) times (j, k)."""
+    """The rule for ``F.linear`` with a computed weight: (..., k) times (j, k)."""
     left, right = flow.label(node.args[0]), flow.label(node.args[1])
     rows = tuple(f"row{i}" for i in range(left.dim() - 1))
     result = _contract(flow, node, [(left, (*rows, "k")), (right, ("j", "k"))], (*rows, "j"))
@@ -40,20 +42,20 @@ def linear_product(flow: Flow, node: Node) -> Labels:
     return flow.combine(result.expand(flow.shape(node)), flow.label(node.args[2]), node)
 
 
-def einsum(flow: Flow, node: Node) -> Labels:
-    """``einsum``: an index that is not in the output is summed over."""
+def einsum(flow: Flow, node: Node) -> Any:
+    """The rule for ``einsum``: an index that is not in the output is summed over."""
     equation, *given = node.args
     tensors = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
     labels = [flow.label(each) for each in tensors]
     inputs, output = _parsed(str(equation), [each.dim() for each in labels])
     if any(len(set(letters)) < len(letters) for letters in inputs):
-        return flow.unknown(node, "einsum takes a diagonal")  # type: ignore[no-any-return]  # labels of the one output
+        return flow.unknown(node, "einsum takes a diagonal")
     operands = list(zip(labels, inputs, strict=True))
     return _contract(flow, node, operands, output).expand(flow.shape(node))
 
 
 def _parsed(equation: str, ranks: Sequence[int]) -> tuple[list[Letters], Letters]:
-    """The index of every dimension of the operands, and of the output."""
+    """The index letters of every dimension of the operands, and of the output."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     inputs = [_letters(term, rank) for term, rank in zip(left.split(","), ranks, strict=True)]
     if arrow:
@@ -71,7 +73,7 @@ def _letters(term: str, rank: int) -> Letters:
 
 
 def attention(flow: Flow, node: Node) -> Labels:
-    """Scaled dot-product attention: two products, and a scale that stays what it was."""
+    """The rule for scaled dot-product attention: two products, and a scale that must stay what it was."""
     names = ("query", "key", "value", "attn_mask")
     query, key, value, mask = (flow.argument(node, i, name) for i, name in enumerate(names))
     q, k, v = (flow.label(each) for each in (query, key, value))
@@ -90,7 +92,7 @@ def attention(flow: Flow, node: Node) -> Labels:
 
 
 def _matrices(flow: Flow, node: Node, left: Labels, right: Labels) -> Labels:
-    """The labels of a matrix product with broadcast batch dimensions; a vector is a matrix without rows or columns."""
+    """The labels of ``left @ right`` with broadcast batch dimensions; a vector has no rows, or no columns."""
     rows, columns = ("i",)[: left.dim() - 1], ("j",)[: right.dim() - 1]
     batch = [tuple(f"b{i}" for i in range(max(each.dim() - 2, 0), 0, -1)) for each in (left, right)]
     operands = [(left, (*batch[0], *rows, "k")), (right, (*batch[1], "k", *columns))]
@@ -98,7 +100,7 @@ def _matrices(flow: Flow, node: Node, left: Labels, right: Labels) -> Labels:
 
 
 def _contract(flow: Flow, node: Node, operands: Sequence[Operand], output: Letters) -> Labels:
-    """The labels, of broadcastable shape, of a sum of products over all indices that are not in the output."""
+    """The labels of a sum of products over all indices that are not in the output, in a shape that broadcasts."""
     flow.products.setdefault(node)
     shared = {x for x in output if all(x in letters for _, letters in operands)}
     folded = [(_folded(flow, node, each, shared, set(output)), each[1]) for each in operands]
@@ -116,7 +118,7 @@ def _why(node: Node) -> str:
 
 
 def _folded(flow: Flow, node: Node, operand: Operand, shared: set[str], output: set[str]) -> Labels:
-    """The labels of an operand after pinning all dimensions but one: its width, or its heads."""
+    """The labels of an operand, pinned along all dimensions but its width, or but its heads."""
     labels, letters = operand
     moving = varying(labels)
     if flow.fold == "heads":
@@ -127,14 +129,14 @@ def _folded(flow: Flow, node: Node, operand: Operand, shared: set[str], output: 
 
 
 def _line(labels: Labels, dim: int) -> Labels:
-    """The labels along one dimension, shape (size,); blank if they do not differ along it."""
+    """The labels along one dimension, shape (size,), at index 0 of the others; zeros if they do not differ along it."""
     if dim not in varying(labels):
         return blank((labels.size(dim),))
     return select_first(labels, tuple(d for d in range(labels.dim()) if d != dim)).reshape(-1)
 
 
 def _pair(flow: Flow, node: Node, lines: Sequence[Labels]) -> None:
-    """Couple the operands along an index that is summed over."""
+    """Couple the labels of the operands along an index that is summed over; those of a single operand are frozen."""
     if len(lines) == 1:
         flow.freeze(lines[0], node, "it is summed over")
     for other in lines[1:]:
