@@ -6,6 +6,6 @@ from chainfx.compiler import compile, count
 from chainfx.deploy import CompressedModel, load
 from chainfx.ir.capture import capture
 from chainfx.scheduler import Plan, plan
+from chainfx.version import __version__ as __version__
 
 __all__ = ["CompressedModel", "CostReport", "Plan", "capture", "compile", "count", "errors", "load", "passes", "plan"]
-__version__ = "0.1.0"

@@ -11,7 +11,7 @@ PUBLIC = {
     "PassResult PruneChannels PruneHeads PruneWeights Quantize Skipped Trainer TuneRequest get_pass "
     "pass_from_spec pass_names",
     "chainfx.errors": "ArtifactError CaptureError ChainfxError CostError DataError GraphError InputError PassError "
-    "RecipeError ScheduleError TuningError",
+    "RecipeError ScheduleError StageWarning TuningError",
     "chainfx.training": "Augment Data Trainer digits from_arrays from_dataset from_folder from_loaders from_npz "
     "from_torchvision",
 }

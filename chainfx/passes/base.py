@@ -57,7 +57,8 @@ class PassInfo:
     ``name`` is kebab-case and also the entry-point name. ``needs`` is a subset of :data:`NEEDS`. ``requires``,
     ``establishes`` and ``invalidates`` are facts about the graph (free words, never names of other passes): a pass
     that establishes a fact goes before one that requires it, and one that requires it before one that invalidates it.
-    ``repeatable`` says whether the same pass may stand twice in a chain.
+    ``repeatable`` says whether the same pass may stand twice in a chain. Raise ``revision`` when the same options give
+    another result than before: finished stages of the former revision are then computed again.
     """
 
     name: str
@@ -68,6 +69,7 @@ class PassInfo:
     establishes: frozenset[str] = frozenset()
     invalidates: frozenset[str] = frozenset()
     repeatable: bool = True
+    revision: int = 1
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,9 @@ class Epoch:
 class Trainer(Protocol):
     """What the runner asks of a trainer; :class:`chainfx.training.Trainer` is the default one.
 
-    ``fingerprint`` identifies the data and the tuning options: trainers that give the same result have the same one.
+    ``fingerprint`` identifies all that decides what the trainer does to a network: the content of the training and the
+    validation data, loss, epochs, rates, batch size, augmentation, precision and kind of device. Finished stages are
+    found again by it, in other processes too, so trainers that give different results must have different ones.
     """
 
     @property

@@ -2,10 +2,12 @@
 
 from chainfx.scheduler.chain import ChainReport
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
+from chainfx.scheduler.keys import StageKey, Surroundings
 from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.planning import Edge, Finding, Plan, plan
-from chainfx.scheduler.records import Costs, StageRecord, StageStore
-from chainfx.scheduler.runner import Listener, Stage, run
+from chainfx.scheduler.records import Costs, Stage, StageRecord
+from chainfx.scheduler.runner import Listener, run
+from chainfx.scheduler.store import StageStore, open_stage
 
 __all__ = [
     "EVIDENCE",
@@ -19,9 +21,12 @@ __all__ = [
     "Listener",
     "Plan",
     "Stage",
+    "StageKey",
     "StageRecord",
     "StageStore",
+    "Surroundings",
     "load_evidence",
+    "open_stage",
     "plan",
     "run",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chainfx.errors import DataError
-from chainfx.ir.artifact import bytes_of
+from chainfx.ir.artifact import content_hash
 
 __all__ = [
     "Arrays",
@@ -250,8 +250,5 @@ def _normalisation(name: str, images: Tensor, options: SplitOptions) -> tuple[tu
 
 
 def _fingerprint(train: Arrays, test: Arrays | None, options: SplitOptions) -> str:
-    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
-    for tensor in (*train, *(test or ())):
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(bytes_of(tensor))
-    return digest.hexdigest()
+    content = content_hash((*train, *(test or ())))
+    return hashlib.blake2b(f"{options!r} {content}".encode(), digest_size=16).hexdigest()

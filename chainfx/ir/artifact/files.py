@@ -7,7 +7,6 @@ and resolved only within :mod:`chainfx.ir.artifact.allowed`.
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,12 +21,12 @@ from torch.fx import Graph, GraphModule, Node
 
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import allowed
-from chainfx.ir.artifact.packing import bytes_of, pack, unpack
+from chainfx.ir.artifact.documents import digest_of, read_document, write_document
+from chainfx.ir.artifact.packing import content_hash, pack, unpack
 from chainfx.ir.graph import edit, ops
 
-__all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
+__all__ = ["fingerprint", "load_graph", "save_graph"]
 
-FORMAT = 1
 _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 
 
@@ -39,17 +38,14 @@ def save_graph(graph_module: GraphModule, folder: Path, extra: Mapping[str, Any]
     body, tensors = _describe(graph_module)
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(tensors)
-    body |= {"format": FORMAT, "extra": dict(extra or {}), "tensors_sha256": hashlib.sha256(data).hexdigest()}
     (folder / _TENSORS).write_bytes(data)
-    text = json.dumps({"sha256": _digest(body), **body}, indent=1)
-    temporary = folder / f"{_MANIFEST}.part"
-    temporary.write_text(text)
-    temporary.replace(folder / _MANIFEST)
+    digest = hashlib.sha256(data).hexdigest()
+    write_document(folder / _MANIFEST, {**body, "extra": dict(extra or {}), "tensors_sha256": digest})
 
 
 def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
     """The graph in a folder and the ``extra`` saved with it; :class:`ArtifactError` if anything is not as saved."""
-    body = _read_manifest(folder)
+    body = read_document(folder / _MANIFEST)
     tensors = _read_tensors(folder, body["tensors_sha256"])
     root = nn.Module()
     for path, config in body["modules"].items():
@@ -67,15 +63,8 @@ def fingerprint(graph_module: GraphModule) -> str:
     What could not be saved, such as a module of the user's own, goes by its name and text.
     """
     body, tensors = _describe(graph_module, by_name=True)
-    digest = hashlib.sha256(_digest(body).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(bytes_of(tensors[name]))
-    return digest.hexdigest()
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    names = sorted(tensors)
+    return digest_of({**body, "names": names, "content": content_hash(tensors[name] for name in names)})
 
 
 def _describe(graph_module: GraphModule, *, by_name: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -153,22 +142,6 @@ def _build_graph(described: list[dict[str, Any]]) -> Graph:
         allowed.check_call(made[item["name"]])
     graph.lint()
     return graph
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    try:
-        body = json.loads(path.read_text())
-        claimed = body.pop("sha256")
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; give the folder that save() wrote.") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ArtifactError(f"{path} is not a chainfx manifest or is cut short; save the model again.") from error
-    if body.get("format") != FORMAT:
-        raise ArtifactError(f"{path} has format {body.get('format')!r}, this chainfx reads {FORMAT}; save it again.")
-    if claimed != _digest(body):
-        raise ArtifactError(f"{path} was changed after it was saved (its SHA-256 differs); save the model again.")
-    return dict(body)
 
 
 def _read_tensors(folder: Path, expected: str) -> dict[str, Tensor]:

@@ -1,19 +1,30 @@
 """Tensors as bytes, and integer codes of 1..8 bits packed into bytes without gaps."""
 
+import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["bytes_of", "pack", "unpack"]
+__all__ = ["bytes_of", "content_hash", "pack", "unpack"]
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The elements of a tensor row by row, without a copy if it is contiguous and on the CPU."""
     array: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return memoryview(array)
+
+
+def content_hash(tensors: Iterable[Tensor]) -> str:
+    """A hash of the types, shapes and elements of tensors in their order; read one after the other."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -132,7 +132,7 @@ def test_a_truncated_tensor_file_is_one_clear_error(saved):
 
 def test_an_edited_manifest_is_one_clear_error(saved):
     path = saved / "manifest.json"
-    path.write_text(path.read_text().replace('"training": false', '"training": true'))
+    path.write_text(path.read_text().replace('"training":false', '"training":true'))
     with pytest.raises(ArtifactError) as caught:
         load_graph(saved)
     assert str(caught.value) == f"{path} was changed after it was saved (its SHA-256 differs); save the model again."
@@ -156,13 +156,13 @@ def test_a_missing_folder_is_one_clear_error(tmp_path):
 
 def _forged(folder, change):
     """A manifest somebody wrote on purpose, with a right checksum."""
-    from chainfx.ir.artifact import files as artifact
+    from chainfx.ir.artifact.documents import digest_of
 
     path = folder / "manifest.json"
     body = json.loads(path.read_text())
     body.pop("sha256")
     change(body)
-    path.write_text(json.dumps({"sha256": artifact._digest(body), **body}))
+    path.write_text(json.dumps({"sha256": digest_of(body), **body}))
 
 
 @pytest.mark.parametrize(
