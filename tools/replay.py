@@ -7,7 +7,8 @@ The corpus: the networks of the zoo, sixteen of torchvision, and chains of passe
 paper's lines, each pass alone). Hashed are the text of the captured graph, the cost reports under every convention, the
 channel analyses, the pruned graphs with all their tensors, and for chains the plan, the records and the deploy form.
 Module paths of chainfx's own functions are left out of graph text, and seconds, keys and the cost report (which is
-hashed by itself) out of records, since none of them says more of what was computed. ``--only`` runs the cases whose name matches a pattern.
+hashed by itself) out of records, since none of them says more of what was computed. ``--only`` runs the cases whose
+name matches a pattern.
 """
 
 import argparse
