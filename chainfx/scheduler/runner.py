@@ -69,8 +69,8 @@ def run(
     listener.end(stage)
     yield stage
     if start is not None:
-        verify(start.graph_module, example_inputs)
         stage = _at_home(start, context)
+        verify(stage.graph_module, example_inputs)
         listener.end(stage)
         yield stage
     for index, one in enumerate(plan.passes, start=1):

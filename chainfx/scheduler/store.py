@@ -56,7 +56,7 @@ class StageStore:
                 save_graph(graph_module, draft)
         except OSError as error:
             raise ArtifactError(
-                f"{self.folder} cannot keep stages: {error.strerror}; give another workdir, or none."
+                f"{self.folder} cannot keep stages: {_reason(error)}; give another workdir, or none."
             ) from error
         except ArtifactError as error:
             advice = str(error).removesuffix(".")

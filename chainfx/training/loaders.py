@@ -52,7 +52,9 @@ def from_loaders(
         train, validation = _hold_out(train, validation_share, seed)
     _refuse_shuffle(validation, "validation")
     parts = (_Loader(train), _Loader(validation), _Loader(test))
-    inputs, _ = next(parts[1].batches(1))
+    with _seeded():  # a DataLoader draws its seed from the global generator
+        inputs, _ = next(parts[1].batches(1))
+        size = train.batch_size or len(next(parts[0].batches(1))[1])
     return Data(
         train=parts[0],
         validation=parts[1],
@@ -60,7 +62,7 @@ def from_loaders(
         num_classes=num_classes,
         input_shape=tuple(inputs[0].shape[1:]),
         fingerprint=fingerprint or _fingerprint(train, validation),
-        batch_size=train.batch_size or len(next(parts[0].batches(1))[1]),
+        batch_size=size,
     )
 
 

@@ -33,14 +33,26 @@ _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 def save_graph(graph_module: GraphModule, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
     """Write a graph, and ``extra`` (plain JSON) beside it, into a folder, replacing what an earlier save left there.
 
-    Raises :class:`ArtifactError` for what has no safe form: a module that is not of torch.nn, a foreign function.
+    Raises :class:`ArtifactError` for what has no safe form: a module that is not of torch.nn, a foreign function, two
+    tensors of different shapes on one memory.
     """
     body, tensors = _describe(graph_module)
     folder.mkdir(parents=True, exist_ok=True)
-    data = safetensors.torch.save(tensors)
+    data = _serialized(tensors)
     (folder / _TENSORS).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     write_document(folder / _MANIFEST, {**body, "extra": dict(extra or {}), "tensors_sha256": digest})
+
+
+def _serialized(tensors: dict[str, Tensor]) -> bytes:
+    try:
+        return safetensors.torch.save(tensors)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ArtifactError(
+            f"safetensors cannot hold the tensors of this network ({type(error).__name__}: {reason}); give each "
+            f"parameter and buffer a memory of its own, dense and of a usual type."
+        ) from error
 
 
 def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
