@@ -32,7 +32,10 @@ def key(net=None, ratios=(0.5,), x=X, trainer=None, **options):
     """The fingerprint of the last stage of a small chain, which prunes one ratio after the other."""
     passes = [PruneChannels(ratio) for ratio in ratios]
     small = chainfx.compile(net or small_net(), passes, example_inputs=x, trainer=trainer, **options)
-    return small.report.records[-1].fingerprint
+    record = small.report.records[-1]
+    recorded = StageKey(record.parent, record.spec, record.revision, record.surroundings)
+    assert record.fingerprint == recorded.fingerprint
+    return record.fingerprint
 
 
 def heavier(net):

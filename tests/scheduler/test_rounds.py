@@ -44,7 +44,7 @@ class Adds(Pass):
     def finish(self, graph_module, context, /):
         graph_module.get_parameter("fc.bias").data.add_(100)
         SEEN.append(("finish", context.round))
-        return PassResult(graph_module, False, skipped=(Skipped("fc", "last"),), profile={"finished": True})
+        return PassResult(graph_module, False, skipped=(Skipped("fc", "last"),), profile={"finished": (True,)})
 
 
 class Log(Listener):
@@ -111,7 +111,7 @@ def test_every_round_is_tuned_with_a_seed_of_its_own():
 def test_the_record_holds_every_round_once():
     (_, stage), _, _ = staged(Adds())
     record = stage.record
-    assert record.profile == {"rounds": [{"round": 0}, {"round": 1}, {"round": 2}], "finished": True}
+    assert record.profile == {"rounds": [{"round": 0}, {"round": 1}, {"round": 2}], "finished": [True]}
     assert record.modified and record.tuned
     assert [item.reason for item in record.skipped] == ["always", "round 0", "round 1", "round 2", "last"]
     assert StageRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
@@ -120,7 +120,7 @@ def test_the_record_holds_every_round_once():
 def test_one_round_is_told_as_before():
     log = Log()
     (_, stage), _, _ = staged(Adds(times=1), listener=log)
-    assert stage.record.profile == {"round": 0, "finished": True}
+    assert stage.record.profile == {"round": 0, "finished": [True]}
     assert log.lines == ["end original", "begin 1/1", "epoch 1", "end adds"]
 
 

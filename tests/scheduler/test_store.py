@@ -195,6 +195,12 @@ def test_the_stage_of_a_process_that_was_first_counts(tmp_path):
     assert len(places(tmp_path)) == 1
 
 
+def test_a_run_goes_on_with_what_another_finished_meanwhile(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    monkeypatch.setattr(StageStore, "find", lambda *_: None)
+    assert [stage.record for stage in run(tmp_path)] == [stage.record for stage in first]
+
+
 def test_a_full_disk_costs_the_copy_and_not_the_stage(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
