@@ -6,6 +6,7 @@ from chainfx.compiler import compile, count
 from chainfx.deploy import CompressedModel, load
 from chainfx.ir.capture import capture
 from chainfx.scheduler import Plan, plan
+from chainfx.version import __version__ as __version__
 
 __all__ = [
     "CompressedModel",
@@ -23,4 +24,3 @@ __all__ = [
     "report",
     "scheduler",
 ]
-__version__ = "0.1.0"

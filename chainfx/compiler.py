@@ -16,7 +16,7 @@ from chainfx.ir.capture import capture, capture_to_read, export_to_read
 from chainfx.ir.graph import no_garbage_search
 from chainfx.passes import Pass, Trainer
 from chainfx.progress import TerminalListener
-from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, plan, run
+from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
 
 __all__ = ["compile", "count"]
 
@@ -34,6 +34,7 @@ def compile(
     order: Literal["auto", "given"] = "auto",
     seed: int = 0,
     on_stage: Callable[[Stage], None] | None = None,
+    start: Stage | str | Path | None = None,
 ) -> CompressedModel:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -44,10 +45,14 @@ def compile(
         trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
             passes that need no training run.
         calibration: batches of inputs from the training data, for quantization; the trainer's by default.
-        workdir: a folder that keeps every finished stage; a second call with the same arguments resumes after them.
+        workdir: a folder that keeps every finished stage; a second call with the same arguments resumes after them, in
+            the same process or another; :class:`~chainfx.scheduler.StageKey` has what must be the same. A stage that
+            cannot be read is computed again, with a :class:`~chainfx.errors.StageWarning`.
         order: ``"auto"``, or ``"given"`` to run the passes as written, with the plan's findings in the report.
         seed: determines everything random.
-        on_stage: called with each finished :class:`~chainfx.scheduler.runner.Stage`, the original network first.
+        on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
+        start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
+            made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure (or Ctrl-C) are in
@@ -70,6 +75,7 @@ def compile(
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
+    first = _stage(start)
     captured = _own_copy(capture(model, inputs))
     listener = TerminalListener()
     finished: list[Stage] = []
@@ -83,6 +89,7 @@ def compile(
             store=StageStore(Path(workdir)) if workdir is not None else None,
             seed=seed,
             listener=listener,
+            start=first,
         )
         for stage in stages:
             finished = [*finished, stage]
@@ -149,6 +156,14 @@ def _captured(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
         if exported is None:
             raise
         return exported
+
+
+def _stage(start: Any) -> Stage | None:
+    if start is None or isinstance(start, Stage):
+        return start
+    if isinstance(start, str | Path):
+        return open_stage(start)
+    raise InputError(f"start is a {type(start).__name__}; give a finished Stage or its folder in a workdir.")
 
 
 def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...]) -> CompressedModel:

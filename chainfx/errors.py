@@ -11,6 +11,7 @@ __all__ = [
     "PassError",
     "RecipeError",
     "ScheduleError",
+    "StageWarning",
     "TuningError",
 ]
 
@@ -57,3 +58,7 @@ class RecipeError(ChainfxError):
 
 class ArtifactError(ChainfxError):
     """A saved model cannot be written or read; names the file and what is wrong with it."""
+
+
+class StageWarning(UserWarning):
+    """A stage in a working folder cannot be read, and is computed again, or cannot be kept there."""

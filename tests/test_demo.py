@@ -4,6 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
+import chainfx
 from chainfx import demo
 from chainfx.deploy.model import CompressedModel
 from chainfx.passes.base import Epoch
@@ -12,10 +13,11 @@ from chainfx.progress import TerminalListener
 
 def test_the_demo_runs_the_whole_chain_and_shows_every_number(monkeypatch):
     """As ``chainfx demo``, but with one epoch each and without torch.compile, which takes most of its time."""
-    compiled = []
+    compiled, counted = [], []
     monkeypatch.setattr(demo, "_EPOCHS", 1)
     monkeypatch.setattr(demo, "_ROUNDS", 2)
     monkeypatch.setattr(CompressedModel, "compile", lambda self: compiled.append(self))  # noqa: PLW0108
+    monkeypatch.setattr(chainfx, "count", lambda *_, **__: counted.append(1))
     output = io.StringIO()
     demo.run_demo(Console(file=output, width=200))
     text = output.getvalue()
@@ -25,6 +27,7 @@ def test_the_demo_runs_the_whole_chain_and_shows_every_number(monkeypatch):
     assert names == ["original", "distill", "prune-channels", "quantize", "early-exit"]
     for row in rows:
         assert re.search(r"\d+\.\d\d% .* [\d,]+ .* \d+\.\dx .* KiB .* ms \(\d+\.\dx\) .*/s \(\d+\.\dx\)", row)
+    assert not counted  # every convention is in the records
     assert "order: distill -> prune-channels -> quantize -> early-exit" in text
     assert "arXiv 2403.17447, sec. 3.1.4" in text
 

@@ -10,13 +10,14 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.artifact import dtype_of, load_graph, save_graph
+from chainfx.ir.artifact import dtype_of, load_graph, read_document, save_graph, write_document
 from chainfx.ir.graph import exits_of, leaving, propagate_shapes
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
 
 _MOST_ELEMENTS = 2**28
+_REPORT = "report.json"
 
 
 class CompressedModel(nn.Module):
@@ -84,13 +85,16 @@ class CompressedModel(nn.Module):
         return super().train(False)
 
     def save(self, path: str | Path) -> None:
-        """Write the network to a folder: safetensors and a JSON manifest, weights packed at their bit widths.
+        """Write the network to a folder: safetensors, a JSON manifest and the report, weights packed at their widths.
 
         Raises :class:`~chainfx.errors.ArtifactError` for a network that has no form without code, such as one with a
         module of the user's own that could not be captured.
         """
         examples = [{"shape": list(tensor.shape), "dtype": str(tensor.dtype)} for tensor in self.example_inputs]
-        save_graph(self.graph_module, Path(path), {"examples": examples, "report": self.report.to_dict()})
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = write_document(folder / _REPORT, self.report.to_dict())
+        save_graph(self.graph_module, folder, {"examples": examples, "report": written})
 
     @property
     def stages(self) -> nn.ModuleList:
@@ -118,14 +122,19 @@ def load(path: str | Path) -> CompressedModel:
     graph_module, extra = load_graph(Path(path))
     try:
         examples = tuple(_zeros(item["shape"], item["dtype"]) for item in extra["examples"])
-        report = ChainReport.from_dict(extra["report"])
-    except (KeyError, TypeError, AttributeError) as error:
+        report = ChainReport.from_dict(_report(Path(path), extra["report"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
         return CompressedModel(graph_module, examples, report)
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ArtifactError(f"{path} holds a graph that does not fit its inputs: {reason}; save it again.") from error
+
+
+def _report(folder: Path, noted: Any) -> dict[str, Any]:
+    """The report beside a manifest that noted its sum; chainfx 0.1 wrote the report itself into the manifest."""
+    return read_document(folder / _REPORT, noted) if isinstance(noted, str) else dict(noted)
 
 
 def _zeros(shape: list[int], dtype: str) -> Tensor:

@@ -58,7 +58,8 @@ class PassInfo:
     pass that establishes a fact goes before one that requires it, one that requires it before one that invalidates it,
     and one that invalidates a fact which no pass requires before one that establishes it. The runner refuses a pass
     that changes a fact which it neither establishes nor invalidates. ``repeatable`` says whether the same pass may
-    stand twice in a chain.
+    stand twice in a chain. Raise ``revision`` when the same options give another result than before: finished stages of
+    the former revision are then computed again.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PassInfo:
     establishes: frozenset[FactName] = frozenset()
     invalidates: frozenset[FactName] = frozenset()
     repeatable: bool = True
+    revision: int = 1
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,9 @@ class Epoch:
 class Trainer(Protocol):
     """What the runner asks of a trainer; :class:`chainfx.training.Trainer` is the default one.
 
-    ``fingerprint`` identifies the data and the tuning options: trainers that give the same result have the same one.
+    ``fingerprint`` identifies all that decides what the trainer does to a network: the content of the training and the
+    validation data, loss, epochs, rates, batch size, augmentation, precision and kind of device. Finished stages are
+    found again by it, in other processes too, so trainers that give different results must have different ones.
     """
 
     @property

@@ -14,10 +14,12 @@ finished stages in a folder, so that a second run goes on after them. All record
 from chainfx.scheduler.chain import ChainReport
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
 from chainfx.scheduler.fact_checks import check_applied
+from chainfx.scheduler.keys import StageKey, Surroundings
 from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.planning import Edge, Finding, Plan, plan
-from chainfx.scheduler.records import Costs, StageRecord, StageStore
-from chainfx.scheduler.runner import Listener, Stage, run
+from chainfx.scheduler.records import Costs, Stage, StageRecord
+from chainfx.scheduler.runner import Listener, run
+from chainfx.scheduler.store import StageStore, open_stage
 
 __all__ = [
     "EVIDENCE",
@@ -31,10 +33,13 @@ __all__ = [
     "Listener",
     "Plan",
     "Stage",
+    "StageKey",
     "StageRecord",
     "StageStore",
+    "Surroundings",
     "check_applied",
     "load_evidence",
+    "open_stage",
     "plan",
     "run",
 ]

@@ -1,21 +1,19 @@
-"""What happened at each stage of a chain, as frozen values with a JSON form, and where finished stages are kept."""
+"""What happened at each stage of a chain, as frozen values with a JSON form."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport
-from chainfx.errors import ArtifactError
-from chainfx.ir.artifact import load_graph, save_graph
-from chainfx.ir.graph import content_hash
+from chainfx.errors import CostError
 from chainfx.passes import Skipped
+from chainfx.scheduler.keys import Surroundings
 
-__all__ = ["Costs", "StageRecord", "StageStore", "stage_fingerprint"]
+__all__ = ["Costs", "Stage", "StageRecord"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +50,13 @@ class Costs:
 class StageRecord:
     """One finished stage: what was applied, what it cost and gave.
 
-    ``metric``: validation accuracy in [0, 1] after the stage, exits in effect, ``None`` without a trainer.
-    ``exit_rates``: share of validation samples that leaves at each exit. ``seconds``: wall time of the stage when it
-    was computed.
+    ``spec`` and ``revision``: the pass with its options, and the revision it declared. ``fingerprint``: the hash of the
+    stage's :class:`~chainfx.scheduler.StageKey`, under which it is stored; ``parent``: that of the stage before.
+    ``before`` and ``after``: totals of the cost before and after the stage. ``metric``: validation accuracy in [0, 1]
+    after the stage, exits in effect, ``None`` without a trainer. ``exit_rates``: share of validation samples that
+    leaves at each exit. ``seconds``: wall time of the stage when it was computed. ``report``: the whole cost report of
+    the network after the stage, with the measured exit rates. ``surroundings``: what else determined the stage, the
+    versions of chainfx and torch among it. The last two are ``None`` in records that chainfx 0.1 wrote.
     """
 
     index: int
@@ -72,55 +74,54 @@ class StageRecord:
     seconds: float = 0.0
     skipped: tuple[Skipped, ...] = ()
     profile: Mapping[str, Any] = field(default_factory=dict)
+    report: CostReport | None = None
+    revision: int = 1
+    surroundings: Surroundings | None = None
+
+    def costs_under(self, convention: str) -> Costs:
+        """The totals after the stage under another convention, such as ``"strict"``; nothing is counted again.
+
+        Raises :class:`~chainfx.errors.CostError` on an unknown convention, and for a record of chainfx 0.1.
+        """
+        if self.report is None:
+            raise CostError(
+                f"the record of stage {self.label!r} has totals under {self.after.convention!r} alone, as chainfx 0.1 "
+                f"wrote it; count its network again under {convention!r}."
+            )
+        return Costs.of(self.report.reprice(convention), measured=self.after.expected_macs is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain JSON."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        """The record as plain JSON; :meth:`from_dict` rebuilds it."""
+        described = dataclasses.asdict(dataclasses.replace(self, report=None))
+        described["report"] = None if self.report is None else self.report.to_dict()
+        plain: dict[str, Any] = json.loads(json.dumps(described))
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The record that :meth:`to_dict` wrote."""
+        """The record that :meth:`to_dict` wrote, of this version of chainfx or another.
+
+        Fields that this version does not know are left out, those that it has in addition get their defaults.
+        """
+        known = {f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name in plain}
+        report, surroundings = plain.get("report"), plain.get("surroundings")
         nested = {
             "before": Costs(**plain["before"]),
             "after": Costs(**plain["after"]),
             "skipped": tuple(Skipped(**item) for item in plain["skipped"]),
+            "report": None if report is None else CostReport.from_dict(report),
+            "surroundings": None if surroundings is None else Surroundings.from_dict(surroundings),
         }
-        return cls(**{**plain, **nested})
+        return cls(**{**known, **nested})
 
 
-def stage_fingerprint(parent: str, spec: Mapping[str, Any], surroundings: Mapping[str, Any]) -> str:
-    """The hash of what determines a stage: the parent stage, the pass with its options, and its surroundings.
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its record and its graph in train form. Stage 0 is the network as captured.
 
-    ``surroundings``: trainer and calibration fingerprints, seed.
+    ``resumed``: it was read from a working folder, not computed.
     """
-    return content_hash(parent, spec, surroundings)
 
-
-class StageStore:
-    """Finished stages in a folder, each in a sub-folder named by its fingerprint."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(f"{folder} cannot be made a working folder: {error.strerror}; give another.") from error
-        self.folder = folder
-
-    def find(self, fingerprint: str) -> tuple[StageRecord, GraphModule] | None:
-        """The stored stage, or ``None`` if it was not finished; a damaged one raises :class:`ArtifactError`."""
-        place = self._place(fingerprint)
-        if not (place / "manifest.json").exists():
-            return None
-        graph_module, extra = load_graph(place)
-        try:
-            return StageRecord.from_dict(extra["record"]), graph_module
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{place} holds no stage record of this chainfx; delete it to redo it.") from error
-
-    def keep(self, record: StageRecord, graph_module: GraphModule) -> None:
-        """Store a finished stage; it counts as finished only once its manifest is written, which happens last."""
-        save_graph(graph_module, self._place(record.fingerprint), {"record": record.to_dict()})
-
-    def _place(self, fingerprint: str) -> Path:
-        return self.folder / fingerprint[:24]
+    record: StageRecord
+    graph_module: GraphModule
+    resumed: bool = False

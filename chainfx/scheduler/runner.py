@@ -1,6 +1,7 @@
 """Running a plan: one stage after the other, each verified, measured, recorded and kept."""
 
 import copy
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,23 +14,15 @@ from torch.utils._pytree import tree_map_only
 
 from chainfx.bitops import CostReport, count
 from chainfx.errors import PassError
-from chainfx.ir.artifact import fingerprint
-from chainfx.ir.graph import Answer, content_hash, device_of, exit_rates, facts_of, verify
+from chainfx.ir.graph import Answer, device_of, exit_rates, facts_of, verify
 from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer
 from chainfx.scheduler.fact_checks import check_applied, check_chain, check_tuned
+from chainfx.scheduler.keys import StageKey, Surroundings
 from chainfx.scheduler.planning import Plan
-from chainfx.scheduler.records import Costs, StageRecord, StageStore, stage_fingerprint
+from chainfx.scheduler.records import Costs, Stage, StageRecord
+from chainfx.scheduler.store import StageStore
 
-__all__ = ["Listener", "Stage", "measure", "run"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A finished stage: its record and its graph in train form. Stage 0 is the network as captured."""
-
-    record: StageRecord
-    graph_module: GraphModule
-    resumed: bool = False
+__all__ = ["Listener", "measure", "run"]
 
 
 class Listener:
@@ -58,40 +51,44 @@ def run(
     store: StageStore | None = None,
     seed: int = 0,
     listener: Listener | None = None,
+    start: Stage | None = None,
 ) -> Iterator[Stage]:
     """Run the passes of a plan, yielding each stage as it is finished, the captured network first.
 
-    A stage's graph is never changed afterwards. With a ``store``, a stage that was finished before, with the same
-    parents, options, data and seed, is read instead of computed. Raises what the passes and the trainer raise;
-    :class:`PassError` before anything runs when a pass needs what is not there or would lose what another one made, and
-    later when one changes facts of the graph that it does not declare; :class:`~chainfx.errors.TuningError` when a
-    trainer changes any.
+    A stage's graph is never changed afterwards. With a ``store``, a stage that was finished before under the same
+    :class:`~chainfx.scheduler.StageKey` is read instead of computed. With ``start``, a stage of this network that was
+    finished elsewhere, it follows the captured network and the passes go on from it. Raises what the passes and the
+    trainer raise; before anything runs, :class:`PassError` when a pass needs what is not there or would lose what
+    another one made, and :class:`~chainfx.errors.ArtifactError` when the store cannot keep the network; later
+    :class:`PassError` when a pass changes facts of the graph that it does not declare, and
+    :class:`~chainfx.errors.TuningError` when a trainer changes any.
     """
     listener = listener or Listener()
     _check_needs(plan.passes, trainer, calibration)
     check_chain(plan.passes)
     context = _context(graph_module, example_inputs, trainer, calibration, seed)
-    surroundings = {
-        "trainer": trainer.fingerprint if trainer else None,
-        "calibration": content_hash(calibration) if calibration is not None else None,
-        "examples": [list(tensor.shape) for tensor in example_inputs],
-        "seed": seed,
-    }
+
     verify(graph_module, example_inputs)
-    stage = _first_stage(graph_module, context, trainer)
+    if store:
+        store.check(graph_module)
+    surroundings = Surroundings.of(graph_module, example_inputs, trainer, calibration, seed)
+    stage = _first_stage(surroundings, context, trainer)
     listener.end(stage)
     yield stage
+    if start is not None:
+        stage = _at_home(start, context)
+        verify(stage.graph_module, example_inputs)
+        listener.end(stage)
+        yield stage
     for index, one in enumerate(plan.passes, start=1):
         listener.begin(index, len(plan.passes), one.label)
-        key = stage_fingerprint(stage.record.fingerprint, one.spec(), surroundings)
-        found = store.find(key) if store else None
+        key = StageKey(stage.record.fingerprint, one.spec(), one.info.revision, surroundings)
+        found = store.find(key.fingerprint) if store else None
         if found is not None:
-            record, kept = found
-            stage = Stage(record, kept.to(device_of(graph_module)), resumed=True)
+            stage = _at_home(found, context)
         else:
             stage = _next_stage(stage, one, key, context, trainer, listener)
-            if store:
-                store.keep(stage.record, stage.graph_module)
+            stage = store.keep(stage) if store else stage
         listener.end(stage)
         yield stage
 
@@ -103,18 +100,35 @@ def measure(graph_module: GraphModule, context: PassContext) -> tuple[CostReport
     return report, rates, not report.exits or bool(rates)
 
 
-def _first_stage(graph_module: GraphModule, context: PassContext, trainer: Trainer | None) -> Stage:
-    report, rates, measured = measure(graph_module, context)
+def _first_stage(surroundings: Surroundings, context: PassContext, trainer: Trainer | None) -> Stage:
+    report, rates, measured = measure(context.reference, context)
     costs = Costs.of(report, measured=measured)
-    key = fingerprint(graph_module)
     record = StageRecord(
-        0, "original", {}, "original", key, "", costs, costs, _metric(graph_module, trainer), rates, modified=False
+        index=0,
+        name="original",
+        spec={},
+        label="original",
+        fingerprint=surroundings.network,
+        parent="",
+        before=costs,
+        after=costs,
+        metric=_metric(context.reference, trainer),
+        exit_rates=rates,
+        modified=False,
+        report=report,
+        surroundings=surroundings,
     )
-    return Stage(record, graph_module)
+    return Stage(record, context.reference)
+
+
+def _at_home(stage: Stage, context: PassContext) -> Stage:
+    """A stage that was read from a disk, as an own copy on the device of the captured network."""
+    device = device_of(context.reference)
+    return replace(stage, graph_module=copy.deepcopy(stage.graph_module).to(device), resumed=True)
 
 
 def _next_stage(
-    parent: Stage, one: Pass, key: str, context: PassContext, trainer: Trainer | None, listener: Listener
+    parent: Stage, one: Pass, key: StageKey, context: PassContext, trainer: Trainer | None, listener: Listener
 ) -> Stage:
     start = time.perf_counter()
     graph_module = copy.deepcopy(parent.graph_module)
@@ -140,10 +154,10 @@ def _next_stage(
     record = StageRecord(
         index=parent.record.index + 1,
         name=one.info.name,
-        spec=one.spec(),
+        spec=key.spec,
         label=one.label,
-        fingerprint=key,
-        parent=parent.record.fingerprint,
+        fingerprint=key.fingerprint,
+        parent=key.parent,
         before=parent.record.after,
         after=Costs.of(report, measured=measured),
         metric=_metric(finished.graph_module, trainer),
@@ -152,7 +166,10 @@ def _next_stage(
         tuned=trainer is not None and any(each.tune is not None for each in results),
         seconds=time.perf_counter() - start,
         skipped=tuple(dict.fromkeys(item for each in (*results, finished) for item in each.skipped)),
-        profile={**_profile(results), **finished.profile},
+        profile=json.loads(json.dumps({**_profile(results), **finished.profile})),
+        report=report,
+        revision=key.revision,
+        surroundings=key.surroundings,
     )
     return Stage(record, finished.graph_module)
 

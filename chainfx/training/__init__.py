@@ -2,12 +2,12 @@
 
 from chainfx.training.augment import Augment
 from chainfx.training.data import Data, SplitOptions
+from chainfx.training.loaders import from_loaders
 from chainfx.training.sources import (
     digits,
     from_arrays,
     from_dataset,
     from_folder,
-    from_loaders,
     from_npz,
     from_torchvision,
 )

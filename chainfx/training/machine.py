@@ -7,7 +7,16 @@ from torch import nn
 
 from chainfx.training.data import Batch
 
-__all__ = ["computes_bfloat16", "is_first_process", "own_share", "placed", "same_buffers", "shared", "this_device"]
+__all__ = [
+    "computes_bfloat16",
+    "is_first_process",
+    "own_share",
+    "placed",
+    "process_count",
+    "same_buffers",
+    "shared",
+    "this_device",
+]
 
 
 def this_device() -> torch.device:
@@ -53,9 +62,14 @@ def is_first_process() -> bool:
     return bool(_state().is_main_process)
 
 
+def process_count() -> int:
+    """How many processes share each batch."""
+    return int(_state().num_processes)
+
+
 def shared(model: nn.Module, device: torch.device) -> nn.Module:
     """The model as it is in one process; in several, wrapped so that their gradients are averaged."""
-    if _state().num_processes == 1:
+    if process_count() == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
@@ -72,6 +86,6 @@ def own_share(batch: Batch) -> Batch:
 
 def same_buffers(model: nn.Module) -> None:
     """Give every process the BatchNorm statistics of the first, so that all measure the same accuracy."""
-    if _state().num_processes > 1:
+    if process_count() > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)

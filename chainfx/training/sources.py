@@ -1,20 +1,17 @@
-"""Where data comes from: arrays, ``.npz`` files, image folders, torchvision data sets, DataLoaders, the digits."""
+"""Where data in memory comes from: arrays, ``.npz`` files, image folders, torchvision data sets, the digits."""
 
 import inspect
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import Dataset
 
 from chainfx.errors import DataError
-from chainfx.ir.graph import content_hash, derived_generator
-from chainfx.training.data import Arrays, Batch, Data, Split, SplitOptions, build
+from chainfx.training.data import Arrays, Data, SplitOptions, build
 
 __all__ = [
     "Options",
@@ -22,7 +19,6 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "from_folder",
-    "from_loaders",
     "from_npz",
     "from_torchvision",
 ]
@@ -118,117 +114,6 @@ def from_torchvision(name: str, root: str | Path, **options: Unpack[Options]) ->
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"torchvision's {name} is not readable below {root} ({reason}); download it there.") from error
     return from_dataset(train, test, **options)
-
-
-def from_loaders(
-    train: DataLoader[Any],
-    test: DataLoader[Any],
-    *,
-    num_classes: int,
-    validation: DataLoader[Any] | None = None,
-    validation_share: float = SplitOptions.validation,
-    seed: int = SplitOptions.seed,
-    fingerprint: str | None = None,
-) -> Data:
-    """Your own DataLoaders of ``(inputs, targets)``; ``inputs`` is a tensor or a tuple of them, batch first.
-
-    Without ``validation`` a share of the training loader's data set is held out at random (its transforms, random ones
-    too, apply to it; that needs a map-style data set and no own sampler). ``fingerprint``: your name for the data; by
-    default a hash of the number of samples and of the first validation batches.
-    """
-    _refuse_shuffle(test, "test")
-    if validation is None:
-        train, validation = _hold_out(train, validation_share, seed)
-    _refuse_shuffle(validation, "validation")
-    parts = (_Loader(train), _Loader(validation), _Loader(test))
-    inputs, _ = next(parts[1].batches(1))
-    return Data(
-        train=parts[0],
-        validation=parts[1],
-        test=parts[2],
-        num_classes=num_classes,
-        input_shape=tuple(inputs[0].shape[1:]),
-        fingerprint=fingerprint or _loader_fingerprint(parts, seed),
-        batch_size=train.batch_size or len(next(parts[0].batches(1))[1]),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Loader(Split):
-    """A split that a user's DataLoader reads; its own batch size counts."""
-
-    loader: DataLoader[Any]
-
-    def __len__(self) -> int:
-        return _samples(self.loader)
-
-    def steps(self, batch_size: int) -> int:
-        return len(self.loader)
-
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        if self.loader.generator is not None:
-            self.loader.generator.manual_seed(0 if generator is None else generator.initial_seed())
-        return (_batch(item) for item in self.loader)
-
-
-def _samples(loader: DataLoader[Any]) -> int:
-    dataset: Any = loader.dataset  # torch's Dataset does not declare the length that all but iterable ones have
-    return len(dataset)
-
-
-def _batch(item: Any) -> Batch:
-    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], Tensor):
-        inputs = tuple(item[0]) if isinstance(item[0], tuple | list) else (item[0],)
-        if all(isinstance(tensor, Tensor) for tensor in inputs) and not item[1].is_floating_point():
-            return inputs, item[1]
-    raise DataError(
-        f"a DataLoader gave a {type(item).__name__} that is not (inputs, targets) with integer targets (N,); "
-        f"change its data set or collate_fn."
-    )
-
-
-def _refuse_shuffle(loader: DataLoader[Any], part: str) -> None:
-    if isinstance(loader.sampler, RandomSampler):
-        raise DataError(
-            f"the {part} DataLoader shuffles, so its batches differ every time; make it with shuffle=False."
-        )
-
-
-def _hold_out(loader: DataLoader[Any], share: float, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Two loaders on disjoint parts of the loader's data set, the first one shuffling as the loader did."""
-    if type(loader.sampler) not in (RandomSampler, SequentialSampler) or loader.batch_size is None:
-        raise DataError(
-            f"the training DataLoader draws by its own {type(loader.sampler).__name__}, so chainfx cannot hold out "
-            f"validation data; give validation=DataLoader(...)."
-        )
-    count = _samples(loader)
-    held = round(count * share)
-    if not 0 < held < count:
-        raise DataError(
-            f"a share of {share} of {count} training samples cannot be held out; use more, or another share."
-        )
-    order = torch.randperm(count, generator=derived_generator(seed, "validation"), device="cpu").tolist()
-    shuffles = isinstance(loader.sampler, RandomSampler)
-    return _same_loader(loader, order[held:], shuffles), _same_loader(loader, order[:held], False)
-
-
-def _same_loader(loader: DataLoader[Any], indices: list[int], shuffle: bool) -> DataLoader[Any]:
-    return DataLoader(
-        Subset(loader.dataset, indices),
-        loader.batch_size,
-        shuffle,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=shuffle and len(indices) >= (loader.batch_size or 1),
-        worker_init_fn=loader.worker_init_fn,
-        generator=torch.Generator(device="cpu"),
-    )
-
-
-def _loader_fingerprint(parts: tuple[_Loader, ...], seed: int) -> str:
-    first = (batch for batch, _ in zip(parts[1].batches(1), range(4), strict=False))
-    return content_hash(seed, [len(part) for part in parts], first)
 
 
 def _arrays(name: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Arrays:

@@ -23,6 +23,7 @@ from chainfx.training.machine import (
     is_first_process,
     own_share,
     placed,
+    process_count,
     same_buffers,
     shared,
     this_device,
@@ -105,9 +106,13 @@ class Trainer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the data, every option, and the precision that ``"auto"`` means on this machine."""
+        """Changes with the data, every option, the kind of device and the number of processes.
+
+        ``precision="auto"`` and ``batch_size=None`` count as what they mean on this machine and for this data.
+        """
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "data"}
-        options["precision"] = str(self._dtype(this_device()))
+        options |= {"precision": str(self._dtype(this_device())), "batch_size": self._batch_size}
+        options |= {"device": this_device().type, "processes": process_count()}
         return content_hash(self.data.fingerprint, repr(options))
 
     @cached_property

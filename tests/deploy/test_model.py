@@ -1,6 +1,8 @@
 import copy
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import chainfx
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.deploy.model import CompressedModel
 from chainfx.errors import ArtifactError, InputError
+from chainfx.ir.artifact import write_document
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exits_of
@@ -300,6 +303,59 @@ def test_the_examples_keep_their_shapes_and_dtypes_and_none_of_their_values(tmp_
         assert (example.shape, example.dtype, int(example.abs().sum())) == (words.shape, words.dtype, 0)
         assert each.exit_names == () and len(each.stages) == 1 and not each.stages[0].training
     assert torch.equal(loaded(words), small(words))
+
+
+def test_the_report_lies_beside_a_compact_manifest(compressed, tmp_path):
+    compressed.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.safetensors", "report.json"]
+    manifest, report = ((tmp_path / name).read_text() for name in ("manifest.json", "report.json"))
+    assert "\n" not in manifest and '"records"' not in manifest
+    plain = json.loads(report)
+    assert {"plan": plain["plan"], "records": plain["records"]} == compressed.report.to_dict()
+    counted = chainfx.count(compressed, compressed.example_inputs, "strict")
+    repriced = chainfx.load(tmp_path).report.records[-1].report.reprice("strict")
+    assert (repriced.expected_bitops, repriced.macs) == (counted.expected_bitops, counted.macs)
+
+
+def test_a_report_that_is_not_the_one_saved_with_the_network_is_refused(compressed, tmp_path):
+    compressed.save(tmp_path)
+    path = tmp_path / "report.json"
+    text = path.read_text()
+    changed = f"{path} was changed after it was saved (its SHA-256 differs); save the model again."
+
+    def refused(message):
+        with pytest.raises(ArtifactError) as caught:
+            chainfx.load(tmp_path)
+        assert str(caught.value) == message
+
+    path.write_text(text.replace('"metric":', '"metric":1'))
+    refused(changed)
+    write_document(path, {**compressed.report.to_dict(), "plan": "another"})
+    refused(changed)
+    path.write_text(text[:-1])
+    refused(f"{path} is not a chainfx report or is cut short; save the model again.")
+    path.unlink()
+    refused(f"{path} does not exist; give the folder that save() wrote.")
+    path.write_text(text)
+    chainfx.load(tmp_path)
+
+
+def test_an_artefact_of_chainfx_0_1_is_read(tmp_path):
+    """It has the report in its manifest, and records without cost reports."""
+    model = chainfx.load(Path(__file__).parents[1] / "fixtures/chainfx_0_1/small")
+    x = torch.linspace(-1, 1, 8).reshape(2, 4)
+    expected = [[0.25525284, -0.03419040, -0.00444616], [0.30592516, -0.11263947, 0.04043893]]
+    torch.testing.assert_close(model(x), torch.tensor(expected))
+    records = model.report.records
+    assert [(record.name, record.after.macs, record.after.bitops) for record in records] == [
+        ("original", 56, 57344.0),
+        ("prune-channels", 28, 28672.0),
+        ("quantize", 28, 1792.0),
+    ]
+    assert str(model.report).startswith("order: prune-channels -> quantize\n")
+    model.save(tmp_path)
+    again = chainfx.load(tmp_path)
+    assert again.report == model.report and torch.equal(again(x), model(x))
 
 
 def test_it_deepcopies(compressed, x):

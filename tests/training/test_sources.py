@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import TensorDataset
 
 from chainfx.errors import DataError
-from chainfx.ir.graph import derived_generator
 from chainfx.recipe import _SOURCES, _TORCHVISION
 from chainfx.training import from_arrays, from_dataset, from_folder, from_loaders, from_npz, from_torchvision
 from chainfx.training.data import SplitOptions
@@ -181,65 +180,6 @@ def test_torchvision_sets_are_found_by_name_and_never_downloaded(tmp_path):
         lambda: from_torchvision("SVHN", tmp_path),
         f"torchvision's SVHN is not readable below {tmp_path} (Dataset not found or corrupted. You can use "
         f"download=True to download it); download it there.",
-    )
-
-
-DATASET = TensorDataset(torch.arange(50.0)[:, None].expand(50, 4), torch.arange(50) % 5)
-
-
-def values(batches):
-    return [int(v) for (x,), _ in batches for v in x[:, 0]]
-
-
-def test_loaders_hold_out_a_part_of_the_training_loader_that_never_trains():
-    data = from_loaders(DataLoader(DATASET, 8, shuffle=True), DataLoader(DATASET, 10), num_classes=5)
-    held = values(data.validation.batches(1))
-    epochs = [values(data.train.batches(1, derived_generator(seed, "test"))) for seed in (1, 1, 2)]
-    assert len(held) == 5 and data.batch_size == 8 and data.input_shape == (4,) and data.num_classes == 5
-    assert len(epochs[0]) == 40 == 8 * data.train.steps(1) and not set(held) & set(epochs[0])
-    assert epochs[0] == epochs[1] != epochs[2]
-    assert values(data.test.batches(1)) == list(range(50))
-
-
-def test_loaders_with_their_own_validation_are_used_as_they_are():
-    train = DataLoader([((torch.ones(2), torch.zeros(3)), 1)] * 6, 3)
-    data = from_loaders(train, DataLoader(DATASET), validation=DataLoader(DATASET, 20), num_classes=5)
-    (first, second), targets = next(data.train.batches(1))
-    assert (tuple(first.shape), tuple(second.shape), targets.tolist()) == ((3, 2), (3, 3), [1, 1, 1])
-    assert values(data.validation.batches(1)) == list(range(50))
-
-
-def test_the_fingerprint_of_loaders_is_content_or_what_the_user_says():
-    def loaders(dataset, **options):
-        return from_loaders(DataLoader(dataset, 8), DataLoader(dataset, 8), num_classes=5, **options).fingerprint
-
-    other = TensorDataset(DATASET.tensors[0] + 1, DATASET.tensors[1])
-    assert loaders(DATASET) == loaders(DATASET) != loaders(other)
-    assert loaders(DATASET) != loaders(DATASET, seed=1)
-    assert loaders(DATASET, fingerprint="mine") == "mine"
-
-
-def test_wrong_loaders_are_refused():
-    good = DataLoader(DATASET, 8)
-    refused(
-        lambda: from_loaders(good, DataLoader(DATASET, shuffle=True), num_classes=5),
-        "the test DataLoader shuffles, so its batches differ every time; make it with shuffle=False.",
-    )
-    sampler = WeightedRandomSampler([1.0] * 50, 50)
-    refused(
-        lambda: from_loaders(DataLoader(DATASET, 8, sampler=sampler), good, num_classes=5),
-        "the training DataLoader draws by its own WeightedRandomSampler, so chainfx cannot hold out validation data; "
-        "give validation=DataLoader(...).",
-    )
-    refused(
-        lambda: from_loaders(good, good, num_classes=5, validation_share=0.001),
-        "a share of 0.001 of 50 training samples cannot be held out; use more, or another share.",
-    )
-    regression = DataLoader(TensorDataset(torch.zeros(9, 2), torch.zeros(9)))
-    refused(
-        lambda: from_loaders(good, good, validation=regression, num_classes=5),
-        "a DataLoader gave a list that is not (inputs, targets) with integer targets (N,); "
-        "change its data set or collate_fn.",
     )
 
 

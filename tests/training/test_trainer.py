@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from chainfx.errors import DataError, InputError, TuningError
 from chainfx.passes.base import Epoch, TuneRequest
 from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
+from chainfx.training import trainer as trainer_module
 from chainfx.training.losses import soft_loss
 from chainfx.training.machine import placed
 from chainfx.training.trainer import rate_factor
@@ -491,6 +493,19 @@ def test_the_fingerprint_follows_data_and_every_option(data):
     native = "bfloat16" if fingerprint(precision="bfloat16") == fingerprint() else "float32"
     assert fingerprint(precision=native) == fingerprint() == fingerprint(digits())
     assert len(found) == len(options) - (native == "bfloat16")
+    assert fingerprint(batch_size=128) == fingerprint()
+
+
+def test_the_fingerprint_follows_the_batch_size_that_loaders_fix(data):
+    one, other = (dataclasses.replace(data, batch_size=size) for size in (8, 16))
+    assert Trainer(one).fingerprint != Trainer(other).fingerprint
+
+
+@pytest.mark.parametrize(("name", "value"), [("this_device", torch.device("cuda", 1)), ("process_count", 2)])
+def test_the_fingerprint_follows_the_kind_of_device_and_the_number_of_processes(data, monkeypatch, name, value):
+    before = Trainer(data, precision="float32").fingerprint
+    monkeypatch.setattr(trainer_module, name, lambda: value)
+    assert Trainer(data, precision="float32").fingerprint != before
 
 
 @pytest.mark.parametrize(

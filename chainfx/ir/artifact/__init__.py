@@ -1,6 +1,7 @@
 """A graph on disk, and what a file may name."""
 
-from chainfx.ir.artifact.files import FORMAT, fingerprint, load_graph, save_graph
+from chainfx.ir.artifact.documents import FORMAT, read_document, write_document
+from chainfx.ir.artifact.files import fingerprint, load_graph, save_graph
 from chainfx.ir.artifact.literals import dtype_of
 from chainfx.ir.artifact.packing import pack, unpack
 
@@ -10,6 +11,8 @@ __all__ = [
     "fingerprint",
     "load_graph",
     "pack",
+    "read_document",
     "save_graph",
     "unpack",
+    "write_document",
 ]

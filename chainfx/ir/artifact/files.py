@@ -8,7 +8,6 @@ read (:mod:`chainfx.ir.artifact.restore`).
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.errors import ArtifactError
+from chainfx.ir.artifact.documents import read_document, write_document
 from chainfx.ir.artifact.functions import function_name
 from chainfx.ir.artifact.literals import encode
 from chainfx.ir.artifact.modules import describe_module
@@ -29,10 +29,7 @@ from chainfx.ir.artifact.packing import pack
 from chainfx.ir.artifact.restore import restore
 from chainfx.ir.graph import content_hash, ops
 
-__all__ = ["FORMAT", "fingerprint", "load_graph", "save_graph"]
-
-FORMAT = 1
-"""The number of the file format that this chainfx writes and reads; a manifest carries it."""
+__all__ = ["fingerprint", "load_graph", "save_graph"]
 
 _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 
@@ -40,22 +37,31 @@ _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 def save_graph(graph_module: GraphModule, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
     """Write a graph, and ``extra`` (plain JSON) beside it, into a folder, replacing what an earlier save left there.
 
-    Raises :class:`ArtifactError` for what has no safe form: a module that is not of torch.nn, a foreign function.
+    Raises :class:`ArtifactError` for what has no safe form: a module that is not of torch.nn, a foreign function, two
+    tensors of different shapes on one memory.
     """
     body, tensors = _describe(graph_module)
     folder.mkdir(parents=True, exist_ok=True)
-    data = safetensors.torch.save(tensors)
-    body |= {"format": FORMAT, "extra": dict(extra or {}), "tensors_sha256": hashlib.sha256(data).hexdigest()}
+    data = _serialized(tensors)
     (folder / _TENSORS).write_bytes(data)
-    text = json.dumps({"sha256": _digest(body), **body}, indent=1)
-    temporary = folder / f"{_MANIFEST}.part"
-    temporary.write_text(text)
-    temporary.replace(folder / _MANIFEST)
+    digest = hashlib.sha256(data).hexdigest()
+    write_document(folder / _MANIFEST, {**body, "extra": dict(extra or {}), "tensors_sha256": digest})
+
+
+def _serialized(tensors: dict[str, Tensor]) -> bytes:
+    try:
+        return safetensors.torch.save(tensors)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ArtifactError(
+            f"safetensors cannot hold the tensors of this network ({type(error).__name__}: {reason}); give each "
+            f"parameter and buffer a memory of its own, dense and of a usual type."
+        ) from error
 
 
 def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
     """The graph in a folder and the ``extra`` saved with it; :class:`ArtifactError` if anything is not as saved."""
-    body = _read_manifest(folder)
+    body = read_document(folder / _MANIFEST)
     tensors = _read_tensors(folder, str(body.get("tensors_sha256")))
     try:
         return restore(body, tensors), body["extra"]
@@ -75,11 +81,6 @@ def fingerprint(graph_module: GraphModule) -> str:
     What could not be saved, such as a module of the user's own, goes by its name and text.
     """
     return content_hash(*_describe(graph_module, by_name=True))
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    """The SHA-256 sum of a manifest as JSON, part of the file's format: not to be changed without :data:`FORMAT`."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(graph_module: GraphModule, *, by_name: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -143,22 +144,6 @@ def _describe_node(node: Node) -> dict[str, Any]:
         "args": encode(list(node.args)),
         "kwargs": encode(dict(node.kwargs)),
     }
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    try:
-        body = json.loads(path.read_text())
-        claimed = body.pop("sha256")
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; give the folder that save() wrote.") from error
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a chainfx manifest or is cut short; save the model again.") from error
-    if body.get("format") != FORMAT:
-        raise ArtifactError(f"{path} has format {body.get('format')!r}, this chainfx reads {FORMAT}; save it again.")
-    if claimed != _digest(body):
-        raise ArtifactError(f"{path} was changed after it was saved (its SHA-256 differs); save the model again.")
-    return dict(body)
 
 
 def _read_tensors(folder: Path, expected: str) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 import json
 import operator
+import re
 import subprocess
 import sys
 
@@ -132,7 +133,7 @@ def test_a_truncated_tensor_file_is_one_clear_error(saved):
 
 def test_an_edited_manifest_is_one_clear_error(saved):
     path = saved / "manifest.json"
-    path.write_text(path.read_text().replace('"training": false', '"training": true'))
+    path.write_text(path.read_text().replace('"training":false', '"training":true'))
     with pytest.raises(ArtifactError) as caught:
         load_graph(saved)
     assert str(caught.value) == f"{path} was changed after it was saved (its SHA-256 differs); save the model again."
@@ -156,13 +157,13 @@ def test_a_missing_folder_is_one_clear_error(tmp_path):
 
 def _forged(folder, change):
     """A manifest somebody wrote on purpose, with a right checksum."""
-    from chainfx.ir.artifact import files as artifact
+    from chainfx.ir.artifact.documents import digest_of
 
     path = folder / "manifest.json"
     body = json.loads(path.read_text())
     body.pop("sha256")
     change(body)
-    path.write_text(json.dumps({"sha256": artifact._digest(body), **body}))
+    path.write_text(json.dumps({"sha256": digest_of(body), **body}))
 
 
 @pytest.mark.parametrize(
@@ -296,3 +297,31 @@ def test_a_module_of_the_users_own_cannot_be_saved_and_the_error_says_so(tmp_pat
         "module 'odd' is of class tests.ir.artifact.test_artifact.Foreign, whose code a safe file cannot hold; "
         "replace it by torch.nn modules to save."
     )
+
+
+def test_tensors_that_safetensors_cannot_hold_are_one_clear_error(tmp_path):
+    root = nn.Module()
+    root.register_buffer("a", torch.zeros(6))
+    root.register_buffer("b", root.a.view(2, 3))
+    graph = torch.fx.Graph()
+    graph.output((graph.get_attr("a"), graph.get_attr("b")))
+    with pytest.raises(ArtifactError) as caught:
+        save_graph(torch.fx.GraphModule(root, graph), tmp_path)
+    text = re.sub(r"\[\{.*?\}\]", "[...]", str(caught.value))  # a set of names, in any order
+    assert text == (
+        "safetensors cannot hold the tensors of this network (RuntimeError: Some tensors share memory, this will lead "
+        "to duplicate memory on disk and potential differences when loading them again: [...]); give each parameter "
+        "and buffer a memory of its own, dense and of a usual type."
+    )
+
+
+def test_the_fingerprint_sees_types_and_shapes():
+    def of(tensor):
+        root = nn.Module()
+        root.register_buffer("a", tensor)
+        graph = torch.fx.Graph()
+        graph.output(graph.get_attr("a"))
+        return fingerprint(torch.fx.GraphModule(root, graph))
+
+    zeros = torch.zeros(2, 3)
+    assert len({of(zeros), of(zeros.int()), of(zeros.view(3, 2)), of(zeros + 1)}) == 4

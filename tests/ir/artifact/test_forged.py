@@ -14,7 +14,7 @@ from torch import nn
 
 import chainfx
 from chainfx.errors import ArtifactError
-from chainfx.ir.artifact import files
+from chainfx.ir.artifact.documents import digest_of
 from chainfx.passes import EarlyExit, PruneWeights, Quantize
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
@@ -42,7 +42,7 @@ def _manifest(folder):
 def _sign(folder, body):
     """Write a manifest as somebody would who knows how chainfx signs them."""
     body = {key: value for key, value in body.items() if key != "sha256"}
-    (folder / "manifest.json").write_text(json.dumps({"sha256": files._digest(body), **body}))
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digest_of(body), **body}))
 
 
 @pytest.fixture(scope="module")
