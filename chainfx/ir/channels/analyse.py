@@ -22,7 +22,7 @@ from chainfx.ir.channels.result import (
 )
 from chainfx.ir.channels.rules import rule_of
 from chainfx.ir.channels.walk import Flow, Fold
-from chainfx.ir.graph import evaluating, no_garbage_search, propagate_shapes
+from chainfx.ir.graph import evaluating, propagate_shapes
 
 __all__ = [
     "Axis",
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 
-@no_garbage_search()
 def analyse_channels(
     graph_module: GraphModule, example_inputs: Sequence[Tensor], fold: Fold = "width"
 ) -> ChannelAnalysis:

@@ -12,7 +12,6 @@ from chainfx.ir.graph.edit import (
     groups_of,
     is_dialect,
     modules_by_path,
-    no_garbage_search,
     origin,
     tensors_of,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "mask_of",
     "modules_by_path",
     "needs_data",
-    "no_garbage_search",
     "operator_key",
     "ops",
     "origin",

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch.fx
 from torch import Tensor, nn
+
+from chainfx.ir.graph.tracing import one_node
 
 __all__ = ["ByMode", "Scalar", "assign_"]
 
@@ -31,7 +32,7 @@ class ByMode(nn.Module):
         return f"in_training={self.in_training!r}, in_evaluation={self.in_evaluation!r}"
 
 
-@torch.fx.wrap
+@one_node
 def assign_(tensor: Tensor, index: Any, value: Any) -> Tensor:
     """``tensor[index] = value``, in place; returns ``tensor``, so that the assignment has users in a graph."""
     tensor[index] = value
