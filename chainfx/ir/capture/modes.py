@@ -131,7 +131,7 @@ def follow_training_wiring(model: nn.Module, evaluation: Trace, training: Trace)
 
 
 def _paired(evaluation: Trace, training: Trace) -> _Pairs:
-    """The node of train mode for each node of eval mode, module by module; nodes of one mode only are left out."""
+    """For each node of eval mode the node of train mode that does the same; nodes of one mode only are left out."""
     pairs: _Pairs = {}
     for path, steps in evaluation.steps.items():
         twins = training.steps.get(path, [])

@@ -69,7 +69,8 @@ def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule:
     ``example_inputs`` are the positional inputs, batch first, on the model's device (meta included). Other arguments of
     ``forward`` keep their defaults. The graph *shares* parameters, buffers and leaf modules with ``model``, as
     ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. The mode of ``model`` is left as it was, and
-    the graph starts in it.
+    the graph starts in it; no other thread may run the model itself meanwhile, as its mode changes for moments. Other
+    models may run, be compiled and be captured in other threads: captures wait for each other.
 
     Raises :class:`~chainfx.errors.InputError` if the model does not accept the inputs, and
     :class:`~chainfx.errors.CaptureError`, with the line of its code, if no way leads to a graph.

@@ -1,4 +1,4 @@
-"""Reading and editing graphs in train form.
+"""Functions that read and change graphs in train form.
 
 A *layer* is a call of ``F.linear``, ``F.conv1d/2d/3d`` or ``F.conv_transpose1d/2d/3d`` whose arguments are all
 positional: ``linear(input, weight, bias)``, ``conv*(input, weight, bias, stride, padding, dilation, groups)``,
@@ -56,7 +56,10 @@ def layers_of(graph_module: GraphModule) -> Iterator[Node]:
 
 
 def origin(value: Any) -> Node | None:
-    """The ``get_attr`` node a weight argument comes from, through dialect ops; ``None`` if it is computed otherwise."""
+    """The ``get_attr`` node that a weight argument of a layer comes from, with nothing but dialect ops in between.
+
+    ``None`` if the weight is computed in another way.
+    """
     while isinstance(value, Node) and value.op == "call_function" and is_dialect(value):
         value = value.args[0]
     return value if isinstance(value, Node) and value.op == "get_attr" else None

@@ -1,4 +1,4 @@
-"""What capture adds to a graph of its own: a constant that depends on the mode, and assignment into a tensor."""
+"""What capture puts into a graph beside the calls of the model: constants that depend on the mode, and assignments."""
 
 from typing import Any
 
