@@ -13,7 +13,6 @@ from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel
 from chainfx.errors import CaptureError, ChainfxError, InputError
 from chainfx.ir.capture import capture, capture_to_read, export_to_read
-from chainfx.ir.graph import no_garbage_search
 from chainfx.passes import Pass, Trainer
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
@@ -130,9 +129,8 @@ def count(
         return count_graph(model.graph_module, inputs, convention, rates, encodings)
     if isinstance(model, GraphModule):
         return count_graph(model, inputs, convention, exit_rates, encodings)
-    with no_garbage_search():
-        graph_module = capture_to_read(model, inputs) or _captured(model, inputs)
-        return count_graph(graph_module, inputs, convention, exit_rates, encodings)
+    graph_module = capture_to_read(model, inputs) or _captured(model, inputs)
+    return count_graph(graph_module, inputs, convention, exit_rates, encodings)
 
 
 def _own_copy(graph_module: GraphModule) -> GraphModule:

@@ -1,4 +1,10 @@
-"""From a module to a graph in train form."""
+"""Capture: from a ``torch.nn.Module`` to a ``torch.fx`` graph in train form.
+
+:func:`capture` is what everybody calls. It traces the model symbolically where that works, with the sizes of the
+example inputs where it does not, and asks ``torch.export`` last. Captures of several threads wait for each other, and
+other threads notice nothing of a trace. The model that is captured is put into train and eval mode for moments, so it
+is not to be run elsewhere meanwhile.
+"""
 
 from chainfx.ir.capture.export import export_to_read
 from chainfx.ir.capture.ways import CaptureReport, OpaqueLeaf, capture, capture_to_read, capture_with_report

@@ -7,7 +7,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.capture.tracer import Trace, TrainFormTracer, layer_name, name_of_target
+from chainfx.ir.capture.tracer import Trace, TrainFormTracer, layer_name, new_node
 from chainfx.ir.graph import (
     LAYERS,
     GraphToRead,
@@ -110,7 +110,7 @@ def _close_gaps(graph: Graph) -> None:
     names = Graph()._graph_namespace
     for node in graph.nodes:
         name = layer_name(node.args[1]) if node.target in LAYERS else None
-        object.__setattr__(node, "name", names.create_name(name or name_of_target(node.target), None))
+        node.name = names.create_name(name or graph._target_to_str(node.target), None)
 
 
 def _renamed(graph: Graph) -> Graph:
@@ -124,11 +124,7 @@ def _renamed(graph: Graph) -> Graph:
         name = layer_name(node.args[1]) if node.target in LAYERS else None
         args = map_arg(node.args, copies.__getitem__)
         kwargs = map_arg(node.kwargs, copies.__getitem__)
-        copies[node] = copy.create_node(node.op, node.target, (), {}, name)
-        if args:  # as in the tracer
-            object.__setattr__(copies[node], "args", args)
-        if kwargs:
-            object.__setattr__(copies[node], "kwargs", kwargs)
+        copies[node] = new_node(copy, node.op, node.target, args, kwargs, name)
         if "nn_module_stack" in node.meta:
             copies[node].meta["nn_module_stack"] = node.meta["nn_module_stack"]
     return copy

@@ -5,6 +5,7 @@ module does other operations in train mode than in eval mode, that module has to
 """
 
 import contextlib
+import operator
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Any
@@ -41,9 +42,15 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
                 del attributes[name]
             attributes.update(saved)
             for container, content in contents:
-                if container or content:
+                if not _same_items(container, content):
                     container.clear()
                     container.update(content) if type(container) is dict else container.extend(content)
+
+
+def _same_items(container: Any, content: Any) -> bool:
+    """Whether a list or dictionary holds what its copy holds: then it is left alone, as other threads may read it."""
+    now, before = ([*each, *each.values()] if type(each) is dict else each for each in (container, content))
+    return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
@@ -124,7 +131,7 @@ def follow_training_wiring(model: nn.Module, evaluation: Trace, training: Trace)
 
 
 def _paired(evaluation: Trace, training: Trace) -> _Pairs:
-    """The node of train mode for each node of eval mode, module by module; nodes of one mode only are left out."""
+    """For each node of eval mode the node of train mode that does the same; nodes of one mode only are left out."""
     pairs: _Pairs = {}
     for path, steps in evaluation.steps.items():
         twins = training.steps.get(path, [])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.fx.proxy import TraceError
 
+from chainfx.ir.capture.hooks import watched_by
 from chainfx.ir.capture.tracer import Trace, TrainFormProxy, TrainFormTracer
 from chainfx.ir.graph import MetaEvaluator, modules_by_path, needs_data, without_data
 
@@ -168,18 +169,14 @@ class SizesTracer(TrainFormTracer):
         if node.op == "get_attr" and str(node.target) in self.result.constants:
             constant = self._evaluator.tensor(self.result.constants[str(node.target)])
             return (constant,) if self.to_read else (constant, constant)
-        self.evaluating = True
         try:
-            first = self._evaluator.value(node, lambda source: self.values[source][0])
-            return (
-                (first,)
-                if self.to_read
-                else (first, self._evaluator.value(node, lambda source: self.values[source][1]))
-            )
+            with watched_by(None):
+                values = [self._evaluator.value(node, lambda source: self.values[source][0])]
+                if not self.to_read:
+                    values.append(self._evaluator.value(node, lambda source: self.values[source][1]))
         except (RuntimeError, NotImplementedError) as error:
             raise TraceError(DATA) if needs_data(error) else error from error
-        finally:
-            self.evaluating = False
+        return tuple(values)
 
 
 def _may_be_entered(function: FunctionType, args: Any, kwargs: Any) -> bool:

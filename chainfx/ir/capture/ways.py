@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture.build import build, build_to_read, simplify
 from chainfx.ir.capture.export import export_trace
+from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
 from chainfx.ir.capture.sizes import BATCH, DATA, SizesTracer
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
@@ -68,7 +69,8 @@ def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule:
     ``example_inputs`` are the positional inputs, batch first, on the model's device (meta included). Other arguments of
     ``forward`` keep their defaults. The graph *shares* parameters, buffers and leaf modules with ``model``, as
     ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. The mode of ``model`` is left as it was, and
-    the graph starts in it.
+    the graph starts in it; no other thread may run the model itself meanwhile, as its mode changes for moments. Other
+    models may run, be compiled and be captured in other threads: captures wait for each other.
 
     Raises :class:`~chainfx.errors.InputError` if the model does not accept the inputs, and
     :class:`~chainfx.errors.CaptureError`, with the line of its code, if no way leads to a graph.
@@ -82,7 +84,8 @@ def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule:
 
 def capture_with_report(model: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[GraphModule, CaptureReport]:
     """As :func:`capture`, with the :class:`CaptureReport` of how it went and what the graph does not show."""
-    return _capture_of(model, example_inputs).run()
+    with alone():
+        return _capture_of(model, example_inputs).run()
 
 
 def capture_to_read(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule | None:
@@ -93,7 +96,8 @@ def capture_to_read(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph
     otherwise in train mode is followed in eval mode, not kept whole; every node has its value in ``node.meta["val"]``.
     Raises as :func:`capture` for arguments that nothing can be captured from.
     """
-    return _capture_of(model, example_inputs).to_read()
+    with alone():
+        return _capture_of(model, example_inputs).to_read()
 
 
 def _capture_of(model: nn.Module, example_inputs: Sequence[Tensor]) -> "_Capture":
@@ -231,15 +235,9 @@ def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@contextlib.contextmanager
-def _one_attention_kernel() -> Iterator[None]:
+def _one_attention_kernel() -> contextlib.AbstractContextManager[None]:
     """Without the fused eval path of ``nn.TransformerEncoderLayer``, whose preconditions cannot be traced."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    return seen_here({(torch.backends.mha, "get_fastpath_enabled"): lambda: False})
 
 
 def _check(model: nn.Module, examples: tuple[Tensor, ...]) -> None:

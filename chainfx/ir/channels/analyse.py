@@ -24,7 +24,7 @@ from chainfx.ir.channels.result import (
 )
 from chainfx.ir.channels.rules import rule_of
 from chainfx.ir.channels.walk import Flow, Fold
-from chainfx.ir.graph import evaluating, no_garbage_search, propagate_shapes
+from chainfx.ir.graph import evaluating, propagate_shapes
 
 __all__ = [
     "Axis",
@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 
-@no_garbage_search()
 def analyse_channels(
     graph_module: GraphModule, example_inputs: Sequence[Tensor], fold: Fold = "width"
 ) -> ChannelAnalysis:

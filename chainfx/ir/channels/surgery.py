@@ -15,14 +15,13 @@ from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, InputError
 from chainfx.ir.channels.analyse import Axis, ChannelAnalysis, SizeLiteral
-from chainfx.ir.graph import call_operator, modules_by_path, no_garbage_search, tensors_of
+from chainfx.ir.graph import call_operator, modules_by_path, tensors_of
 
 __all__ = ["prune"]
 
 Removed = NDArray[np.bool_]
 
 
-@no_garbage_search()
 def prune(
     graph_module: GraphModule, analysis: ChannelAnalysis, keep: Mapping[str, Tensor | Sequence[int] | NDArray[np.int64]]
 ) -> None:

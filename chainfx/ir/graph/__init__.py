@@ -16,7 +16,6 @@ from chainfx.ir.graph.edit import (
     input_of,
     is_dialect,
     modules_by_path,
-    no_garbage_search,
     origin,
     tensors_of,
 )
@@ -98,7 +97,6 @@ __all__ = [
     "name_of",
     "names_with",
     "needs_data",
-    "no_garbage_search",
     "operator_of",
     "ops",
     "origin",

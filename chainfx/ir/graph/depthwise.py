@@ -6,16 +6,17 @@ is written in a graph has to change when channels go.
 
 from collections.abc import Callable, Sequence
 
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
+
+from chainfx.ir.graph.tracing import one_node
 
 __all__ = ["DEPTHWISE", "depthwise_conv1d", "depthwise_conv2d", "depthwise_conv3d"]
 
 Sizes = Sequence[int]
 
 
-@torch.fx.wrap
+@one_node
 def depthwise_conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes
 ) -> Tensor:
@@ -23,7 +24,7 @@ def depthwise_conv1d(
     return F.conv1d(input, weight, bias, stride, padding, dilation, weight.shape[0])
 
 
-@torch.fx.wrap
+@one_node
 def depthwise_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes
 ) -> Tensor:
@@ -31,7 +32,7 @@ def depthwise_conv2d(
     return F.conv2d(input, weight, bias, stride, padding, dilation, weight.shape[0])
 
 
-@torch.fx.wrap
+@one_node
 def depthwise_conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading and editing graphs in train form.
+"""Functions that read and change graphs in train form.
 
 A *layer* (:mod:`chainfx.ir.graph.layer`) is a call of ``F.linear``, ``F.conv1d/2d/3d`` or ``F.conv_transpose1d/2d/3d``
 whose arguments are all positional: ``linear(input, weight, bias)``,
@@ -8,7 +8,6 @@ whose arguments are all positional: ``linear(input, weight, bias)``,
 ``get_attr`` nodes, possibly with dialect ops (quantizers, masks) between them and the call.
 """
 
-import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,6 @@ __all__ = [
     "is_product",
     "module_of",
     "modules_by_path",
-    "no_garbage_search",
     "origin",
     "parent_of",
     "place_module",
@@ -59,7 +57,10 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 def origin(value: Any) -> Node | None:
-    """The ``get_attr`` node a weight argument comes from, through dialect ops; ``None`` if it is computed otherwise."""
+    """The ``get_attr`` node that a weight argument of a layer comes from, with nothing but dialect ops in between.
+
+    ``None`` if the weight is computed in another way.
+    """
     while isinstance(value, Node) and value.op == "call_function" and is_dialect(value):
         value = value.args[0]
     return value if isinstance(value, Node) and value.op == "get_attr" else None
@@ -115,35 +116,9 @@ def evaluating(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
             module.training = True
 
 
-@contextmanager
-def no_garbage_search() -> Iterator[None]:
-    """Without a search for garbage among objects that are all in use: it takes a tenth of the time of a count."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of a model by its path, the root by ``""``; one that is shared is there under each of its paths.
-
-    What ``named_modules`` gives, at a fraction of its time.
-    """
-    found = {"": model}
-
-    def collect(module: nn.Module, prefix: str) -> None:
-        for name, child in module._modules.items():
-            if child is not None:
-                path = prefix + name
-                found[path] = child
-                if child._modules:
-                    collect(child, f"{path}.")
-
-    collect(model, "")
-    return found
+    """Every module of a model by its path, the root by ``""``; one that is shared is there under each of its paths."""
+    return dict(model.named_modules(remove_duplicate=False))
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

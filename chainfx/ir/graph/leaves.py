@@ -1,9 +1,10 @@
-"""What capture adds to a graph of its own: a constant that depends on the mode, and assignment into a tensor."""
+"""What capture puts into a graph beside the calls of the model: constants that depend on the mode, and assignments."""
 
 from typing import Any
 
-import torch.fx
 from torch import Tensor, nn
+
+from chainfx.ir.graph.tracing import one_node
 
 __all__ = ["ByMode", "Scalar", "assign_"]
 
@@ -32,7 +33,7 @@ class ByMode(nn.Module):
         return f"in_training={self.in_training!r}, in_evaluation={self.in_evaluation!r}"
 
 
-@torch.fx.wrap
+@one_node
 def assign_(tensor: Tensor, index: Any, value: Any) -> Tensor:
     """``tensor[index] = value``, in place; returns ``tensor``, so that the assignment has users in a graph."""
     tensor[index] = value

@@ -1,6 +1,6 @@
 """Dialect ops: what a compressed network computes, as plain functions with literal arguments.
 
-They are wrapped for FX, and chainfx's tracer knows them, so a graph that calls them survives ``deepcopy``, pickling and
+A tracer of FX records each call of them as one node, so a graph that calls them survives ``deepcopy``, pickling and
 being captured again, and ``torch.compile`` sees through them. Gradients are straight-through in the form
 ``q.detach() + (x - x.detach())``: the forward value is exactly ``q`` (``x - x`` is 0), the gradient that of ``x``,
 and, unlike an ``autograd.Function``, the form keeps its gradient under ``torch.export``.
@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 
 import torch
-import torch.fx
 from torch import Tensor
+
+from chainfx.ir.graph.tracing import one_node
 
 __all__ = [
     "CRITERIA",
@@ -79,7 +80,7 @@ def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tenso
     return codes.sub(levels).div(levels).mul(scale)
 
 
-@torch.fx.wrap
+@one_node
 def quantize_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> Tensor:
     """Fake-quantize a weight to at most ``2**bits`` values (per slice of ``axis``); see :func:`encode_weight`.
 
@@ -89,7 +90,7 @@ def quantize_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) ->
     return _straight_through(quantized, torch.tanh(weight) if scheme == "dorefa" and bits > 1 else weight)
 
 
-@torch.fx.wrap
+@one_node
 def quantize_activation(activation: Tensor, clip: Tensor, bits: int, signed: bool) -> Tensor:
     """Fake-quantize an activation to at most ``2**bits`` values between ``-clip`` (0 if unsigned) and ``clip``.
 
@@ -105,7 +106,7 @@ def quantize_activation(activation: Tensor, clip: Tensor, bits: int, signed: boo
     return _straight_through(torch.round(share * levels) / levels * clip, share * clip)
 
 
-@torch.fx.wrap
+@one_node
 def dequantize_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tensor:
     """The weight of the deploy form: ``codes`` (uint8, one code an element) and ``scale`` as stored.
 
@@ -114,7 +115,7 @@ def dequantize_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> T
     return decode_weight(codes, scale, bits, scheme)
 
 
-@torch.fx.wrap
+@one_node
 def mask_weight(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
     """``weight`` with zeros where ``mask`` (bool, same shape) is False; what is masked gets no gradient.
 
@@ -133,7 +134,7 @@ def is_pattern(value: object) -> bool:
     return value == "unstructured" or (numbers is not None and int(numbers[1]) < int(numbers[2]))
 
 
-@torch.fx.wrap
+@one_node
 def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
     """A shared weight: entry ``codes`` (integers, shape of the weight) of ``codebook`` (k,).
 
@@ -142,7 +143,7 @@ def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
     return codebook[codes.long()]
 
 
-@torch.fx.wrap
+@one_node
 def exit_point(logits: Tensor, name: str, threshold: float, criterion: str) -> Tensor:
     """Mark ``logits`` (N, classes) as the answer of exit ``name``; the identity.
 

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of every node, computed without data and without arithmetic."""
+"""The shape and dtype of what each node of a graph gives, found without data and without doing the arithmetic."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,11 @@ _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedErro
 
 
 class GraphToRead(GraphModule):
-    """A graph that cannot run: over the modules of a model themselves, with the values of its nodes for one shape."""
+    """A graph that is read and never run, such as a graph that is only counted.
+
+    It lies over the very modules of a model, which are not copied, and ``node.meta["val"]`` of its nodes says what they
+    give for inputs of one shape.
+    """
 
     def __init__(self, graph: Graph) -> None:
         nn.Module.__init__(self)
