@@ -12,7 +12,7 @@ from torchvision.models import swin_transformer
 
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import fingerprint, load_graph, save_graph
-from chainfx.ir.graph import DEPTHWISE, assign_, ops
+from chainfx.ir.graph import DEPTHWISE, ByMode, assign_, ops
 from tests.nets import graph_of, images, small_resnet
 
 
@@ -179,6 +179,7 @@ MODULES = [
     nn.MaxPool2d(2, return_indices=False, ceil_mode=True),
     nn.LSTM(5, 4, 2, bias=False, bidirectional=True),
     nn.PReLU(3, 0.1),
+    ByMode(0.25, None),
 ]
 
 
@@ -252,6 +253,17 @@ def test_shared_and_boolean_buffers_come_back(tmp_path):
     assert loaded.a.values is loaded.b.values and loaded.a.mask is loaded.b.mask
     assert torch.equal(loaded.a.mask, mask) and torch.equal(loaded.a.values, shared)
     assert not list(loaded.parameters())
+
+
+@pytest.mark.parametrize("module", ["chainfx", "chainfx.ir.leaves"])
+def test_modules_of_chainfx_go_by_a_name_without_a_file_and_by_that_of_0_1(module, tmp_path):
+    root = nn.Module()
+    root.inside = ByMode(1, 2)
+    save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["modules"]["inside"]["class"] == "chainfx:ByMode"
+    forged(tmp_path, lambda body: body["modules"]["inside"].update({"class": f"{module}:ByMode"}))
+    loaded, _ = load_graph(tmp_path)
+    assert type(loaded.inside) is ByMode and loaded.inside.in_evaluation == 2
 
 
 def test_the_mode_and_the_name_of_the_class_come_back(tmp_path):
