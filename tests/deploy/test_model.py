@@ -224,7 +224,7 @@ def test_codes_of_a_shared_weight_are_stored_once_for_each_way_to_quantize_it(in
 
 def test_it_is_for_inference(compressed):
     assert not any(module.training for module in compressed.modules())
-    compressed.eval()
+    assert not compressed.eval().training and not compressed.train(False).training
     with pytest.raises(InputError) as caught:
         compressed.train()
     assert str(caught.value) == (

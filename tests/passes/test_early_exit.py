@@ -203,6 +203,7 @@ def test_the_threshold_is_the_cheapest_that_loses_no_more_than_max_drop(max_drop
     """Without an exit 0.9 are right. The second exit is reached by 1 - r1, the end by 1 - r1 - r2, a third each."""
     graph_module, context = by_hand()
     finished = EarlyExit(exits=2, max_drop=max_drop).finish(graph_module, context)
+    assert finished.modified
     threshold = finished.profile["threshold"]
     assert above < threshold <= up_to + 1e-6
     assert [mark.threshold for mark in exits_of(finished.graph_module)] == [threshold] * 2
@@ -264,6 +265,14 @@ def test_heads_on_tokens_and_on_vectors(shape):
             "early-exit: exits=0 is out of range; use a number from 1 or a tuple of names of nodes.",
         ),
         (
+            lambda: EarlyExit(exits=()),
+            "early-exit: exits=() is out of range; use a number from 1 or a tuple of names of nodes.",
+        ),
+        (
+            lambda: EarlyExit(threshold=-0.5),
+            "early-exit: threshold=-0.5 is out of range; use None or a number from 0.",
+        ),
+        (
             lambda: EarlyExit(criterion="luck"),
             "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-softmax.",
         ),
@@ -277,6 +286,64 @@ def test_options_out_of_range(one, message):
     with pytest.raises(PassError) as caught:
         one()
     assert str(caught.value) == message
+
+
+class Deep(nn.Module):
+    """Four layers: three that cost 36 each and one that costs 3,600."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 600)
+
+    def forward(self, x):
+        for layer in (self.a, self.b, self.c):
+            x = torch.relu(layer(x))
+        return self.d(x)
+
+
+def refused(one, model, x, **context):
+    """The sentence with which a pass refuses a network."""
+    graph_module = graph_of(model, x)
+    with pytest.raises(PassError) as caught:
+        one.apply(graph_module, PassContext(graph_module, (x,), **context))
+    return str(caught.value)
+
+
+def test_exits_are_as_many_as_asked_for_where_all_that_costs_comes_last():
+    x = torch.randn(2, 6)
+    graph_module = graph_of(Deep(), x)
+    result = EarlyExit(exits=3).apply(graph_module, PassContext(graph_module, (x,)))
+    first, second, third, _ = segments(result.graph_module)
+    for name, part in (("relu", first), ("relu_1", second), ("relu_2", third)):
+        assert name in {node.name for node in part}
+
+
+def test_places_that_cannot_be_used_are_named_with_those_that_can():
+    x = torch.randn(2, 6)
+    assert refused(EarlyExit(exits=4), Deep(), x) == (
+        "early-exit: exits=4, but the network has only 3 places for an exit (relu, relu_1, relu_2); use fewer."
+    )
+    assert refused(EarlyExit(exits=("nowhere",)), Deep(), x) == (
+        "early-exit: there is no node 'nowhere'; usable are a, relu, b, relu_1, c, relu_2."
+    )
+    assert refused(EarlyExit(exits=("d",)), Deep(), x) == (
+        "early-exit: node 'd' does not carry the whole network; usable are a, relu, b, relu_1, c, relu_2."
+    )
+    volumes = nn.Sequential(nn.Conv3d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    assert refused(EarlyExit(exits=("_1",)), volumes, torch.randn(2, 1, 2, 2, 2)) == (
+        "early-exit: node '_1' does not carry the whole network; usable are _2."
+    )
+
+
+def test_a_network_without_logits_and_a_drop_without_held_out_data_are_refused():
+    message = "early-exit: the network does not return one tensor of logits (N, classes); wrap it so that it does."
+    assert refused(EarlyExit(), nn.Conv2d(1, 2, 1), torch.randn(2, 1, 4, 4)) == message
+    graph_module, context = by_hand()
+    with pytest.raises(PassError) as caught:
+        EarlyExit(exits=2).finish(graph_module, replace(context, validation=None))
+    assert str(caught.value) == (
+        "early-exit: max_drop needs held-out data and there is none; give a trainer or a threshold."
+    )
 
 
 def test_too_many_exits_a_wrong_node_and_a_second_time():

@@ -36,15 +36,23 @@ class Breaks(Pass):
 
 
 @pytest.mark.parametrize("when", ["apply", "finish"])
-def test_a_pass_that_leaves_a_broken_graph_is_refused(when, tmp_path):
-    x = images()
-    with pytest.raises(GraphError) as caught:
-        chainfx.compile(small_resnet((1, 1)), [Fuse(), Breaks(when)], example_inputs=x, order="given", workdir=tmp_path)
-    assert str(caught.value) == (
-        "node 'exit_point': an exit has a literal name, but its arguments are ('', 0.5, 'margin'); mend the pass."
-    )
-    assert [record.name for record in caught.value.partial.report.records] == ["original", "fuse"]
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_pass_that_leaves_a_broken_graph_is_refused_every_time(when, tmp_path):
+    x, resumed = images(), []
+    for _ in range(2):
+        with pytest.raises(GraphError) as caught:
+            chainfx.compile(
+                small_resnet((1, 1)),
+                [Fuse(), Breaks(when)],
+                example_inputs=x,
+                order="given",
+                workdir=tmp_path,
+                on_stage=lambda stage: resumed.append((stage.record.name, stage.resumed)),
+            )
+        assert str(caught.value) == (
+            "node 'exit_point': an exit has a literal name, but its arguments are ('', 0.5, 'margin'); mend the pass."
+        )
+        assert [record.name for record in caught.value.partial.report.records] == ["original", "fuse"]
+    assert resumed[1::2] == [("fuse", False), ("fuse", True)]
 
 
 @dataclass(frozen=True)

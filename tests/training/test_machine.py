@@ -64,6 +64,18 @@ def test_several_processes_take_the_statistics_of_the_first(monkeypatch):
     assert sent == [(buffer.shape, 0) for buffer in model.buffers()] and len(sent) == 3
 
 
+@pytest.mark.parametrize(
+    ("told", "accelerator", "cpu"), [("1", True, True), ("0", True, False), ("0", False, True), ("1", False, True)]
+)
+def test_the_cpu_is_taken_where_it_is_asked_for_or_all_there_is(monkeypatch, told, accelerator, cpu):
+    asked = []
+    monkeypatch.setenv("ACCELERATE_USE_CPU", told)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: asked.append(cpu) or state())
+    assert machine.this_device() == CPU
+    assert asked == [cpu]
+
+
 def test_a_batch_goes_to_the_device_with_its_targets():
     inputs, targets = machine.placed(
         ((torch.zeros(2, 3, 4, 4), torch.zeros(2, 5)), torch.zeros(2)), torch.device("meta")

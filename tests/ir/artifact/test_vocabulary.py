@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import swin_transformer
 
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import fingerprint, load_graph, save_graph
-from chainfx.ir.graph import DEPTHWISE, assign_, ops
+from chainfx.ir.graph import DEPTHWISE, ByMode, assign_, ops
 from tests.nets import graph_of, images, small_resnet
 
 
@@ -94,6 +95,7 @@ FUNCTIONS = {
     torch.sym_int: "torch:sym_int",
     torch.special.expit: "torch._C._special:special_expit",
     torch.functional.norm: "torch.functional:norm",
+    swin_transformer._patch_merging_pad: "torchvision.models.swin_transformer:_patch_merging_pad",
 }
 
 
@@ -116,7 +118,16 @@ def test_files_of_0_1_named_the_file_of_their_day(module, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["chainfx:plan", "chainfx.ir.other:mask_weight", "torch:_assert", "torch:set_", "torch:Tensor", "torch:nn"]
+    "name",
+    [
+        *("chainfx:plan", "chainfx.ir.other:mask_weight", "torch:_assert", "torch:set_", "torch:Tensor", "torch:nn"),
+        *(
+            "torch.nn.functional:_in_projection_packed",
+            "torchvision.io:read_file",
+            "math:nothing",
+            "torch.functional:Tensor",
+        ),
+    ],
 )
 def test_names_beside_the_lists_are_refused(name, tmp_path):
     save_graph(graph_that_calls(torch.add, 1), tmp_path)
@@ -170,6 +181,7 @@ MODULES = [
     nn.MaxPool2d(2, return_indices=False, ceil_mode=True),
     nn.LSTM(5, 4, 2, bias=False, bidirectional=True),
     nn.PReLU(3, 0.1),
+    ByMode(0.25, None),
 ]
 
 
@@ -181,6 +193,79 @@ def test_a_module_is_built_again_from_its_arguments(module, tmp_path):
     assert type(loaded.inside) is type(module) and repr(loaded.inside) == repr(module)
     assert list(loaded.state_dict()) == [f"inside.{name}" for name in module.state_dict()]
     assert all(torch.equal(value, loaded.inside.state_dict()[key]) for key, value in module.state_dict().items())
+
+
+class Scaled(nn.Linear):
+    """A layer of torch's by its package, which does not keep how it was made."""
+
+    def __init__(self, factor):
+        super().__init__(3, 3)
+
+
+def test_a_module_that_does_not_keep_an_argument_is_not_saved(tmp_path):
+    root = nn.Module()
+    root.inside = Scaled(2)
+    Scaled.__module__ = "torch.nn.modules.linear"
+    with pytest.raises(ArtifactError) as caught:
+        save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
+    assert str(caught.value) == (
+        "module 'inside' (torch.nn.modules.linear.Scaled) does not keep its argument 'factor', so that it cannot be "
+        "rebuilt; replace it (a parametrization: torch.nn.utils.parametrize.remove_parametrizations) to save."
+    )
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_module_with_a_hook_is_not_saved(kind, tmp_path):
+    root = nn.Module()
+    root.inside = nn.Linear(3, 2)
+    getattr(root.inside, kind)(lambda *_: None)
+    with pytest.raises(ArtifactError) as caught:
+        save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
+    assert str(caught.value) == (
+        "module 'inside' (torch.nn.modules.linear.Linear) has a hook, whose code a safe file cannot hold; "
+        "take it off (spectral_norm: torch.nn.utils.remove_spectral_norm) to save."
+    )
+
+
+@pytest.mark.parametrize("name", ["torch.nn:Identities", "torch.nn:functional", "builtins:dict", "torch.optim:SGD"])
+def test_a_forged_manifest_builds_no_other_module(name, tmp_path):
+    root = nn.Module()
+    root.inside = nn.ReLU()
+    save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
+    forged(tmp_path, lambda body: body["modules"]["inside"].update({"class": name}))
+    with pytest.raises(ArtifactError) as caught:
+        load_graph(tmp_path)
+    assert str(caught.value) == f"the saved graph has a module {name!r}, which chainfx does not load."
+
+
+def test_shared_and_boolean_buffers_come_back(tmp_path):
+    root = nn.Module()
+    root.a, root.b = nn.Module(), nn.Module()
+    shared, mask = torch.arange(3.0), torch.tensor([True, False, True])
+    for part in (root.a, root.b):
+        part.register_buffer("values", shared)
+        part.register_buffer("mask", mask)
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    for path in ("a.values", "a.mask", "b.values", "b.mask"):
+        x = graph.call_function(torch.mul, (x, graph.get_attr(path)))
+    graph.output(x)
+    loaded = there_and_back(torch.fx.GraphModule(root, graph), tmp_path)
+    assert list(loaded.state_dict()) == ["a.values", "a.mask", "b.values", "b.mask"]
+    assert loaded.a.values is loaded.b.values and loaded.a.mask is loaded.b.mask
+    assert torch.equal(loaded.a.mask, mask) and torch.equal(loaded.a.values, shared)
+    assert not list(loaded.parameters())
+
+
+@pytest.mark.parametrize("module", ["chainfx", "chainfx.ir.leaves"])
+def test_modules_of_chainfx_go_by_a_name_without_a_file_and_by_that_of_0_1(module, tmp_path):
+    root = nn.Module()
+    root.inside = ByMode(1, 2)
+    save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["modules"]["inside"]["class"] == "chainfx:ByMode"
+    forged(tmp_path, lambda body: body["modules"]["inside"].update({"class": f"{module}:ByMode"}))
+    loaded, _ = load_graph(tmp_path)
+    assert type(loaded.inside) is ByMode and loaded.inside.in_evaluation == 2
 
 
 def test_the_mode_and_the_name_of_the_class_come_back(tmp_path):
