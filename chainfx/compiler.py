@@ -12,14 +12,14 @@ from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel
 from chainfx.errors import CaptureError, ChainfxError, InputError
-from chainfx.ir.capture import capture, capture_to_read, export_to_read
+from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
 from chainfx.passes import Pass, Trainer
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
 
 __all__ = ["compile", "count"]
 
-Inputs = Tensor | tuple[Tensor, ...] | list[Tensor]
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
 
 
 def compile(
@@ -40,7 +40,8 @@ def compile(
     Parameters:
         model: the trained network; it is not changed.
         passes: the passes with their options, in any order, or a :class:`Plan`.
-        example_inputs: one batch of inputs as the network takes them, batch first; shapes and dtypes count.
+        example_inputs: one batch of inputs as the network takes them, in the order of its ``forward`` or by name, batch
+            first; shapes and dtypes count.
         trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
             passes that need no training run.
         calibration: batches of inputs from the training data, for quantization; the trainer's by default.
@@ -65,17 +66,19 @@ def compile(
         >>> small(x).shape, small.report.records[-1].after.macs
         (torch.Size([2, 4]), 192)
     """
-    inputs = _as_tuple(example_inputs, "example_inputs")
-    batches = None if calibration is None else [_as_tuple(item, "calibration") for item in calibration]
-    if batches is not None and not batches:
-        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}, not a torch.nn.Module; give the network itself.")
+    given = _checked(example_inputs, "example_inputs")
+    signature, inputs = signature_of(model, given)
+    batches = None if calibration is None else [_batch(signature, item) for item in calibration]
+    if batches is not None and not batches:
+        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
     first = _stage(start)
-    captured = _own_copy(capture(model, inputs))
+    graph_module, how = capture_with_report(model, given)
+    captured = _own_copy(graph_module)
     listener = TerminalListener()
     finished: list[Stage] = []
     try:
@@ -96,12 +99,12 @@ def compile(
                 on_stage(stage)
     except (ChainfxError, KeyboardInterrupt) as error:
         if finished:
-            error.partial = _result(finished, chain, inputs)  # type: ignore[union-attr]  # documented above
+            error.partial = _result(finished, chain, inputs, how.signature)  # type: ignore[union-attr]  # documented above
             error.add_note(f"finished stages: {', '.join(stage.record.name for stage in finished)}")
         raise
     finally:
         listener.close()
-    return _result(finished, chain, inputs)
+    return _result(finished, chain, inputs, how.signature)
 
 
 def count(
@@ -123,13 +126,14 @@ def count(
         >>> chainfx.count(torch.nn.Linear(8, 4), torch.randn(1, 8)).macs
         32
     """
-    inputs = _as_tuple(example_inputs, "example_inputs")
+    given = _checked(example_inputs, "example_inputs")
+    inputs = given if isinstance(given, tuple) else _in_order(model, given)
     if isinstance(model, CompressedModel):
         rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
         return count_graph(model.graph_module, inputs, convention, rates, encodings)
     if isinstance(model, GraphModule):
         return count_graph(model, inputs, convention, exit_rates, encodings)
-    graph_module = capture_to_read(model, inputs) or _captured(model, inputs)
+    graph_module = capture_to_read(model, given) or _captured(model, given)
     return count_graph(graph_module, inputs, convention, exit_rates, encodings)
 
 
@@ -145,7 +149,7 @@ def _own_copy(graph_module: GraphModule) -> GraphModule:
         ) from error
 
 
-def _captured(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
+def _captured(model: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> GraphModule:
     """The graph of a model to be counted: as torch exports it where it has no train form, as with ``torch.cond``."""
     try:
         return capture(model, inputs)
@@ -164,12 +168,28 @@ def _stage(start: Any) -> Stage | None:
     raise InputError(f"start is a {type(start).__name__}; give a finished Stage or its folder in a workdir.")
 
 
-def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...]) -> CompressedModel:
+def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature) -> CompressedModel:
     report = ChainReport(str(chain), tuple(stage.record for stage in stages))
-    return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report)
+    return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report, signature)
 
 
-def _as_tuple(inputs: Any, name: str) -> tuple[Tensor, ...]:
+def _in_order(model: nn.Module, named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Inputs by name in the order in which the graph of a model takes them."""
+    if isinstance(model, CompressedModel):
+        return model.signature.bind((), named)
+    return signature_of(model, named)[1]
+
+
+def _batch(signature: Signature, inputs: Any) -> tuple[Tensor, ...]:
+    """One batch of calibration in the order of the graph."""
+    given = _checked(inputs, "calibration")
+    return given if isinstance(given, tuple) else signature.bind((), given)
+
+
+def _checked(inputs: Any, name: str) -> tuple[Tensor, ...] | Mapping[str, Tensor]:
+    """Inputs as they were given, one tensor as a tuple; raises :class:`InputError` for what is neither."""
+    if isinstance(inputs, Mapping):
+        return inputs
     found = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     if not found or not all(isinstance(item, Tensor) for item in found):
         kinds = ", ".join(type(item).__name__ for item in found) or "nothing"

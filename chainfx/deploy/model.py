@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import dtype_of, load_graph, read_document, save_graph, write_document
+from chainfx.ir.capture import Signature
 from chainfx.ir.graph import exits_of, leaving, propagate_shapes
 from chainfx.scheduler import ChainReport
 
@@ -21,7 +22,10 @@ _REPORT = "report.json"
 
 
 class CompressedModel(nn.Module):
-    """A network in deploy form; call it like the original.
+    """A network in deploy form; call it like the original, by position or by the names that its ``forward`` has.
+
+    A call that the network was not captured for, such as one with another size where capture had to write the size of
+    the example down, is one sentence (:class:`~chainfx.errors.InputError`); ``signature`` says what was fixed.
 
     With early exits a batch is compacted between the ``segments``: samples that are sure leave, the others go on, and
     what left is not computed further. The result has the shape (N, classes) of the original's and its row order.
@@ -39,8 +43,16 @@ class CompressedModel(nn.Module):
         torch.Size([2, 4])
     """
 
-    def __init__(self, graph_module: GraphModule, example_inputs: tuple[Tensor, ...], report: ChainReport) -> None:
+    def __init__(
+        self,
+        graph_module: GraphModule,
+        example_inputs: tuple[Tensor, ...],
+        report: ChainReport,
+        signature: Signature | None = None,
+    ) -> None:
         super().__init__()
+        names = [str(node.target) for node in graph_module.graph.find_nodes(op="placeholder")]
+        self.signature = signature or Signature.by_position(names, example_inputs)
         self.graph_module = to_codes(graph_module)
         folded = fold_codes(self.graph_module)
         propagate_shapes(folded, example_inputs)
@@ -50,8 +62,28 @@ class CompressedModel(nn.Module):
         self._thresholds = tuple(mark.threshold for mark in exits_of(self.graph_module))
         super().train(False)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """What the original returns for these inputs; with exits, logits (N, classes)."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the original returns for these inputs; with exits, logits (N, classes).
+
+        Raises :class:`~chainfx.errors.InputError` for inputs that the network does not take.
+        """
+        inputs = self.signature.bind(args, kwargs)
+        self.signature.check(inputs)
+        if torch.compiler.is_compiling() or self.signature.has_shapes_of(inputs):
+            return self._run(*inputs)
+        try:
+            return self._run(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+            captured = ", ".join(str(each.shape) for each in self.signature.inputs)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(
+                f"the network was captured with inputs of shape {captured} and fails on {shapes}: {reason}."
+            ) from error
+
+    def _run(self, *inputs: Tensor) -> Any:
         if not self._thresholds:
             return self.segments[0](*inputs)
         rows, values = torch.arange(len(inputs[0]), device=inputs[0].device), list(inputs)
@@ -90,11 +122,10 @@ class CompressedModel(nn.Module):
         Raises :class:`~chainfx.errors.ArtifactError` for a network that has no form without code, such as one with a
         module of the user's own that could not be captured.
         """
-        examples = [{"shape": list(tensor.shape), "dtype": str(tensor.dtype)} for tensor in self.example_inputs]
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         written = write_document(folder / _REPORT, self.report.to_dict())
-        save_graph(self.graph_module, folder, {"examples": examples, "report": written})
+        save_graph(self.graph_module, folder, {"signature": self.signature.to_dict(), "report": written})
 
     @property
     def stages(self) -> nn.ModuleList:
@@ -121,12 +152,14 @@ def load(path: str | Path) -> CompressedModel:
     """
     graph_module, extra = load_graph(Path(path))
     try:
-        examples = tuple(_zeros(item["shape"], item["dtype"]) for item in extra["examples"])
+        signature = Signature.from_dict(extra["signature"]) if "signature" in extra else None
+        listed = extra["examples"] if signature is None else signature.to_dict()["parameters"]
+        examples = tuple(_zeros(item["shape"], item["dtype"]) for item in listed if "shape" in item)
         report = ChainReport.from_dict(_report(Path(path), extra["report"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
-        return CompressedModel(graph_module, examples, report)
+        return CompressedModel(graph_module, examples, report, signature)
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ArtifactError(f"{path} holds a graph that does not fit its inputs: {reason}; save it again.") from error

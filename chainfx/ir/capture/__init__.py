@@ -7,13 +7,18 @@ is not to be run elsewhere meanwhile.
 """
 
 from chainfx.ir.capture.export import export_to_read
+from chainfx.ir.capture.signature import Input, Omitted, Signature, signature_of
 from chainfx.ir.capture.ways import CaptureReport, OpaqueLeaf, capture, capture_to_read, capture_with_report
 
 __all__ = [
     "CaptureReport",
+    "Input",
+    "Omitted",
     "OpaqueLeaf",
+    "Signature",
     "capture",
     "capture_to_read",
     "capture_with_report",
     "export_to_read",
+    "signature_of",
 ]

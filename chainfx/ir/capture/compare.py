@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from chainfx.ir.capture.signature import arguments
 from chainfx.ir.graph import evaluating, modules_by_path
 
 __all__ = ["Difference", "as_before", "find_difference", "source_of"]
@@ -44,11 +45,17 @@ class Difference:
 
 
 def find_difference(
-    model: nn.Module, graph_module: GraphModule, examples: Sequence[Tensor], *, sizes_free: bool
+    model: nn.Module,
+    graph_module: GraphModule,
+    examples: Sequence[Tensor],
+    *,
+    sizes_free: bool,
+    by_name: tuple[str, ...] = (),
 ) -> Difference | None:
     """The first difference between a model and its graph; ``None`` if there is none beyond rounding.
 
-    ``examples``: positional inputs, batch first, on the model's device. ``sizes_free``: whether the graph fixes no size
+    ``examples``: inputs in the order of ``forward``, batch first, on the model's device; the model is given the last
+    of them ``by_name``. ``sizes_free``: whether the graph fixes no size
     but those of channels, so that other image sizes and lengths have to agree too. Inputs of other sizes that the model
     itself does not take are left out. Raises what the model raises on the example inputs.
     """
@@ -59,21 +66,21 @@ def find_difference(
         few = _batched(examples, min(_MOST_SAMPLES, _batch_of(examples)))
         with _afresh(model, graph_module, examples):
             try:
-                wanted = [_answer(model, few)]
+                wanted = [_answer(model, few, by_name)]
             except Exception:  # a batch size may stand in its code
                 few = tuple(examples)
-                wanted = [_answer(model, few)]
+                wanted = [_answer(model, few, by_name)]
             given = [("on the example inputs", few)]
             for what, inputs in _others(few, sizes_free=sizes_free):
                 with suppress(Exception):  # what the model does not take says nothing about the graph
-                    wanted.append(_answer(model, inputs))
+                    wanted.append(_answer(model, inputs, by_name))
                     given.append((what, inputs))
         with _afresh(model, graph_module, examples):
             found = _first_difference(graph_module, given, wanted)
         if found is None:
             return None
         number, error = found
-        path = _culprit(model, graph_module, given[number][1])
+        path = _culprit(model, graph_module, given[number][1], by_name)
         return Difference(path, given[number][0], error)
 
 
@@ -100,10 +107,11 @@ def _afresh(model: nn.Module, graph_module: GraphModule, examples: Sequence[Tens
         yield
 
 
-def _answer(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+def _answer(run: Callable[..., Any], inputs: tuple[Tensor, ...], by_name: tuple[str, ...] = ()) -> Any:
     """What a call gives, with the inputs as it leaves them."""
     given = tuple(x.clone() for x in inputs)
-    return _copied(run(*given)), given
+    args, kwargs = arguments(given, by_name)
+    return _copied(run(*args, **kwargs)), given
 
 
 @contextmanager
@@ -228,7 +236,7 @@ class _Values(Interpreter):
         return value
 
 
-def _culprit(model: nn.Module, graph_module: GraphModule, inputs: tuple[Tensor, ...]) -> str:
+def _culprit(model: nn.Module, graph_module: GraphModule, inputs: tuple[Tensor, ...], by_name: tuple[str, ...]) -> str:
     """The path of the first module that the graph does not compute, empty for the model's own code.
 
     Modules are asked in the order in which they finish. Of one whose output no node of the graph gives, either the
@@ -241,7 +249,8 @@ def _culprit(model: nn.Module, graph_module: GraphModule, inputs: tuple[Tensor, 
                 hook = _recorder(calls, path)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         with _afresh(model, graph_module, inputs):
-            model(*(x.clone() for x in inputs))
+            args, kwargs = arguments([x.clone() for x in inputs], by_name)
+            model(*args, **kwargs)
     values = _Values(graph_module)
     with _afresh(model, graph_module, inputs), suppress(Exception):  # what was run until then is all there is
         values.run(*(x.clone() for x in inputs))

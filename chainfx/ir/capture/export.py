@@ -1,7 +1,7 @@
 """The fallback of capture: ``torch.export``, with its ATen graph put into train form."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
+from chainfx.ir.capture.signature import arguments, signature_of
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import LAYERS, evaluating, operator_of
 
@@ -35,25 +36,30 @@ _METHODS = ("view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "
 _CHECKS = ("_assert", "sym_constrain")
 
 
-def export_trace(model: nn.Module, inputs: tuple[str, ...], examples: Sequence[Tensor], *, strict: bool) -> Trace:
+def export_trace(
+    model: nn.Module, inputs: tuple[str, ...], examples: Sequence[Tensor], by_name: tuple[str, ...], *, strict: bool
+) -> Trace:
     """The trace of ``model`` in its current mode by ``torch.export``: batch free, everything else fixed.
 
     Convolution, linear, BatchNorm and dropout calls are those of the train form; other operations stay ATen calls where
-    they have no plain spelling. Raises what ``torch.export`` raises, and :class:`~chainfx.errors.CaptureError` for
-    a graph with sub-graphs.
+    they have no plain spelling. The last of the ``inputs``, those ``by_name``, are handed to the model by their names.
+    Raises what ``torch.export`` raises, and :class:`~chainfx.errors.CaptureError` for a graph with sub-graphs.
     """
-    program = export(model, _at_least_two(examples), dynamic_shapes=_batch_dims(examples), strict=strict)
+    args, kwargs = arguments(_at_least_two(examples), by_name)
+    program = export(model, args, kwargs, dynamic_shapes=_batch_dims(examples), strict=strict)
     return _Translator(model, inputs, program).result
 
 
-def export_to_read(model: nn.Module, examples: Sequence[Tensor]) -> GraphModule | None:
+def export_to_read(model: nn.Module, example_inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> GraphModule | None:
     """What eval mode does as ``torch.export`` writes it, branches of ``torch.cond`` included; ``None`` if it cannot.
 
     Sizes are those of the examples, and the graph stays in ATen: it is to be read, and has no train form.
     """
     try:
         with evaluating(model), torch.no_grad():
-            return export(model, tuple(examples)).module(check_guards=False)
+            signature, examples = signature_of(model, example_inputs)
+            args, kwargs = arguments(examples, signature.by_name)
+            return export(model, args, kwargs).module(check_guards=False)
     except Exception:  # whatever the model's code and torch raise: the error of capture says more
         return None
 

@@ -23,6 +23,7 @@ from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.capture.attention import attend
 from chainfx.ir.capture.hooks import alone, hooked, recorded, replaced, seen_here, watched_by, watcher_here
+from chainfx.ir.capture.signature import arguments
 from chainfx.ir.graph import (
     DEPTHWISE,
     LAYERS,
@@ -130,6 +131,7 @@ class TrainFormProxy(Proxy):
 class TrainFormTracer(Tracer):
     """Traces a module into the train form; ``leaves`` are the paths of modules to keep whole.
 
+    The last of the ``inputs``, those ``by_name``, are handed to ``forward`` by their names.
     Calls of functions of the ``recorded_modules`` (Python's, not torch's) become nodes where they are given a proxy.
 
     Convolution and linear layers are traced through their own ``forward``, so that subclasses, hooks and
@@ -146,6 +148,7 @@ class TrainFormTracer(Tracer):
         super().__init__()
         self.recorded_modules = recorded_modules
         self.inputs = inputs
+        self.by_name: tuple[str, ...] = ()
         self.leaves = leaves
         self.failed_at: str | None = None
         self.names: dict[int, str] = {}
@@ -226,7 +229,11 @@ class TrainFormTracer(Tracer):
         """One placeholder for each example input; what ``forward`` takes beyond them keeps its default."""
         if self.inputs is None:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.inputs)]
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in self.inputs]
+        if not self.by_name:
+            return root_fn, [self.root, *inputs]
+        args, kwargs = arguments(inputs, self.by_name)
+        return functools.update_wrapper(functools.partial(root_fn, **kwargs), root_fn), [self.root, *args]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""

@@ -7,9 +7,8 @@ hides nothing.
 """
 
 import contextlib
-import inspect
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from chainfx.ir.capture.build import build, build_to_read, simplify
 from chainfx.ir.capture.export import export_trace
 from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
+from chainfx.ir.capture.signature import Signature, arguments, signature_of
 from chainfx.ir.capture.sizes import BATCH, DATA, SizesTracer
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import evaluate_graph, evaluating, modules_by_path, needs_data
@@ -53,21 +53,26 @@ class CaptureReport:
     that hide matrix multiplications or could not be followed. ``dropped``: ``state_dict`` names of the model that the
     graph does not use, such as auxiliary heads of train mode. ``aliases``: (other name, kept name) of tensors that have
     several. ``eval_structure``: the model's own ``forward`` does other things in train mode; the graph does those of
-    eval mode.
+    eval mode. ``signature``: how the graph is called, and which sizes it has fixed.
     """
 
     method: Method
+    signature: Signature
     opaque: tuple[OpaqueLeaf, ...] = ()
     dropped: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     eval_structure: bool = False
 
 
-def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule:
+Examples = Sequence[Tensor] | Mapping[str, Tensor]
+
+
+def capture(model: nn.Module, example_inputs: Examples) -> GraphModule:
     """The graph of a model in train form; see :func:`capture_with_report` for what it may leave out.
 
-    ``example_inputs`` are the positional inputs, batch first, on the model's device (meta included). Other arguments of
-    ``forward`` keep their defaults. The graph *shares* parameters, buffers and leaf modules with ``model``, as
+    ``example_inputs`` are the inputs in the order of ``forward``, or by the names it has for them, batch first, on the
+    model's device (meta included). Other arguments of ``forward`` keep their defaults. The graph takes the inputs by
+    position, in the order of ``forward``. It *shares* parameters, buffers and leaf modules with ``model``, as
     ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. The mode of ``model`` is left as it was, and
     the graph starts in it; no other thread may run the model itself meanwhile, as its mode changes for moments. Other
     models may run, be compiled and be captured in other threads: captures wait for each other.
@@ -82,13 +87,13 @@ def capture(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule:
     return capture_with_report(model, example_inputs)[0]
 
 
-def capture_with_report(model: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[GraphModule, CaptureReport]:
+def capture_with_report(model: nn.Module, example_inputs: Examples) -> tuple[GraphModule, CaptureReport]:
     """As :func:`capture`, with the :class:`CaptureReport` of how it went and what the graph does not show."""
     with alone():
         return _capture_of(model, example_inputs).run()
 
 
-def capture_to_read(model: nn.Module, example_inputs: Sequence[Tensor]) -> GraphModule | None:
+def capture_to_read(model: nn.Module, example_inputs: Examples) -> GraphModule | None:
     """What eval mode does for inputs of these very shapes, to be read and not run; ``None`` if tracing fails.
 
     It takes a fraction of the time of :func:`capture`, and differs from its graph in this: sizes are numbers, those of
@@ -100,10 +105,10 @@ def capture_to_read(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph
         return _capture_of(model, example_inputs).to_read()
 
 
-def _capture_of(model: nn.Module, example_inputs: Sequence[Tensor]) -> "_Capture":
-    examples = tuple(example_inputs)
-    _check(model, examples)
-    return _Capture(model, examples, _input_names(model, len(examples)))
+def _capture_of(model: nn.Module, example_inputs: Examples) -> "_Capture":
+    signature, examples = signature_of(model, example_inputs)
+    _check(model)
+    return _Capture(model, examples, signature)
 
 
 class _Failure(Exception):  # noqa: N818
@@ -121,10 +126,11 @@ class _Capture:
 
     model: nn.Module
     examples: tuple[Tensor, ...]
-    inputs: tuple[str, ...]
+    signature: Signature
     unfollowed: set[str] = field(default_factory=set)
     by_mode: set[str] = field(default_factory=set)
     eval_structure: bool = False
+    not_symbolic: _Failure | None = None
 
     def run(self) -> tuple[GraphModule, CaptureReport]:
         exported = False
@@ -132,7 +138,7 @@ class _Capture:
             result = self._first("symbolic", "sizes")
             if not isinstance(result, _Failure):
                 return result
-            _check_runs(self.model, self.examples)
+            _check_runs(self.model, self.examples, self.signature.by_name)
             if isinstance(result.cause, InputError):
                 raise result.cause
             hides = bool(result.path) and _count_parameters(self.model.get_submodule(result.path)) > 0
@@ -159,6 +165,7 @@ class _Capture:
                 return self._follow(way)
             except _Failure as failure:
                 failed = failure
+                self.not_symbolic = failure if way == "symbolic" else self.not_symbolic
         return failed
 
     def _follow(self, way: str) -> tuple[GraphModule, CaptureReport]:
@@ -194,16 +201,20 @@ class _Capture:
     def _trace(self, way: str, training: bool) -> Trace:
         """The trace of one mode; whatever the model's code raises on the way becomes a ``_Failure`` that keeps it."""
         leaves = self.unfollowed | self.by_mode
+        inputs = tuple(each.name for each in self.signature.inputs)
+        by_name = self.signature.by_name
         tracer: TrainFormTracer | None = None
         try:
             with in_mode(self.model, training):
                 if "export" in way:
                     strict = way.startswith("strict")
-                    return simplify(export_trace(self.model, self.inputs, self.examples, strict=strict), self.model)
+                    trace = export_trace(self.model, inputs, self.examples, by_name, strict=strict)
+                    return simplify(trace, self.model)
                 if way in ("sizes", "to read"):
-                    tracer = SizesTracer(self.inputs, self.examples, leaves, to_read=way == "to read")
+                    tracer = SizesTracer(inputs, self.examples, leaves, to_read=way == "to read")
                 else:
-                    tracer = TrainFormTracer(self.inputs, leaves)
+                    tracer = TrainFormTracer(inputs, leaves)
+                tracer.by_name = by_name
                 return simplify(tracer.run(self.model), self.model)
         except Exception as error:
             raise _Failure((tracer and tracer.failed_at) or "", error) from error
@@ -214,11 +225,19 @@ class _Capture:
         missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in kept}
         return CaptureReport(
             method=way,  # type: ignore[arg-type]  # the strict way counts as export
+            signature=self.signature if way == "symbolic" else self.signature.with_fixed_sizes(self._why_fixed()),
             opaque=tuple(self._opaque(graph_module)),
             dropped=tuple(name for name, tensor in missing.items() if id(tensor) not in names),
             aliases=tuple((name, names[id(tensor)]) for name, tensor in missing.items() if id(tensor) in names),
             eval_structure=self.eval_structure,
         )
+
+    def _why_fixed(self) -> str:
+        """What fixed the sizes, to be read after "as": the way of capture and the line that no free size can follow."""
+        frame = None if self.not_symbolic is None else _user_frame(self.not_symbolic.cause)
+        if frame is None or not frame.line:
+            return "capture wrote the sizes of the example inputs down"
+        return f"capture wrote the sizes down for `{frame.line}` at {Path(frame.filename).name}:{frame.lineno}"
 
     def _opaque(self, graph_module: GraphModule) -> Iterator[OpaqueLeaf]:
         modules = modules_by_path(graph_module)
@@ -240,14 +259,8 @@ def _one_attention_kernel() -> contextlib.AbstractContextManager[None]:
     return seen_here({(torch.backends.mha, "get_fastpath_enabled"): lambda: False})
 
 
-def _check(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
-    """Raise :class:`InputError` for arguments that nothing can be captured from."""
-    wrong = next((x for x in examples if not isinstance(x, Tensor)), None)
-    if not examples or wrong is not None:
-        given = "is empty" if not examples else f"has a {type(wrong).__name__}"
-        raise InputError(
-            f"example_inputs {given}; give a tuple of tensors, one for each positional input of the model."
-        )
+def _check(model: nn.Module) -> None:
+    """Raise :class:`InputError` for a model that nothing can be captured from."""
     modules = modules_by_path(model).items()
     named = ((path, name, p) for path, module in modules for name, p in module._parameters.items() if p is not None)
     lazy = next((f"{path}.{name}".lstrip(".") for path, name, p in named if is_lazy(p)), None)
@@ -255,30 +268,14 @@ def _check(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
         raise InputError(f"parameter {lazy!r} has no shape yet; run the model once before capturing it.")
 
 
-def _input_names(model: nn.Module, count: int) -> tuple[str, ...]:
-    """The names of the first ``count`` positional parameters of ``forward``."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for p in parameters:
-        if p.kind is p.VAR_POSITIONAL:
-            names += [f"{p.name}_{index}" for index in range(count - len(names))]
-    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    missing = [name for name in required if name not in names[:count]]
-    if count > len(names) or missing:
-        raise InputError(
-            f"{type(model).__name__}.forward takes {', '.join(names) or 'nothing'} and needs "
-            f"{', '.join(required) or 'nothing'}, but example_inputs has {count}; give one tensor for each input."
-        )
-    return tuple(names[:count])
-
-
-def _check_runs(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+def _check_runs(model: nn.Module, examples: tuple[Tensor, ...], by_name: tuple[str, ...]) -> None:
     """Raise :class:`InputError` if the model itself fails on the example inputs; models without data are not run."""
     if any(tensor.is_meta for tensor in (*examples, *model.parameters(), *model.buffers())):
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(model, False):
-            model(*examples)
+            args, kwargs = arguments(examples, by_name)
+            model(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in examples)
         raise InputError(
@@ -311,7 +308,7 @@ def _explained(model: nn.Module, failure: _Failure) -> CaptureError:
 
 
 def _user_frame(error: Exception) -> traceback.FrameSummary | None:
-    """The innermost line of the traceback that belongs neither to torch nor to chainfx."""
-    rooms = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    """The innermost line of the traceback that belongs neither to torch nor to what captures."""
+    rooms = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(rooms)]
     return frames[-1] if frames else None

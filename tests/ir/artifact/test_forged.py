@@ -224,7 +224,7 @@ def test_sizes_that_are_not_those_of_the_bytes(forged, change):
 
 def test_an_example_input_that_is_none(forged):
     shape = [2**40, 2**40]
-    message = forged(lambda body: body["extra"]["examples"][0].update(shape=shape))
+    message = forged(lambda body: body["extra"]["signature"]["parameters"][0].update(shape=shape))
     assert message == f"the saved network has an example input of shape {shape}, which is none; save it again."
 
 

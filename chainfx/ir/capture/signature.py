@@ -1,0 +1,294 @@
+"""How a network is called: the parameters of its ``forward``, and what capturing it fixed of its inputs.
+
+A captured graph takes tensors by position. Its :class:`Signature` turns a call as the original takes it, by position
+or by name, into that, and says in one sentence why a call does not fit. It looks at shapes and dtypes alone, so that a
+check never waits for a device.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from chainfx.errors import InputError
+
+__all__ = ["Input", "Omitted", "Signature", "arguments", "signature_of"]
+
+Given = Literal["position", "either", "name"]
+
+_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_NONE = inspect.Parameter.empty
+_LITERALS = (bool, int, float, str, type(None))
+_GIVEN: dict[Any, Given] = {
+    inspect.Parameter.POSITIONAL_ONLY: "position",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: "either",
+    inspect.Parameter.KEYWORD_ONLY: "name",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A parameter of ``forward`` that is an input of the graph.
+
+    ``given``: whether callers give it by ``"position"``, by ``"name"``, or ``"either"`` way. ``shape`` and ``dtype``:
+    of the example input. ``fixed``: the dimensions in which every call must have the size of the example.
+    """
+
+    name: str
+    given: Given
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fixed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Omitted:
+    """A parameter of ``forward`` that had no example input: the graph has its default written down.
+
+    ``default``: the default as Python writes it; ``"..."`` if it is not a number, a text, a truth value or ``None``.
+    """
+
+    name: str
+    given: Given
+    default: str
+
+    def is_default(self, value: Any) -> bool:
+        """Whether a value is the default that the graph has written down."""
+        return isinstance(value, _LITERALS) and repr(value) == self.default
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a captured network is called.
+
+    ``parameters``: those of ``forward``, in its order. ``why``: what fixed the sizes, in words; empty if none is fixed.
+
+    >>> signature, _ = signature_of(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3)))
+    >>> [(each.name, each.shape) for each in signature.inputs]
+    [('input1', (5, 2)), ('input2', (5, 3))]
+    >>> [tuple(tensor.shape) for tensor in signature.bind((torch.zeros(7, 2),), {"input2": torch.zeros(7, 3)})]
+    [(7, 2), (7, 3)]
+    """
+
+    parameters: tuple[Input | Omitted, ...]
+    why: str = ""
+
+    @classmethod
+    def by_position(cls, names: Sequence[str], examples: Sequence[Tensor]) -> "Signature":
+        """Of a graph of which no more is known: inputs by position alone, no size fixed."""
+        named = zip(names, examples, strict=True)
+        return cls(tuple(Input(name, "position", tuple(x.shape), x.dtype) for name, x in named))
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The parameters that the graph takes, in its order."""
+        return tuple(each for each in self.parameters if isinstance(each, Input))
+
+    @property
+    def by_name(self) -> tuple[str, ...]:
+        """The names of the last inputs, those that the original has to be given by name.
+
+        All inputs before them can be given by position: no parameter between them is left out.
+        """
+        names: list[str] = []
+        gap = False
+        for each in self.parameters:
+            gap = gap or each.given == "name" or isinstance(each, Omitted)
+            if gap and isinstance(each, Input):
+                names.append(each.name)
+        return tuple(names)
+
+    def with_fixed_sizes(self, why: str) -> "Signature":
+        """The signature of a graph that has every size but the batch written down.
+
+        The batch is the first dimension of the first input, and of every other one of the same length there.
+        """
+        first = self.inputs[0].shape[:1]
+
+        def fixed(each: Input) -> Input:
+            start = 1 if each.shape[:1] == first else 0
+            return replace(each, fixed=tuple(range(start, len(each.shape))))
+
+        parameters = tuple(fixed(each) if isinstance(each, Input) else each for each in self.parameters)
+        return Signature(parameters, why)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The inputs of the graph in its order, from a call as the original takes it.
+
+        A parameter that was left out may be given its default. Raises :class:`~chainfx.errors.InputError` for inputs
+        that are missing, not known, given twice, or left out when the network was captured.
+        """
+        placed = [each for each in self.parameters if each.given != "name"]
+        if len(args) > len(placed):
+            raise self._refused(f"{len(args)} inputs are given by position")
+        values = {each.name: value for each, value in zip(placed, args, strict=False)}
+        known = {each.name: each for each in self.parameters}
+        for name, value in kwargs.items():
+            if name not in known:
+                raise self._refused(f"{name!r} is not among them")
+            if known[name].given == "position":
+                raise self._refused(f"{name!r} is given by name")
+            if name in values:
+                raise self._refused(f"{name!r} is given twice")
+            values[name] = value
+        for each in self.parameters:
+            if isinstance(each, Input) and each.name not in values:
+                raise self._refused(f"{each.name!r} is missing")
+            if isinstance(each, Omitted) and each.name in values and not each.is_default(values[each.name]):
+                raise InputError(
+                    f"the network was captured without an example of {each.name!r}, which keeps its default "
+                    f"{each.default}; leave it out, or compile with an example of it."
+                )
+        return tuple(values[each.name] for each in self.parameters if isinstance(each, Input))
+
+    def check(self, tensors: Sequence[Any]) -> None:
+        """Raise :class:`~chainfx.errors.InputError` if inputs in the order of the graph are not what it computes for.
+
+        That is another size in a fixed dimension, another number of dimensions, another kind of dtype (floating point,
+        complex, integer, boolean), or something that is no tensor.
+        """
+        for known, given in zip(self.inputs, tensors, strict=True):
+            if not isinstance(given, Tensor):
+                raise InputError(f"input {known.name!r} is a {type(given).__name__}; give a tensor.")
+            if given.dim() != len(known.shape):
+                raise InputError(
+                    f"input {known.name!r} has shape {_shape(given.shape)} of {given.dim()} dimensions, but the "
+                    f"network was captured with {len(known.shape)}, {_shape(known.shape)}; give as many."
+                )
+            if given.dtype != known.dtype and _kind(given.dtype) != _kind(known.dtype):
+                raise InputError(
+                    f"input {known.name!r} has dtype {given.dtype}, but the network was captured with {known.dtype}; "
+                    f"give {_kind(known.dtype)} values."
+                )
+            for dim in known.fixed:
+                if given.shape[dim] != known.shape[dim]:
+                    raise InputError(
+                        f"input {known.name!r} has shape {_shape(given.shape)}, but its dimension {dim} is fixed at "
+                        f"{known.shape[dim]}, as {self.why}; give that size, or compile with an example of the other."
+                    )
+
+    def has_shapes_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors in the order of the graph have the shapes of the example inputs."""
+        return [x.shape for x in tensors] == [each.shape for each in self.inputs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, for :meth:`from_dict`."""
+        return {"parameters": [_to_dict(each) for each in self.parameters], "why": self.why}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Signature":
+        """What :meth:`to_dict` wrote; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        return cls(tuple(_from_dict(each) for each in data["parameters"]), _word(data["why"]))
+
+    def _refused(self, problem: str) -> InputError:
+        names = [f"{each.name} (by name)" if each.given == "name" else each.name for each in self.inputs]
+        return InputError(f"the network takes {', '.join(names)}, but {problem}; call it as the original.")
+
+
+def signature_of(
+    model: nn.Module, example_inputs: Sequence[Tensor] | Mapping[str, Tensor]
+) -> tuple[Signature, tuple[Tensor, ...]]:
+    """The signature of a model for these examples, with no size fixed, and the examples in the order of ``forward``.
+
+    A sequence is for the parameters of ``forward`` in their order, those that have to be given by name and have no
+    default last; a mapping is by name. Raises :class:`~chainfx.errors.InputError` for examples that are no tensors or
+    not those that ``forward`` takes.
+    """
+    names = list(example_inputs) if isinstance(example_inputs, Mapping) else None
+    tensors = _tensors(example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs)
+    declared = _declared(model, names or [], len(tensors) if names is None else 0)
+    in_turn = [name for name, given, default in declared if given != "name" or default is _NONE]
+    examples = dict(zip(in_turn if names is None else names, tensors, strict=False))
+    required = [name for name, _, default in declared if default is _NONE]
+    known = [name for name, _, _ in declared]
+    if len(examples) < len(tensors) or not set(required) <= examples.keys() <= set(known):
+        has = len(tensors) if names is None else ", ".join(map(str, names))
+        raise InputError(
+            f"{type(model).__name__}.forward takes {', '.join(known) or 'nothing'} and needs "
+            f"{', '.join(required) or 'nothing'}, but example_inputs has {has}; give one tensor for each input."
+        )
+    parameters = tuple(_parameter(*each, examples) for each in declared)
+    return Signature(parameters), tuple(examples[name] for name in known if name in examples)
+
+
+def arguments(inputs: Sequence[Any], by_name: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How the original is given ``inputs``: by position, and the last by these names (:attr:`Signature.by_name`)."""
+    placed = len(inputs) - len(by_name)
+    return tuple(inputs[:placed]), dict(zip(by_name, inputs[placed:], strict=True))
+
+
+def _tensors(values: Iterable[Any]) -> tuple[Tensor, ...]:
+    found = (values,) if isinstance(values, Tensor) else tuple(values)
+    wrong = [type(x).__name__ for x in found if not isinstance(x, Tensor)]
+    if not found or wrong:
+        given = f"has a {wrong[0]}" if wrong else "is empty"
+        raise InputError(
+            f"example_inputs {given}; give a tuple of tensors, one for each positional input of the model."
+        )
+    return found
+
+
+def _declared(model: nn.Module, names: Sequence[Any], count: int) -> list[tuple[str, Given, Any]]:
+    """The parameters of ``forward`` as (name, how they are given, default), ``_NONE`` for no default.
+
+    ``*args`` are as many as make ``count`` parameters by position, ``**kwargs`` those of ``names`` that are no others.
+    """
+    found: list[tuple[str, Given, Any]] = []
+    for each in inspect.signature(model.forward).parameters.values():
+        if each.kind is each.VAR_POSITIONAL:
+            found += [(f"{each.name}_{index}", "position", _NONE) for index in range(count - len(found))]
+        elif each.kind is each.VAR_KEYWORD:
+            known = [name for name, _, _ in found]
+            further = [name for name in names if isinstance(name, str) and name.isidentifier() and name not in known]
+            found += [(name, "name", _NONE) for name in further]
+        else:
+            found.append((each.name, _GIVEN[each.kind], each.default))
+    return found
+
+
+def _parameter(name: str, given: Given, default: Any, examples: Mapping[str, Tensor]) -> Input | Omitted:
+    example = examples.get(name)
+    if example is None:
+        return Omitted(name, given, repr(default) if isinstance(default, _LITERALS) else "...")
+    return Input(name, given, tuple(example.shape), example.dtype)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return str(tuple(sizes))
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "floating-point"
+    if dtype.is_complex:
+        return "complex"
+    return "boolean" if dtype == torch.bool else "integer"
+
+
+def _to_dict(parameter: Input | Omitted) -> dict[str, Any]:
+    named = {"name": parameter.name, "given": parameter.given}
+    if isinstance(parameter, Omitted):
+        return {**named, "default": parameter.default}
+    fixed = list(parameter.fixed)
+    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed}
+
+
+def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
+    name, given = _word(data["name"]), data["given"]
+    if given not in get_args(Given):
+        raise ValueError(f"an input is not given by {given!r}")
+    if "default" in data:
+        return Omitted(name, given, _word(data["default"]))
+    shape, fixed = tuple(data["shape"]), tuple(data["fixed"])
+    if not set(fixed) <= set(range(len(shape))):
+        raise ValueError(f"shape {shape} has not the dimensions {fixed}")
+    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed)
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
