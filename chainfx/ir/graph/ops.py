@@ -35,6 +35,14 @@ SCHEMES = ("dorefa", "uniform")
 CRITERIA = ("entropy", "margin", "max-softmax")
 
 _SMALLEST_SCALE = 1e-8
+_MOST_BITS = 32
+
+
+def _steps(bits: int) -> int:
+    """The steps between the ``2**bits`` values of a width; a forged file may claim one that fills the memory."""
+    if bits > _MOST_BITS:
+        raise ValueError(f"{bits} bits are more than {_MOST_BITS}")
+    return (1 << bits) - 1
 
 
 def _straight_through(quantized: Tensor, differentiable: Tensor) -> Tensor:
@@ -63,8 +71,8 @@ def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> t
     if scheme == "dorefa":
         squashed = torch.tanh(weight)
         scale = _reduce(squashed.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
-        return torch.round((squashed / (2 * scale) + 0.5) * (2**bits - 1)), scale
-    levels = 2 ** (bits - 1) - 1
+        return torch.round((squashed / (2 * scale) + 0.5) * _steps(bits)), scale
+    levels = _steps(bits - 1)
     scale = _reduce(weight.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
     return torch.round(weight / scale * levels) + levels, scale
 
@@ -75,8 +83,8 @@ def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tenso
     if bits == 1:
         return codes.mul(2).sub(1).mul(scale)
     if scheme == "dorefa":
-        return codes.mul(2).div(2**bits - 1).sub(1).mul(scale)
-    levels = 2 ** (bits - 1) - 1
+        return codes.mul(2).div(_steps(bits)).sub(1).mul(scale)
+    levels = _steps(bits - 1)
     return codes.sub(levels).div(levels).mul(scale)
 
 
@@ -102,7 +110,7 @@ def quantize_activation(activation: Tensor, clip: Tensor, bits: int, signed: boo
     share = torch.clamp(activation / clip, -1.0 if signed else 0.0, 1.0)
     if signed and bits == 1:
         return _straight_through(torch.where(activation >= 0, clip, -clip), share * clip)
-    levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    levels = _steps(bits - 1) if signed else _steps(bits)
     return _straight_through(torch.round(share * levels) / levels * clip, share * clip)
 
 
