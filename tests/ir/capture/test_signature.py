@@ -1,5 +1,6 @@
 """How a captured network is called, and what capturing it fixed."""
 
+import copy
 import inspect
 import json
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from chainfx.errors import InputError
+from chainfx.ir.capture.compare import find_difference
 from chainfx.ir.capture.export import export_to_read
 from chainfx.ir.capture.signature import Input, Omitted, Signature, arguments, signature_of
 from chainfx.ir.capture.ways import capture, capture_to_read, capture_with_report
@@ -197,6 +199,19 @@ def test_examples_in_order_reach_the_parameters_that_have_to_be_given_by_name():
     model = ByNameAlone().eval()
     graph_module = capture(model, (given["left"], given["right"]))
     assert torch.equal(graph_module(given["left"], given["right"]), model(**given))
+
+
+def test_the_comparison_calls_the_model_by_name():
+    model = ByNameAlone().eval()
+    examples = tuple(pairs().values())
+    graph_module, report = capture_with_report(model, examples)
+    by_name = report.signature.by_name
+    assert find_difference(model, graph_module, examples, sizes_free=True, by_name=by_name) is None
+    graph_module = copy.deepcopy(graph_module)
+    with torch.no_grad():
+        graph_module.right.weight.add_(1.0)
+    found = find_difference(model, graph_module, examples, sizes_free=True, by_name=by_name)
+    assert (found.path, found.what) == ("right", "on the example inputs")
 
 
 def test_one_tensor_is_one_example():
