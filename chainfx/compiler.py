@@ -148,7 +148,7 @@ def _own_copy(graph_module: GraphModule) -> GraphModule:
 def _captured(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
     """The graph of a model to be counted: as torch exports it where it has no train form, as with ``torch.cond``."""
     try:
-        return capture(model, inputs)
+        return capture(model, inputs, compare=False)
     except CaptureError:
         exported = export_to_read(model, inputs)
         if exported is None:

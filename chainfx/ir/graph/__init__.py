@@ -1,7 +1,7 @@
 """The train form: dialect ops, the normal form of layers, exits, shapes, and the rules a graph keeps."""
 
 from chainfx.ir.graph import edit, ops
-from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.checks import check_rules, verify
 from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import (
@@ -70,6 +70,7 @@ __all__ = [
     "call_operator",
     "changes_in_place",
     "changes_what_is_used",
+    "check_rules",
     "choose",
     "content_hash",
     "cuts_tensor",
