@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
+from chainfx.ir.capture.hooks import alone
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import LAYERS, evaluating, operator_of
 
@@ -52,7 +53,7 @@ def export_to_read(model: nn.Module, examples: Sequence[Tensor]) -> GraphModule 
     Sizes are those of the examples, and the graph stays in ATen: it is to be read, and has no train form.
     """
     try:
-        with evaluating(model), torch.no_grad():
+        with alone(), evaluating(model), torch.no_grad():
             return export(model, tuple(examples)).module(check_guards=False)
     except Exception:  # whatever the model's code and torch raise: the error of capture says more
         return None
