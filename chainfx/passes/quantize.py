@@ -53,6 +53,7 @@ class Quantize(Pass):
         Granularity.SUB_NEURON,
         needs=frozenset({"calibration"}),
         establishes=frozenset({"bit-widths"}),
+        revision=2,
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Quantize(Pass):
         }
         if not widths:
             raise PassError("quantize: the network has no convolution or linear layer to quantize; remove the pass.")
-        inserted = insert_quantizers(graph_module, widths, context.calibration)
+        inserted = insert_quantizers(graph_module, widths, context)
         skipped += [
             Skipped(node.name, "a product of two activations stays in float")
             for node in graph_module.graph.nodes

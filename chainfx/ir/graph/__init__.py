@@ -39,6 +39,7 @@ from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cu
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.randomness import derived_generator
+from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
@@ -87,8 +88,10 @@ __all__ = [
     "function_of",
     "get_tensor",
     "groups_of",
+    "has_inference_tensors",
     "input_of",
     "is_dialect",
+    "lacks_memory",
     "layer_at",
     "layer_path",
     "layers_of",
@@ -100,9 +103,11 @@ __all__ = [
     "needs_data",
     "operator_of",
     "ops",
+    "ordinary",
     "origin",
     "output_node",
     "propagate_shapes",
+    "recording",
     "segments",
     "select",
     "shape_of",

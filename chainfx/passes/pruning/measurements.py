@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import Layer, edit, layer_at, layers_of
+from chainfx.ir.graph import Layer, edit, lacks_memory, layer_at, layers_of
 
 __all__ = ["SAMPLES", "Evidence", "gather", "reading_dims", "shrunk_covariance"]
 
@@ -127,6 +127,8 @@ def _accepted(run: Callable[[], Any], batch: Batch, name: str) -> Any:
     try:
         return run()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if lacks_memory(error):
+            raise
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch)
         raise PassError(
             f"{name}: the network does not accept a calibration batch of shape {shapes}: "
