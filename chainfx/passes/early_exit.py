@@ -66,6 +66,7 @@ class EarlyExit(Pass):
         needs=frozenset({"training", "evaluation"}),
         establishes=frozenset({"exits"}),
         repeatable=False,
+        domain="network",
     )
 
     def __post_init__(self) -> None:
