@@ -15,6 +15,7 @@ from chainfx.ir.graph import FactName, Skipped, derived_generator
 
 __all__ = [
     "NEEDS",
+    "Domain",
     "Epoch",
     "Granularity",
     "Kind",
@@ -30,6 +31,10 @@ __all__ = [
 
 NEEDS = frozenset({"calibration", "training", "evaluation"})
 """What a pass may ask of a run in ``PassInfo.needs``: calibration batches, a trainer, or measured accuracy."""
+
+
+Domain = Literal["weights", "network"]
+"""What a pass works on, see :class:`PassInfo`."""
 
 
 class Kind(enum.IntEnum):
@@ -60,6 +65,10 @@ class PassInfo:
     that changes a fact which it neither establishes nor invalidates. ``repeatable`` says whether the same pass may
     stand twice in a chain. Raise ``revision`` when the same options give another result than before: finished stages of
     the former revision are then computed again.
+
+    ``domain`` says what the pass works on, and so what it owes an answer about. ``"weights"``: after the pass every
+    parameter of two or more dimensions is changed, or named in ``skipped`` with a reason. ``"network"``: the pass adds,
+    takes out or replaces parts of the network as a whole, and owes no answer for each parameter.
     """
 
     name: str
@@ -71,6 +80,7 @@ class PassInfo:
     invalidates: frozenset[FactName] = frozenset()
     repeatable: bool = True
     revision: int = 1
+    domain: Domain = "weights"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class EarlyExit(Pass):
         establishes=frozenset({"exits"}),
         repeatable=False,
         revision=2,
+        domain="network",
     )
 
     def __post_init__(self) -> None:

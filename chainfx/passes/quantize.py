@@ -81,6 +81,11 @@ class Quantize(Pass):
         }
         if not widths:
             raise PassError("quantize: the network has no convolution or linear layer to quantize; remove the pass.")
+        skipped += [
+            Skipped(layer.name, "its weight stays in float, at 32 bits")
+            for layer, width in widths.items()
+            if width.weights == FLOAT
+        ]
         inserted = insert_quantizers(graph_module, widths, context)
         skipped += [
             Skipped(node.name, "a product of two activations stays in float")

@@ -34,6 +34,7 @@ from chainfx.ir.graph.layer import (
     value_of,
 )
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
+from chainfx.ir.graph.matrices import Matrix, matrices_of
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
 from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
@@ -62,6 +63,7 @@ __all__ = [
     "GraphToRead",
     "Layer",
     "Mask",
+    "Matrix",
     "MetaEvaluator",
     "Operator",
     "Scalar",
@@ -97,6 +99,7 @@ __all__ = [
     "layers_of",
     "leaving",
     "left_alone",
+    "matrices_of",
     "modules_by_path",
     "name_of",
     "names_with",

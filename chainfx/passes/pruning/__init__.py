@@ -24,6 +24,7 @@ from chainfx.passes.pruning.selection import (
     wanted_units,
 )
 from chainfx.passes.pruning.targets import COSTS, Cost, CostModel
+from chainfx.passes.pruning.untouched import group_of, left_whole, name_makers
 from chainfx.passes.pruning.weights import Weights
 
 __all__ = [
@@ -44,7 +45,10 @@ __all__ = [
     "fold_removed",
     "gather",
     "get_importance",
+    "group_of",
     "importance_names",
+    "left_whole",
+    "name_makers",
     "narrow",
     "register_importance",
     "removed_inputs",
