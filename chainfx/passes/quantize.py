@@ -53,6 +53,7 @@ class Quantize(Pass):
         Granularity.SUB_NEURON,
         needs=frozenset({"calibration"}),
         establishes=frozenset({"bit-widths"}),
+        headline=("weights", "activations"),
     )
 
     def __post_init__(self) -> None:
