@@ -256,7 +256,7 @@ def test_count_uses_the_measured_exit_rates_of_a_compressed_model(net, x):
 
 def test_the_report_prints_every_stage_and_the_plan(net, x):
     text = str(run(net, x).report)
-    for word in ("distill(depth=0.5)", "quantize(weights=4, activations=4)", "arXiv 2403.17447", "x less"):
+    for word in ("distill(depth=0.5)", "quantize(4, 4)", "arXiv 2403.17447", "times fewer BitOps"):
         assert word in text
 
 

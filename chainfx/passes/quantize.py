@@ -54,6 +54,7 @@ class Quantize(Pass):
         needs=frozenset({"calibration"}),
         establishes=frozenset({"bit-widths"}),
         revision=2,
+        headline=("weights", "activations"),
     )
 
     def __post_init__(self) -> None:

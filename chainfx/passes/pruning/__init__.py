@@ -1,4 +1,8 @@
-"""What the pruning passes share: importance, selection, targets, constants, compensation."""
+"""What the passes that prune have in common.
+
+How important a unit of channels is (importance, criteria, and measurements on calibration data), which units go
+(selection, targets), and what happens to the layers that read them (constants, compensation).
+"""
 
 import chainfx.passes.pruning.criteria  # noqa: F401 (registers its importances)
 from chainfx.passes.pruning.compensation import removed_inputs, take_over
