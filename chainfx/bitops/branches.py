@@ -19,8 +19,7 @@ def either(true: Any, false: Any, predicate: Any) -> Any:
 
 
 def inline_branches(graph_module: GraphModule) -> tuple[GraphModule, dict[Node, str], tuple[str, ...]]:
-    """Put both branches of every ``torch.cond`` of a graph in line; a graph without ``torch.cond`` is returned as it
-    is.
+    """Put both branches of every ``torch.cond`` of a graph in line; a graph without one is returned as it is.
 
     The new graph reads the same tensors. It is for reading shapes and costs, not for running. Two more things are
     returned. The first says of every node that is in a branch which one that is, such as ``cond.true``, or

@@ -17,8 +17,7 @@ __all__ = ["CostReport", "ExitCost"]
 
 @dataclass(frozen=True, slots=True)
 class ExitCost:
-    """What one sample costs that leaves the network at an exit: all that is computed up to it, the head of the exit
-    included.
+    """What one sample costs that leaves the network at an exit, whose head is included.
 
     ``exit`` is the name of the exit, ``None`` for a sample that runs to the end.
     """
