@@ -111,7 +111,9 @@ def told_in_a_pipe(*epochs, rounds=()):
     return [line.removeprefix(first) for line in lines]
 
 
-@pytest.mark.parametrize(("total", "told"), [(3, [1, 2, 3]), (10, [*range(1, 11)]), (25, [*range(3, 25, 3), 25])])
+@pytest.mark.parametrize(
+    ("total", "told"), [(3, [1, 2, 3]), (10, [*range(1, 11)]), (11, [2, 4, 6, 8, 10, 11]), (25, [*range(3, 25, 3), 25])]
+)
 def test_plain_lines_tell_of_at_most_ten_epochs_and_of_the_last(total, told):
     lines = told_in_a_pipe(*(Epoch(index, total, 0.5, 0.875) for index in range(1, total + 1)))
     assert lines == [f" | epoch {index}/{total}, accuracy 87.50%" for index in told]

@@ -1,4 +1,4 @@
-"""The same network under other tools' counters: where they differ from chainfx, by how much, and why."""
+"""Count one network with several tools: where their numbers differ from those of chainfx, by how much, and why."""
 
 import copy
 from collections import defaultdict

@@ -1,5 +1,4 @@
-"""How important each unit of a group of coupled channels is: criteria, which have a name, and the scores that they
-give.
+"""How important each unit of a group of coupled channels is: criteria, which have a name, and their scores.
 
 The criteria of chainfx itself are in :mod:`chainfx.passes.pruning.criteria`.
 
