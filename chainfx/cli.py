@@ -1,4 +1,4 @@
-"""The command line: ``chainfx demo``, ``plan``, ``count``, ``channels`` and ``compile``."""
+"""The command line: ``chainfx demo``, ``passes``, ``plan``, ``count``, ``channels`` and ``compile``."""
 
 import json
 import sys
@@ -11,17 +11,27 @@ from typer.core import TyperGroup
 
 from chainfx.bitops import CostDiff, CostReport
 from chainfx.errors import ChainfxError, InputError
-from chainfx.passes import Epoch, Pass, get_pass
+from chainfx.passes import Pass, PassSummary, get_pass, pass_names
 from chainfx.report import render
+from chainfx.version import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from chainfx.recipe import Recipe
+    from chainfx.training import Trainer
 
 __all__ = ["app", "main"]
 
 
+_INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
+
+
 class _Group(TyperGroup):
-    """Turns an error of chainfx into one red line on standard error and exit code 1, unless ``--debug`` is given."""
+    """Turns an error of chainfx into one red line on standard error and exit code 1, unless ``--debug`` is given.
+
+    After Ctrl-C it says what is kept and how to go on, with exit code 130.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,13 +39,27 @@ class _Group(TyperGroup):
         except ChainfxError as error:
             if ctx.params["debug"]:
                 raise
-            typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-            for note in getattr(error, "__notes__", ()):
-                typer.echo(note, err=True)
+            _say(f"{type(error).__name__}: {error}", error)
             raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            _say("interrupted", error)
+            raise typer.Exit(_INTERRUPTED) from error
 
 
-app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+def _say(line: str, error: BaseException) -> None:
+    """The line in red on standard error, and below it what was noted on the error."""
+    typer.secho(line, fg="red", err=True)
+    for note in getattr(error, "__notes__", ()):
+        typer.echo(note, err=True)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 _MODEL = "A torchvision or chainfx.zoo name, package.module:factory, or the folder of a saved CompressedModel"
 Shape = Annotated[
@@ -50,8 +74,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Order = Annotated[str, typer.Option(help="auto: sort; given: keep the order and list what it breaks.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"chainfx {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version of chainfx.")
+    ] = False,
+) -> None:
     """Compress trained PyTorch networks by chaining FX graph passes in a measured order."""
 
 
@@ -62,7 +97,19 @@ def demo() -> None:
 
     from chainfx.demo import run_demo
 
-    run_demo(Console() if sys.stdout.isatty() else Console(width=140))
+    try:
+        run_demo(Console() if sys.stdout.isatty() else Console(width=140))
+    except KeyboardInterrupt as error:
+        text = "interrupted; the demo keeps nothing, and begins from the start when it is run again"
+        typer.secho(text, fg="red", err=True)
+        raise typer.Exit(_INTERRUPTED) from error
+
+
+@app.command("passes")
+def list_passes(as_json: Json = False) -> None:
+    """List every installed pass: what it does, its options and their defaults."""
+    found = [PassSummary.of(get_pass(name)) for name in pass_names()]
+    _write(json.dumps([each.to_dict() for each in found]) if as_json else "\n\n".join(map(str, found)))
 
 
 @app.command()
@@ -143,7 +190,15 @@ def compile_recipe(recipe: Annotated[Path, typer.Argument(help="The recipe; see 
     """Compress a network as a recipe says, show what each pass did, and save the result."""
     from chainfx.recipe import load_recipe
 
-    _compile(load_recipe(recipe))
+    loaded = load_recipe(recipe)
+    try:
+        _compile(loaded)
+    except KeyboardInterrupt as error:
+        if loaded.workdir is None:
+            error.add_note("nothing is kept; with a workdir in the recipe the same command goes on after a stage")
+        else:
+            error.add_note(f"finished stages are kept in {loaded.workdir}; the same command goes on after them")
+        raise
 
 
 def _compile(recipe: "Recipe") -> None:
@@ -153,8 +208,7 @@ def _compile(recipe: "Recipe") -> None:
     trainer = recipe.trainer(data)
     model = recipe.model()
     if recipe.trains and trainer is not None:
-        trainer.fit(model, seed=recipe.seed, on_epoch=_say_epoch)
-        model.eval()
+        _train(model, trainer, recipe.seed)
     without_trainer = None if data is None or trainer is not None else data.calibration(512, 128)
     compressed = compile_model(
         model,
@@ -174,10 +228,17 @@ def _compile(recipe: "Recipe") -> None:
         typer.echo(f"saved to {recipe.output}")
 
 
-def _say_epoch(epoch: Epoch) -> None:
-    """Progress of training the original, where somebody watches."""
-    if sys.stderr.isatty():
-        typer.echo(f"training: epoch {epoch.index} of {epoch.total}, accuracy {epoch.metric:.2%}", err=True)
+def _train(model: "nn.Module", trainer: "Trainer", seed: int) -> None:
+    """Train the original network, and show the progress."""
+    from chainfx.progress import TerminalListener
+
+    listener = TerminalListener()
+    listener.start("training the original network")
+    try:
+        trainer.fit(model, seed=seed, on_epoch=listener.epoch)
+    finally:
+        listener.close()
+    model.eval()
 
 
 def _declared(name: str) -> Pass:

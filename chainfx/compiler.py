@@ -1,9 +1,10 @@
 """The main entry: capture, plan, run, and a compressed module out."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -11,8 +12,9 @@ from torch.fx import GraphModule
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel
-from chainfx.errors import CaptureError, ChainfxError, InputError
+from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
+from chainfx.ir.graph import has_inference_tensors, ordinary, recording
 from chainfx.passes import Pass, Trainer
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
@@ -20,6 +22,9 @@ from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, 
 __all__ = ["compile", "count"]
 
 Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
+
+_M = TypeVar("_M", bound=nn.Module)
+_OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
 
 
 def compile(
@@ -36,6 +41,8 @@ def compile(
     start: Stage | str | Path | None = None,
 ) -> CompressedModel:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
+
+    Does the same inside ``torch.no_grad()`` and ``torch.inference_mode()``, and the result can be used outside of them.
 
     Parameters:
         model: the trained network; it is not changed.
@@ -55,8 +62,9 @@ def compile(
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
 
     Raises:
-        ChainfxError: with one sentence that says what to do. Stages finished before a failure (or Ctrl-C) are in
-            ``workdir``, and in the exception's ``partial`` attribute as a :class:`CompressedModel`.
+        ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
+            ran out, an exception of ``on_stage``, Ctrl-C) are in ``workdir``, and in the exception's ``partial``
+            attribute as a :class:`CompressedModel`.
 
     Example:
         >>> import torch, chainfx
@@ -75,36 +83,40 @@ def compile(
         raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
+    if trainer is not None:
+        _check_trainer(trainer)
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
     first = _stage(start)
-    graph_module, how = capture_with_report(model, given)
-    captured = _own_copy(graph_module)
-    listener = TerminalListener()
-    finished: list[Stage] = []
-    try:
-        stages = run(
-            captured,
-            chain,
-            example_inputs=inputs,
-            trainer=trainer,
-            calibration=batches,
-            store=StageStore(Path(workdir)) if workdir is not None else None,
-            seed=seed,
-            listener=listener,
-            start=first,
-        )
-        for stage in stages:
-            finished = [*finished, stage]
-            if on_stage:
-                on_stage(stage)
-    except (ChainfxError, KeyboardInterrupt) as error:
-        if finished:
-            error.partial = _result(finished, chain, inputs, how.signature)  # type: ignore[union-attr]  # documented above
-            error.add_note(f"finished stages: {', '.join(stage.record.name for stage in finished)}")
-        raise
-    finally:
-        listener.close()
-    return _result(finished, chain, inputs, how.signature)
+    with recording():
+        inputs = tuple(map(ordinary, inputs))
+        given = {name: ordinary(x) for name, x in given.items()} if isinstance(given, Mapping) else inputs
+        graph_module, how = capture_with_report(_own_copy(model) if has_inference_tensors(model) else model, given)
+        captured = _own_copy(graph_module)
+        listener = TerminalListener()
+        finished: list[Stage] = []
+        try:
+            stages = run(
+                captured,
+                chain,
+                example_inputs=inputs,
+                trainer=trainer,
+                calibration=batches,
+                store=StageStore(Path(workdir)) if workdir is not None else None,
+                seed=seed,
+                listener=listener,
+                start=first,
+            )
+            for stage in stages:
+                finished = [*finished, stage]
+                if on_stage:
+                    on_stage(stage)
+        except (Exception, KeyboardInterrupt) as error:
+            if finished:
+                _attach(error, finished, chain, inputs, how.signature)
+            raise
+        finally:
+            listener.close()
+        return _result(finished, chain, inputs, how.signature)
 
 
 def count(
@@ -137,9 +149,9 @@ def count(
     return count_graph(graph_module, inputs, convention, exit_rates, encodings)
 
 
-def _own_copy(graph_module: GraphModule) -> GraphModule:
+def _own_copy(model: _M) -> _M:
     try:
-        return copy.deepcopy(graph_module)
+        return copy.deepcopy(model)
     except RuntimeError as error:
         if "graph leaves" not in str(error):  # the only tensors that torch copies
             raise
@@ -152,7 +164,7 @@ def _own_copy(graph_module: GraphModule) -> GraphModule:
 def _captured(model: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> GraphModule:
     """The graph of a model to be counted: as torch exports it where it has no train form, as with ``torch.cond``."""
     try:
-        return capture(model, inputs)
+        return capture(model, inputs, compare=False)
     except CaptureError:
         exported = export_to_read(model, inputs)
         if exported is None:
@@ -166,6 +178,27 @@ def _stage(start: Any) -> Stage | None:
     if isinstance(start, str | Path):
         return open_stage(start)
     raise InputError(f"start is a {type(start).__name__}; give a finished Stage or its folder in a workdir.")
+
+
+def _check_trainer(trainer: Any) -> None:
+    """Raise :class:`InputError` for what has not all that a :class:`~chainfx.passes.Trainer` has."""
+    missing = [name for name in _OF_TRAINERS if not hasattr(trainer, name)]
+    if isinstance(trainer, type) or missing:
+        seen = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
+        lacks = f", which has no {', '.join(missing)}" if missing else ", not an object of it"
+        raise InputError(
+            f"trainer is {seen}{lacks}; give chainfx.training.Trainer(data) or an object with all that "
+            f"chainfx.passes.Trainer lists."
+        )
+
+
+def _attach(
+    error: BaseException, finished: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature
+) -> None:
+    """Give an error that goes on its way the result so far, as documented at :func:`compile`."""
+    with contextlib.suppress(Exception):  # memory may still be short, and errors can be frozen: the first one counts
+        error.add_note(f"finished stages: {', '.join(stage.record.name for stage in finished)}")
+        error.partial = _result(finished, chain, inputs, signature)  # type: ignore[attr-defined]  # documented there
 
 
 def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature) -> CompressedModel:

@@ -1,55 +1,85 @@
-"""Progress on a terminal: stage, epoch, metric, remaining time."""
+"""Progress on standard error: stage, epoch, metric and remaining time."""
+
+import math
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from chainfx.passes import Epoch
 from chainfx.scheduler import Listener, Stage
 
 __all__ = ["TerminalListener"]
 
+_LINES = 10
+
 
 class TerminalListener(Listener):
-    """Shows a bar for the running stage and a line for each finished one; silent where there is no terminal."""
+    """Says what runs: a bar that moves on a terminal, plain lines in a pipe or a file; a line for each finished stage.
+
+    Plain lines tell of the beginning of a stage and of its epochs, of at most ten of them.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._progress: Progress | None = None
+        self._running = self._round = self._metric = ""
+
+    def start(self, running: str) -> None:
+        """Begin to show the progress of what ``running`` names."""
+        self._running, self._round, self._metric = running, "", ""
+        if not self._console.is_terminal:
+            self._say(running)
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._progress.start()
+        self._progress.add_task(running, total=None)
 
     def begin(self, index: int, total: int, label: str) -> None:
         """Start the bar of a stage."""
-        if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._progress.start()
-            self._progress.add_task(f"stage {index}/{total} {label}", total=None)
+        self.start(f"stage {index}/{total} {label}")
 
     def round(self, index: int, total: int) -> None:
         """Say which round of the stage it is."""
+        self._round = f" (round {index}/{total})"
         if self._progress:
-            task = self._progress.tasks[0]
-            stage = task.description.split(" | ")[0].split(" (round")[0]
-            self._progress.update(task.id, total=None, completed=0, description=f"{stage} (round {index}/{total})")
+            self._progress.reset(self._progress.task_ids[0], description=self._running + self._round)
 
     def epoch(self, epoch: Epoch) -> None:
-        """Move the bar by one epoch."""
+        """Move the bar to where the trainer is."""
+        if epoch.metric is not None:
+            self._metric = f", accuracy {epoch.metric:.2%}"
+        text = f"{self._running}{self._round} | epoch {epoch.index}/{epoch.total}{self._metric}"
         if self._progress:
-            task = self._progress.tasks[0]
-            metric = "" if epoch.metric is None else f", accuracy {epoch.metric:.2%}"
-            description = f"{task.description.split(' | ')[0]} | epoch {epoch.index}/{epoch.total}{metric}"
-            self._progress.update(task.id, total=epoch.total, completed=epoch.index, description=description)
+            done = epoch.index - 1 + epoch.share
+            self._progress.update(self._progress.task_ids[0], description=text, completed=done, total=epoch.total)
+        elif _is_told(epoch):
+            self._say(text)
 
     def end(self, stage: Stage) -> None:
         """Replace the bar by one line."""
         self.close()
-        if self._console.is_terminal:
-            record = stage.record
-            metric = "" if record.metric is None else f" accuracy {record.metric:.2%}"
-            how = "resumed" if stage.resumed else f"{record.seconds:.1f} s"
-            self._console.print(f"{record.label}:{metric} ({how})", highlight=False, markup=False)
+        record = stage.record
+        metric = "" if record.metric is None else f" accuracy {record.metric:.2%}"
+        how = "resumed" if stage.resumed else f"{record.seconds:.1f} s"
+        self._say(f"{record.label}:{metric} ({how})")
 
     def close(self) -> None:
         """Take the bar away; safe to call at any time."""
         if self._progress:
             self._progress.stop()
             self._progress = None
+
+    def _say(self, text: str) -> None:
+        """One line, however long."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _is_told(epoch: Epoch) -> bool:
+    """Whether a finished epoch is one of the at most ten, the last among them, that plain lines tell of."""
+    return epoch.share == 1 and (epoch.index == epoch.total or epoch.index % math.ceil(epoch.total / _LINES) == 0)

@@ -175,6 +175,9 @@ def load_recipe(path: str | Path) -> Recipe:
         raise text.error(("trainer",), "a trainer needs 'data' to train on; add it")
     if model.train and trainer is None:
         raise text.error(("model", "train"), "training the model needs a 'trainer'; add one")
+    for key, folder in (("workdir", top.workdir), ("output", top.output)):
+        if folder is not None and folder.is_file():
+            raise text.error((key,), f"{key}='{folder}' is a file; give a folder, which need not exist yet")
     return Recipe(
         path=path,
         passes=tuple(_pass(text, item, ("passes", index)) for index, item in enumerate(top.passes)),

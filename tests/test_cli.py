@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,7 +12,8 @@ import chainfx
 import chainfx.counting
 from chainfx.cli import main
 from chainfx.errors import PassError
-from chainfx.passes import EarlyExit, Quantize
+from chainfx.passes import EarlyExit, Quantize, pass_names
+from chainfx.training import Trainer
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -41,7 +44,53 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
     heavy = "print(sorted({'accelerate', 'sklearn', 'torchvision', 'pydantic', 'yaml'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
-    assert all(f" {name} " in out for name in ("demo", "plan", "count", "channels", "compile"))
+    assert all(f" {name} " in out for name in ("demo", "passes", "plan", "count", "channels", "compile"))
+
+
+def test_the_version(run):
+    assert run("--version") == (0, f"chainfx {chainfx.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("passes",), ("plan",), ("count",), ("channels",), ("compile",)])
+def test_h_is_help_of_every_command(run, command):
+    assert run(*command, "-h") == run(*command, "--help")
+    code, out, err = run(*command, "-h")
+    assert (code, err) == (0, "") and "Usage: " in out and f"{' '.join(command)} [OPTIONS]" in out
+
+
+def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
+    code, out, err = run("passes")
+    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 80
+    entries = out.rstrip("\n").split("\n\n")
+    assert [entry.partition(":")[0] for entry in entries] == list(pass_names())
+    assert entries[-1].splitlines() == [
+        "quantize: static, sub-neuron; needs calibration",
+        "  Quantize the weights and inputs of convolution and linear layers to 1..8 bits",
+        "  (32 leaves them in float).",
+        "  weights=8, activations=8, first=8, last=8, scheme=None, granularity='channel',",
+        "  skip=()",
+    ]
+    code, out, err = run("passes", "--json")
+    listed = json.loads(out)
+    assert (code, err) == (0, "") and [each["name"] for each in listed] == list(pass_names())
+    assert listed[-1] == {
+        "name": "quantize",
+        "kind": "static",
+        "granularity": "sub-neuron",
+        "needs": ["calibration"],
+        "purpose": "Quantize the weights and inputs of convolution and linear layers to 1..8 bits "
+        "(32 leaves them in float).",
+        "options": {
+            "weights": 8,
+            "activations": 8,
+            "first": 8,
+            "last": 8,
+            "scheme": None,
+            "granularity": "channel",
+            "skip": [],
+        },
+        "required": [],
+    }
 
 
 def test_plan_of_names_and_of_a_recipe(run, tmp_path):
@@ -195,6 +244,81 @@ def test_compile_trains_tunes_and_reports_on_test_data(run, tmp_path, monkeypatc
     assert code == 0, err
     last = out.splitlines()[-1].replace("%", "").replace(",", "").split()
     assert last[:2] == ["test", "accuracy:"] and float(last[2]) > 85 and float(last[4]) > 80
+
+
+LONG = """\
+model: {name: zoo.resnet, options: {blocks: [1], width: 4, in_channels: 1}, train: true}
+data: {source: digits}
+trainer: {epochs: 1}
+passes:
+  - prune-channels: {ratio: 0.5}
+  - prune-weights: {ratio: 0.5}
+"""
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    def at(number):
+        """Ctrl-C when the default trainer begins its training of that number, that of the original network first."""
+        begun, train = [], Trainer._train
+
+        def interrupted(*arguments):
+            begun.append(arguments)
+            if len(begun) == number:
+                os.kill(os.getpid(), signal.SIGINT)
+            return train(*arguments)
+
+        monkeypatch.setattr(Trainer, "_train", interrupted)
+
+    return at
+
+
+def test_after_ctrl_c_compile_says_what_is_kept_and_the_same_command_goes_on(run, tmp_path, interrupt):
+    (tmp_path / "r.yaml").write_text(LONG + "workdir: work\n")
+    interrupt(3)
+    code, out, err = run("compile", tmp_path / "r.yaml")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-3:] == [
+        "interrupted",
+        "finished stages: original, prune-channels",
+        f"finished stages are kept in {tmp_path / 'work'}; the same command goes on after them",
+    ]
+    interrupt(0)
+    code, out, err = run("compile", tmp_path / "r.yaml")
+    assert code == 0 and "prune-channels(ratio=0.5): accuracy" in err
+    assert [line for line in err.splitlines() if line.endswith("(resumed)")] == [
+        line for line in err.splitlines() if line.startswith("prune-channels(")
+    ]
+
+
+@pytest.mark.parametrize(("number", "stages"), [(1, []), (2, ["finished stages: original"])])
+def test_after_ctrl_c_without_a_workdir_nothing_is_kept(run, tmp_path, interrupt, number, stages):
+    (tmp_path / "r.yaml").write_text(LONG)
+    interrupt(number)
+    code, out, err = run("compile", tmp_path / "r.yaml")
+    lines = err.splitlines()
+    assert (code, out) == (130, "")
+    assert lines[lines.index("interrupted") + 1 :] == [
+        *stages,
+        "nothing is kept; with a workdir in the recipe the same command goes on after a stage",
+    ]
+
+
+def test_after_ctrl_c_the_demo_says_that_it_keeps_nothing(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "chainfx.demo", SimpleNamespace(run_demo=lambda _: signal.raise_signal(2)))
+    assert run("demo") == (
+        130,
+        "",
+        "interrupted; the demo keeps nothing, and begins from the start when it is run again\n",
+    )
+
+
+def test_compile_shows_plain_lines_of_progress_in_a_pipe(run, tmp_path):
+    (tmp_path / "r.yaml").write_text(LONG)
+    code, _, err = run("compile", tmp_path / "r.yaml")
+    lines = [line.partition(",")[0] for line in err.splitlines()]
+    assert code == 0 and lines[:2] == ["training the original network", "training the original network | epoch 1/1"]
+    assert lines[3:5] == ["stage 1/2 prune-channels(ratio=0.5)", "stage 1/2 prune-channels(ratio=0.5) | epoch 1/1"]
 
 
 def test_the_demo_is_run_with_a_console(run, monkeypatch):

@@ -79,7 +79,13 @@ def test_two_runs_give_the_same_bits(net, x):
     assert all(torch.equal(value, state[key]) for key, value in one.graph_module.state_dict().items())
 
 
-@pytest.mark.parametrize("failure", [TuningError("epoch 1: the loss is nan."), KeyboardInterrupt()])
+FAILURES = (
+    *(TuningError("epoch 1: the loss is nan."), KeyboardInterrupt(), MemoryError(), ZeroDivisionError()),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+)
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 def test_a_failure_half_way_keeps_what_was_finished_and_a_second_call_resumes(net, x, tmp_path, failure):
     with pytest.raises(type(failure)) as caught:
         run(net, x, FakeTrainer(x, fail_at=3, failure=failure), workdir=tmp_path)
@@ -94,6 +100,30 @@ def test_a_failure_half_way_keeps_what_was_finished_and_a_second_call_resumes(ne
     whole = run(net, x)
     state = whole.graph_module.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in small.graph_module.state_dict().items())
+
+
+def test_an_error_of_the_callback_keeps_what_was_finished(net, x):
+    failure = LookupError("the dashboard is away")
+
+    def report(stage):
+        if stage.record.index == 2:
+            raise failure
+
+    with pytest.raises(LookupError) as caught:
+        run(net, x, on_stage=report)
+    assert caught.value is failure
+    assert [r.name for r in failure.partial.report.records] == ["original", "distill", "prune-channels"]
+
+
+class SealedError(Exception):
+    partial = property(lambda self: "its own")
+
+
+def test_an_error_that_takes_no_attribute_passes_as_it_is(net, x):
+    failure = SealedError()
+    with pytest.raises(SealedError) as caught:
+        run(net, x, FakeTrainer(x, fail_at=1, failure=failure))
+    assert caught.value is failure and failure.partial == "its own"
 
 
 @pytest.mark.parametrize("change", ["seed", "data", "options", "weights"])
@@ -226,7 +256,7 @@ def test_count_uses_the_measured_exit_rates_of_a_compressed_model(net, x):
 
 def test_the_report_prints_every_stage_and_the_plan(net, x):
     text = str(run(net, x).report)
-    for word in ("distill(depth=0.5)", "quantize(weights=4, activations=4)", "arXiv 2403.17447", "x less"):
+    for word in ("distill(depth=0.5)", "quantize(4, 4)", "arXiv 2403.17447", "times fewer BitOps"):
         assert word in text
 
 

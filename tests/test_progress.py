@@ -1,5 +1,6 @@
 """Progress as a user sees it: on a terminal (a pseudo-terminal here), in a pipe, and when something fails."""
 
+import io
 import os
 import pty
 import re
@@ -8,10 +9,12 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 import chainfx
 from chainfx.errors import PassError, TuningError
-from chainfx.passes import PruneChannels
+from chainfx.passes import Epoch, PruneChannels
+from chainfx.progress import TerminalListener
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -79,9 +82,65 @@ def test_after_a_failure_the_bar_is_gone_and_the_cursor_is_back(failure):
     assert "stage 2/2" not in plain(shown[shown.rindex(SHOW) :])
 
 
-def test_in_a_pipe_nothing_is_shown():
+def test_in_a_pipe_plain_lines_go_to_standard_error():
     program = subprocess.run([sys.executable, "-c", PROGRAM, "none"], capture_output=True, text=True, check=True)
-    assert (program.stdout, program.stderr) == ("done\n", "")
+    assert program.stdout == "done\n"
+    numbers = re.sub(r"\d+\.\d\d%", "N%", re.sub(r"\(\d+\.\d s\)", "(T s)", program.stderr))
+    assert numbers.splitlines() == [
+        "original: accuracy N% (T s)",
+        "stage 1/2 prune-channels(ratio=0.5)",
+        "stage 1/2 prune-channels(ratio=0.5) | epoch 1/1, accuracy N%",
+        "prune-channels(ratio=0.5): accuracy N% (T s)",
+        "stage 2/2 prune-channels(ratio=0.25)",
+        "stage 2/2 prune-channels(ratio=0.25) | epoch 1/1, accuracy N%",
+        "prune-channels(ratio=0.25): accuracy N% (T s)",
+    ]
+
+
+def told_in_a_pipe(*epochs, rounds=()):
+    """The lines below that of the stage."""
+    output = io.StringIO()
+    listener = TerminalListener(Console(file=output, width=20))
+    listener.begin(1, 1, "a [long] label")
+    for one in rounds:
+        listener.round(*one)
+    for epoch in epochs:
+        listener.epoch(epoch)
+    first, *lines = output.getvalue().splitlines()
+    assert first == "stage 1/1 a [long] label"
+    return [line.removeprefix(first) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("total", "told"), [(3, [1, 2, 3]), (10, [*range(1, 11)]), (11, [2, 4, 6, 8, 10, 11]), (25, [*range(3, 25, 3), 25])]
+)
+def test_plain_lines_tell_of_at_most_ten_epochs_and_of_the_last(total, told):
+    lines = told_in_a_pipe(*(Epoch(index, total, 0.5, 0.875) for index in range(1, total + 1)))
+    assert lines == [f" | epoch {index}/{total}, accuracy 87.50%" for index in told]
+
+
+def test_plain_lines_leave_out_parts_of_an_epoch_and_name_the_round():
+    assert told_in_a_pipe(Epoch(1, 1, 0.5, None, 0.25), Epoch(1, 1, 0.5, None)) == [" | epoch 1/1"]
+    assert told_in_a_pipe(Epoch(1, 1, 0.5, None), rounds=[(2, 3)]) == [" (round 2/3) | epoch 1/1"]
+
+
+def test_the_bar_moves_within_an_epoch():
+    listener = TerminalListener(Console(file=io.StringIO(), force_terminal=True, width=120))
+    listener.begin(1, 1, "mine")
+    (task,) = listener._progress.tasks
+    seen = []
+    for epoch in (Epoch(1, 2, 0.7, None, 0.5), Epoch(1, 2, 0.6, 0.875), Epoch(2, 2, 0.5, None, 0.25)):
+        listener.epoch(epoch)
+        seen.append((task.completed, task.total, task.description))
+    listener.round(2, 2)
+    seen.append((task.completed, task.description))
+    listener.close()
+    assert seen == [
+        (0.5, 2, "stage 1/1 mine | epoch 1/2"),
+        (1.0, 2, "stage 1/1 mine | epoch 1/2, accuracy 87.50%"),
+        (1.25, 2, "stage 1/1 mine | epoch 2/2, accuracy 87.50%"),
+        (0, "stage 1/1 mine (round 2/2)"),
+    ]
 
 
 @pytest.mark.parametrize(

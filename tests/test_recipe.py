@@ -229,6 +229,13 @@ def test_what_is_wrong_is_named_with_its_line(refused, text, message):
     refused(text, message)
 
 
+@pytest.mark.parametrize("key", ["workdir", "output"])
+def test_a_file_where_a_folder_should_be(refused, tmp_path, key):
+    (tmp_path / "there").write_text("")
+    problem = f"{key}='{tmp_path / 'there'}' is a file; give a folder, which need not exist yet."
+    refused(MODEL + f"passes: []\n{key}: there\n", f"recipe.yaml:3: {problem}")
+
+
 def test_an_option_out_of_range_names_its_own_line(refused, write):
     with pytest.raises(RecipeError, match=r"recipe\.yaml:4: quantize: weights=99 "):
         load_recipe(write(MODEL + "passes:\n  - quantize:\n      weights: 99\n"))

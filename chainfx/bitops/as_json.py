@@ -1,4 +1,4 @@
-"""A cost report as plain JSON values, and back."""
+"""Write a cost report as plain JSON values, and read it back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ _SHARES = ("fan_in", "kept_outputs", "kept_inputs", "nonzero")
 
 
 def report_to_dict(report: "CostReport") -> dict[str, Any]:
-    """What :meth:`CostReport.to_dict` returns."""
+    """Write a report as plain JSON values; see :meth:`CostReport.to_dict`."""
     return {
         "convention": report.convention,
         "totals": _totals(report),
@@ -39,7 +39,7 @@ def report_to_dict(report: "CostReport") -> dict[str, Any]:
 
 
 def report_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the report that :func:`report_to_dict` wrote, by name."""
+    """Read what :func:`report_to_dict` wrote: the fields of the report, by name."""
     rows = [_row_from_dict(row) for row in data["rows"]]
     layers = [row.facts for row in rows if row.facts]
     nominal = nominal_formats((facts.macs, facts.weight, facts.activation) for facts in layers)

@@ -1,4 +1,4 @@
-"""The branches of ``torch.cond`` as part of the graph around them, so that their nodes count like all others."""
+"""Put the branches of every ``torch.cond`` into the graph around it, so that their nodes count like all others."""
 
 import operator
 from collections.abc import Iterator
@@ -14,17 +14,19 @@ __all__ = ["either", "inline_branches"]
 
 
 def either(true: Any, false: Any, predicate: Any) -> Any:
-    """One of two equally shaped results; stands where a ``torch.cond`` was, and costs nothing itself."""
+    """One of two results of the same shape; it stands where a ``torch.cond`` was and costs nothing itself."""
     return true
 
 
 def inline_branches(graph_module: GraphModule) -> tuple[GraphModule, dict[Node, str], tuple[str, ...]]:
-    """The graph with both branches of every ``torch.cond`` in line, over the same tensors; itself if it has none.
+    """Put both branches of every ``torch.cond`` of a graph in line; a graph without one is returned as it is.
 
-    Also the branch of every node that is in one, such as ``cond.true`` or, for a ``torch.cond`` inside that,
-    ``cond.true.cond.false``; and the names of the conditions, outer before inner: that of the node, after the branch
-    it is in. The graph is for reading shapes and costs, not for running. Raises :class:`CostError` for branches that
-    the graph does not hold.
+    The new graph reads the same tensors. It is for reading shapes and costs, not for running. Two more things are
+    returned. The first says of every node that is in a branch which one that is, such as ``cond.true``, or
+    ``cond.true.cond.false`` for a ``torch.cond`` inside of that. The second has the names of the conditions, outer ones
+    before inner ones: a condition has the name of its node, behind the branch that it is in.
+
+    Raises :class:`CostError` if the graph does not hold the branches.
     """
     if not any(_is_condition(node) for node in graph_module.graph.nodes):
         return graph_module, {}, ()

@@ -71,22 +71,23 @@ def register_convention(name: str) -> Callable[[Convention], Convention]:
 
 
 def convention_names() -> tuple[str, ...]:
-    """The names of all conventions, sorted."""
+    """The names of all registered conventions, sorted."""
     return tuple(sorted(_CONVENTIONS))
 
 
 def get_convention(name: str) -> Convention:
-    """The convention of that name; raises :class:`CostError` with the names there are."""
+    """The convention of a name; raises :class:`CostError`, which lists the names, if there is none."""
     if name not in _CONVENTIONS:
         raise CostError(f"there is no convention named {name!r}; use one of {', '.join(convention_names())}.")
     return _CONVENTIONS[name]
 
 
 def nominal_formats(layers: Iterable[tuple[int, Format, Format]]) -> tuple[Format, Format]:
-    """The one (weight, activation) pair that stands for a network, given (MACs, weight, activation) of its layers.
+    """The one pair of formats, (weight, activation), that stands for a whole network.
 
-    It is the pair that carries the most MACs among the layers with an operand that is not a 32-bit float; of pairs with
-    equal MACs the wider one; (float32, float32) if there is no such layer.
+    ``layers`` has (MACs, weight format, activation format) of each layer. The pair is the one that carries the most
+    MACs among the layers with an operand that is not a 32-bit float; of pairs with equal MACs it is the wider one. If
+    there is no such layer it is (float32, float32).
     """
     carried: dict[tuple[Format, Format], int] = {}
     for macs, weight, activation in layers:

@@ -1,4 +1,4 @@
-"""What a network costs, as frozen values: one row a node, totals, exact numbers with their convention."""
+"""The cost report of a network: frozen values, one row a node, exact totals, and the convention they are under."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,10 @@ __all__ = ["CostReport", "ExitCost"]
 
 @dataclass(frozen=True, slots=True)
 class ExitCost:
-    """What a sample costs that leaves at ``exit``: bodies and heads up to it; ``exit`` is ``None`` for the end."""
+    """What one sample costs that leaves the network at an exit, whose head is included.
+
+    ``exit`` is the name of the exit, ``None`` for a sample that runs to the end.
+    """
 
     exit: str | None
     macs: int
@@ -50,35 +53,38 @@ class CostReport:
 
     @property
     def storage_bits(self) -> int:
-        """Every parameter and buffer that the graph refers to, once, as it is saved: the ``dense`` encoding."""
+        """The bits of all parameters and buffers that the graph refers to, each once: the ``dense`` encoding."""
         return self.storage["dense"]
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates in the worst case: one sample that runs through everything, exit heads included.
+        """Multiply-accumulates of one sample in the worst case: it runs through everything, exit heads included.
 
-        Of a ``torch.cond`` the branch with more of them counts.
+        Of the two branches of a ``torch.cond``, the one with more of them counts.
         """
         return int(_worst(self.rows, lambda row: row.macs, self.conditions))
 
     @property
     def bitops(self) -> int | float:
-        """Bit operations in the worst case, as :attr:`macs`; of a ``torch.cond`` the dearest branch counts."""
+        """Bit operations of one sample in the worst case; of a ``torch.cond`` the dearer branch counts."""
         return _number(_worst(self.rows, lambda row: row.bitops, self.conditions))
 
     @property
     def elementwise(self) -> int:
-        """Element-wise operations in the worst case; no convention prices them."""
+        """Element-wise operations of one sample in the worst case; no convention gives them a price."""
         return int(_worst(self.rows, lambda row: row.elementwise, self.conditions))
 
     @property
     def nonzero_macs(self) -> int | float:
-        """The MACs, in the worst case, whose weight is not masked to zero; few conventions credit the others."""
+        """The MACs of one sample, in the worst case, whose weight is not masked to zero.
+
+        The other MACs are multiplications by zero; few conventions count them as cheaper.
+        """
         return _number(_worst(self.rows, lambda row: row.nonzero_macs, self.conditions))
 
     @property
     def cumulative(self) -> tuple[ExitCost, ...]:
-        """For every exit what a sample costs that leaves there, and last what one costs that runs to the end."""
+        """The cost of a sample that leaves at each of the exits, and, last, of one that runs to the end."""
         costs = []
         for segment, name in enumerate((*self.exits, None)):
             rows = [row for row in self.rows if row.segment <= segment]
@@ -111,7 +117,7 @@ class CostReport:
 
     @property
     def rates(self) -> Rates:
-        """The shares of samples that the expected cost is made of."""
+        """The shares of samples that leave at exits and take branches, of which the expected cost is made."""
         return Rates(self.exits, self.exit_rates, self.conditions, self.true_rates)
 
     def reprice(

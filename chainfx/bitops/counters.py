@@ -1,7 +1,7 @@
-"""Other tools that count: what each makes of a network, and the rules by which it differs.
+"""Other tools that count MACs: how each is called, what it finds, and by which rules it differs from chainfx.
 
-Every tool is asked as its own documentation recommends. Its count comes back by (path of the module that runs, operator
-as the tool calls it), for the whole batch.
+Every tool is called as its own documentation recommends. What it counts is for the whole batch, and is returned by
+pairs: the path of the module that runs, and the operator as the tool names it.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A tool: the name of its package, whether it runs on data only, and how it is run on a model and inputs."""
+    """Another tool that counts: its package, whether it needs real data, and how it counts a model on inputs."""
 
     package: str
     needs_data: bool
@@ -73,7 +73,7 @@ class Counter:
 
     @property
     def version(self) -> str:
-        """The version that is installed, or an empty text."""
+        """The version of the tool that is installed; an empty text if none is."""
         try:
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:
@@ -82,7 +82,11 @@ class Counter:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Nothing printed, no gradients, random numbers as before, and attention step by step instead of fused."""
+    """Let a tool run a model for the time of a ``with`` block, without trace of it afterwards.
+
+    Inside, nothing is printed, no gradients are computed, and attention runs step by step instead of fused. The random
+    state is put back at the end.
+    """
     disabled, fused = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
     logging.disable(logging.WARNING)
     torch.backends.mha.set_fastpath_enabled(False)

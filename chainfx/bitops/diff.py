@@ -1,4 +1,4 @@
-"""What a pass changed: two cost reports side by side, node by node."""
+"""Compare two cost reports node by node, for instance those before and after a pass."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ ChangeKind = Literal["removed", "changed", "added", "same"]
 
 @dataclass(frozen=True, slots=True)
 class NodeChange:
-    """One node before and after; ``before`` is ``None`` for a node that was added, ``after`` for one that was removed.
+    """One node of two reports: ``before`` is its row in the first, ``after`` its row in the second.
 
-    ``node``, ``module`` and ``operator`` are those of before, or of after if the node was added.
+    ``before`` is ``None`` if the node was added, ``after`` if it was removed. ``node``, ``module`` and ``operator`` are
+    those of ``before``, or of ``after`` if the node was added.
     """
 
     node: str
@@ -45,22 +46,22 @@ class NodeChange:
 
     @property
     def saved_macs(self) -> int:
-        """MACs of one sample saved; negative if there are more now."""
+        """The MACs of one sample that the change saves; negative if there are more now."""
         return (self.before.macs if self.before else 0) - (self.after.macs if self.after else 0)
 
     @property
     def saved_weights(self) -> int:
-        """Elements of the layer's weight saved; negative if there are more now."""
+        """The elements of the layer's weight that the change saves; negative if there are more now."""
         return (self.before.weight_elements if self.before else 0) - (self.after.weight_elements if self.after else 0)
 
     @property
     def saved_bitops(self) -> int | Fraction:
-        """Bit operations of one sample saved, exactly; negative if there are more now."""
+        """The bit operations of one sample that the change saves, exactly; negative if there are more."""
         return (self.before.bitops if self.before else 0) - (self.after.bitops if self.after else 0)
 
     @property
     def ratio(self) -> float | None:
-        """Bit operations before over after; ``None`` where either is nothing."""
+        """Bit operations before, divided by those after; ``None`` where either are 0."""
         if self.before is None or self.after is None or not self.before.bitops or not self.after.bitops:
             return None
         return float(Fraction(self.before.bitops) / self.after.bitops)

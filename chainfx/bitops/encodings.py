@@ -51,12 +51,18 @@ class Stored(NamedTuple):
     coding: tuple[Node, ...] = ()
 
     def kept(self) -> Tensor:
-        """What the masks leave: bool, shape of the tensor; raises :class:`CostError` for masks without data."""
+        """Which elements the masks leave, as booleans of the tensor's shape.
+
+        Raises :class:`CostError` for masks without data.
+        """
         return kept_by(self.masks)
 
 
 def find_encoding(name: str) -> Callable[[Stored], int]:
-    """The bits of a stored tensor under an encoding (``nominal`` is none of a tensor); raises :class:`CostError`."""
+    """The function that gives the bits of a stored tensor under the encoding of that name.
+
+    Raises :class:`CostError` for a name that is no encoding, and for ``nominal``, which is not one of single tensors.
+    """
     index_bits = re.fullmatch(r"relative_index(?::([1-9]\d?))?", name)
     if index_bits:
         bits = int(index_bits[1] or _INDEX_BITS)

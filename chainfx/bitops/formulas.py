@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one call, from shapes alone: one formula per operator.
+"""How many multiply-accumulates (MACs) one call of an operator takes, from the shapes alone: one formula per operator.
 
 Counting semantics. A MAC is one multiplication and one addition into a sum; bias additions are not counted. The work is
 that of the dense operator on these shapes: zeros in a weight, causal masks and padding count like everything else.
@@ -22,7 +22,11 @@ Slot = tuple[int, str]
 
 
 class Call(NamedTuple):
-    """One call of an operator: arguments and output with fake tensors in place of nodes, and the module if any."""
+    """One call of an operator, as a formula sees it.
+
+    In its arguments and its output, fake tensors, which have a shape but no data, stand in place of nodes. ``module``
+    is the module if the call is that of a module.
+    """
 
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
@@ -30,13 +34,13 @@ class Call(NamedTuple):
     module: nn.Module | None = None
 
     def get(self, position: int, name: str) -> Any:
-        """An argument by position or name; of a module also the parameter of that name."""
+        """An argument, by its position or its name; if a module is called, also the parameter of that name."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, getattr(self.module, name, None))
 
     def shape(self, position: int, name: str) -> tuple[int, ...]:
-        """The shape of a tensor argument."""
+        """The shape of the tensor that is an argument, by its position or its name."""
         return tuple(self.get(position, name).shape)
 
 
@@ -75,7 +79,7 @@ def register_formula(
 
 
 def find_formula(key: str) -> Formula | None:
-    """The formula of an operator by its one name (:func:`~chainfx.ir.graph.name_of`), or ``None``."""
+    """The formula of an operator, by the name that :func:`~chainfx.ir.graph.name_of` gives it, or ``None``."""
     return _FORMULAS.get(key)
 
 
@@ -112,7 +116,7 @@ def bilinear(call: Call) -> int:
 
 @register_formula("matmul imatmul bmm mm mv dot vdot inner linalg_matmul linalg_vecdot", weight=((1, "other"),))
 def matmul(call: Call) -> int:
-    """Outputs * length of the summed axis, which is the last one of the first operand."""
+    """Outputs * length of the axis that is summed over, which is the last one of the first operand."""
     return int(call.output.numel()) * call.shape(0, "input")[-1]
 
 

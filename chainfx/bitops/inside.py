@@ -1,4 +1,7 @@
-"""The work inside of a node that no formula knows: it runs on tensors without data, and its ATen operators count."""
+"""Count the work inside of a node for which there is no formula, such as a function of the user's own.
+
+The node runs on tensors without data, and the ATen operators that run inside of it are counted.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +25,10 @@ _FAILURES = (RuntimeError, ValueError, IndexError, KeyError, TypeError, Attribut
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """MACs and element-wise operations (whole batch) of the ATen operators that ran, and the names of unknown ones."""
+    """What was found inside of a node.
+
+    MACs and element-wise operations are those of the whole batch; operators that nobody can count are there by name.
+    """
 
     macs: int
     elementwise: int

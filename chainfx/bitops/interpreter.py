@@ -1,4 +1,4 @@
-"""The counter: one pass over the nodes of a graph with shapes and formats, no data and no arithmetic."""
+"""The counter: it goes over the nodes of a graph once, with shapes and number formats, without data or arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

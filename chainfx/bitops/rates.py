@@ -1,4 +1,4 @@
-"""The shares of all samples that leave at exits and take branches: given by name, checked once."""
+"""The shares of all samples that leave at exits and take branches: given by name, and checked in one place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ class Rates:
     true_rates: tuple[float, ...] | None
 
     def share(self, segment: int, branch: str) -> Fraction:
-        """The share of samples that runs what is in a segment and branch; raises :class:`CostError` without rates."""
+        """The share of samples that runs what is in a segment and branch.
+
+        Raises :class:`CostError` if no rates are known.
+        """
         for names, rates in ((self.exits, self.exit_rates), (self.conditions, self.true_rates)):
             if names and rates is None:
                 raise CostError(
@@ -46,7 +49,10 @@ class Rates:
         return taken if side == "true" else around - taken
 
     def given(self, rates: Mapping[str, float] | None) -> "Rates":
-        """The same names with these rates, in [0, 1]; raises :class:`CostError` naming the rate that is wrong."""
+        """The same exits and conditions with these rates, each in [0, 1].
+
+        Raises :class:`CostError`, which names the rate, if one is wrong.
+        """
         if rates is None:
             return Rates(self.exits, None, self.conditions, None)
         self._check_names(rates)

@@ -1,4 +1,4 @@
-"""Counting again without the graph: other prices, other bit widths, other exit rates."""
+"""Give a cost report other prices, bit widths or exit rates, from the report alone: the graph is not needed again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ def repriced(
     widths: Mapping[str, tuple[int, int]] | None,
     exit_rates: Mapping[str, float] | None,
 ) -> "CostReport":
-    """What :meth:`CostReport.reprice` returns."""
+    """The report under another convention, with other widths or exit rates; see :meth:`CostReport.reprice`."""
     rates = report.rates if exit_rates is None else report.rates.given(exit_rates)
     if convention is None and not widths:
         return replace(report, exit_rates=rates.exit_rates, true_rates=rates.true_rates)
@@ -48,7 +48,7 @@ def repriced(
 
 
 def nominal_of(rows: Iterable[CostRow]) -> _Widths:
-    """The nominal (weight, activation) formats of the network the rows are of."""
+    """The nominal formats, (weight, activation), of the network that the rows of a report are of."""
     return next((row.facts.nominal for row in rows if row.facts), (FLOAT32, FLOAT32))
 
 

@@ -1,4 +1,4 @@
-"""What one node costs, as frozen values: exact numbers, of one sample."""
+"""The rows of a cost report: what one node costs for one sample, in exact numbers, as frozen values."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,7 +36,7 @@ class CostRow:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the dense operator."""
+        """The multiply-accumulates of the node, those with a weight of zero included."""
         return self.facts.macs if self.facts else 0
 
     @property
@@ -46,18 +46,18 @@ class CostRow:
 
     @property
     def weight_bits(self) -> int | None:
-        """Width of the weight, or of the second factor; ``None`` without MACs."""
+        """The bits of the weight, or of the second factor of a product; ``None`` without MACs."""
         return self.facts.weight.bits if self.facts else None
 
     @property
     def activation_bits(self) -> int | None:
-        """Width of the activation; ``None`` without MACs."""
+        """The bits of the activation; ``None`` without MACs."""
         return self.facts.activation.bits if self.facts else None
 
 
 @dataclass(frozen=True, slots=True)
 class Uncounted:
-    """A node that does arithmetic of which nobody knows how much, and why."""
+    """A node that does arithmetic of an amount that chainfx does not know, and the reason why it does not."""
 
     node: str
     operator: str

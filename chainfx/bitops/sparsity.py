@@ -1,4 +1,4 @@
-"""The zeros of a weight: what the masks between a weight and its layer leave."""
+"""How many zeros a weight has by the masks that lie between it and its layer, and how these zeros lie."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def zeros_of(graph_module: GraphModule, weight: Any, groups: int, *, transposed:
 
 
 def stored_beside(graph_module: GraphModule, node: Node) -> tuple[str, Tensor]:
-    """Path and value of the second argument of a dialect op, a mask or a codebook, which the network stores."""
+    """The path and the tensor of what a dialect op reads second: a mask or a codebook, which the network stores."""
     argument = node.args[1]
     if not isinstance(argument, Node) or argument.op != "get_attr":
         raise CostError(
@@ -62,7 +62,10 @@ def stored_beside(graph_module: GraphModule, node: Node) -> tuple[str, Tensor]:
 
 
 def kept_by(masks: Sequence[tuple[str, Tensor]]) -> Tensor:
-    """What all masks (path and value, same shape) leave: bool; raises :class:`CostError` on the meta device."""
+    """Which elements all of the masks leave, as booleans; raises :class:`CostError` for masks on the meta device.
+
+    ``masks`` has a path and a tensor for each mask; they have the same shape.
+    """
     for path, mask in masks:
         if mask.is_meta:
             raise CostError(

@@ -1,4 +1,4 @@
-"""What a network takes to store: every parameter and buffer that its graph refers to, once.
+"""How many bits a network takes to store: every parameter and buffer that its graph refers to is counted once.
 
 The encodings, in bits:
 

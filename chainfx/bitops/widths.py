@@ -1,4 +1,7 @@
-"""The number format of every node's result: what quantizer nodes say, carried along by operators that move values."""
+"""The number format of the result of each node.
+
+Quantizer nodes say the format, and operators that only move values pass it on.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -32,7 +35,7 @@ def format_of_dtype(dtype: torch.dtype) -> Format:
 
 
 def widest(formats: list[Format]) -> Format:
-    """The format with the most bits, a float before an integer; FLOAT32 of nothing."""
+    """The format with the most bits, of equal ones a float; ``FLOAT32`` if there are no formats."""
     return max(formats, key=lambda f: (f.bits, f.kind == "float"), default=FLOAT32)
 
 
@@ -65,7 +68,10 @@ def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:
 
 
 def literal(node: Node, position: int, name: str) -> int:
-    """A literal whole number of at least 1 among the arguments of a dialect op; raises :class:`CostError` otherwise."""
+    """An argument of a dialect op that has to be written in the graph as a whole number of at least 1.
+
+    Raises :class:`CostError` if it is anything else.
+    """
     value: Any = node.args[position] if position < len(node.args) else node.kwargs.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CostError(
@@ -75,7 +81,7 @@ def literal(node: Node, position: int, name: str) -> int:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a node's value: itself, or those of a (nested) list or tuple."""
+    """The tensors in what a node gives: the value itself, or those in a list or tuple, nested ones included."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, list | tuple):

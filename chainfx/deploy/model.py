@@ -12,7 +12,7 @@ from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import dtype_of, load_graph, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
-from chainfx.ir.graph import exits_of, leaving, propagate_shapes
+from chainfx.ir.graph import check_rules, exits_of, leaving, propagate_shapes
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
@@ -159,10 +159,11 @@ def load(path: str | Path) -> CompressedModel:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
+        check_rules(graph_module)
         return CompressedModel(graph_module, examples, report, signature)
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise ArtifactError(f"{path} holds a graph that does not fit its inputs: {reason}; save it again.") from error
+        raise ArtifactError(f"{path} holds a graph that cannot run: {reason}; save the model again.") from error
 
 
 def _report(folder: Path, noted: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.passes.quantize import Quantize
-from chainfx.passes.registry import get_pass, pass_from_spec, pass_names
+from chainfx.passes.registry import PassSummary, get_pass, pass_from_spec, pass_names
 
 __all__ = [
     "NEEDS",
@@ -36,6 +36,7 @@ __all__ = [
     "PassContext",
     "PassInfo",
     "PassResult",
+    "PassSummary",
     "PruneChannels",
     "PruneHeads",
     "PruneWeights",

@@ -15,6 +15,7 @@ from chainfx.ir.graph import FactName, Skipped, derived_generator
 
 __all__ = [
     "NEEDS",
+    "Domain",
     "Epoch",
     "Granularity",
     "Kind",
@@ -32,14 +33,27 @@ NEEDS = frozenset({"calibration", "training", "evaluation"})
 """What a pass may ask of a run in ``PassInfo.needs``: calibration batches, a trainer, or measured accuracy."""
 
 
-class Kind(enum.IntEnum):
+Domain = Literal["weights", "network"]
+"""What a pass works on, see :class:`PassInfo`."""
+
+
+class _Property(enum.IntEnum):
+    """A property that passes are sorted by: the smaller value goes first."""
+
+    @property
+    def word(self) -> str:
+        """The value as lists and reasons show it, e.g. ``sub-neuron``."""
+        return self.name.lower().replace("_", "-")
+
+
+class Kind(_Property):
     """Whether the compressed network does the same work for every input (static) or not (dynamic)."""
 
     STATIC = 0
     DYNAMIC = 1
 
 
-class Granularity(enum.IntEnum):
+class Granularity(_Property):
     """The size of what a pass decides about, from large to small."""
 
     ARCHITECTURE = 0
@@ -59,7 +73,12 @@ class PassInfo:
     and one that invalidates a fact which no pass requires before one that establishes it. The runner refuses a pass
     that changes a fact which it neither establishes nor invalidates. ``repeatable`` says whether the same pass may
     stand twice in a chain. Raise ``revision`` when the same options give another result than before: finished stages of
-    the former revision are then computed again.
+    the former revision are then computed again. ``headline`` names the first options of the class that every label
+    shows, by value alone and also where they are the defaults, as in ``quantize(8, 8)``.
+
+    ``domain`` says what the pass works on, and so what it owes an answer about. ``"weights"``: after the pass every
+    parameter of two or more dimensions is changed, or named in ``skipped`` with a reason. ``"network"``: the pass adds,
+    takes out or replaces parts of the network as a whole, and owes no answer for each parameter.
     """
 
     name: str
@@ -71,6 +90,8 @@ class PassInfo:
     invalidates: frozenset[FactName] = frozenset()
     repeatable: bool = True
     revision: int = 1
+    domain: Domain = "weights"
+    headline: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,10 +189,14 @@ class Pass(abc.ABC):
 
     @property
     def label(self) -> str:
-        """The pass with its options as one line, e.g. ``quantize(weights=4, activations=8)``; defaults are left out."""
-        fields = _options(type(self))
-        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields if getattr(self, f.name) != f.default]
-        return f"{self.info.name}({', '.join(shown)})"
+        """The pass with its options as one line, e.g. ``quantize(4, 8, last=None)``.
+
+        Options that have their default are left out, but for those of :attr:`PassInfo.headline`.
+        """
+        headline = [repr(getattr(self, name)) for name in self.info.headline]
+        others = [f for f in _options(type(self)) if f.name not in self.info.headline]
+        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in others if getattr(self, f.name) != f.default]
+        return f"{self.info.name}({', '.join([*headline, *changed])})"
 
     def spec(self) -> dict[str, Any]:
         """The pass as JSON: its name and every option; :meth:`from_spec` of the class rebuilds it."""
@@ -222,12 +247,17 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Progress of a trainer: epoch ``index`` (from 1) of ``total``, mean loss, validation accuracy in [0, 1]."""
+    """Progress of a trainer: epoch ``index`` (from 1) of ``total``, mean loss, validation accuracy in [0, 1].
+
+    ``share``: how much of the epoch is done. A trainer tells of each finished epoch, with a share of 1; it may also
+    tell of parts of one, with a smaller share, the mean loss so far and no metric.
+    """
 
     index: int
     total: int
     loss: float
     metric: float | None
+    share: float = 1.0
 
 
 class Trainer(Protocol):

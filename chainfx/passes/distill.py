@@ -79,6 +79,7 @@ class Distill(Pass):
         Granularity.ARCHITECTURE,
         needs=frozenset({"training"}),
         invalidates=FACTS,
+        domain="network",
     )
 
     def __post_init__(self) -> None:

@@ -66,6 +66,8 @@ class EarlyExit(Pass):
         needs=frozenset({"training", "evaluation"}),
         establishes=frozenset({"exits"}),
         repeatable=False,
+        revision=2,
+        domain="network",
     )
 
     def __post_init__(self) -> None:
@@ -103,7 +105,7 @@ class EarlyExit(Pass):
             last = ends_of(graph_module)[1]
             layers = [layer for layer in layers_of(graph_module) if layer.node not in old]
             widths = {layer: end if end and layer in last else body for layer in layers}
-            insert_quantizers(graph_module, widths, context.calibration)
+            insert_quantizers(graph_module, widths, context)
             parameters = [name for name, _ in graph_module.named_parameters() if _is_new(name, graph_module, old)]
         tune = TuneRequest(tuple(parameters), optimizer="adam", learning_rate=5e-3, weight_decay=0.0, from_scratch=True)
         return PassResult(graph_module, modified=True, tune=tune)

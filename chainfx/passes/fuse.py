@@ -33,7 +33,7 @@ class Fuse(Pass):
     statistics.
     """
 
-    info: ClassVar[PassInfo] = PassInfo("fuse", Kind.STATIC, Granularity.LAYER)
+    info: ClassVar[PassInfo] = PassInfo("fuse", Kind.STATIC, Granularity.LAYER, domain="network")
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Fold what can be folded; ``skipped`` names every BatchNorm that stays."""

@@ -1,8 +1,9 @@
 """Structural pruning: whole channels are removed, with everything that depends on them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -11,7 +12,7 @@ from torch.fx import GraphModule
 
 from chainfx.errors import PassError
 from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, analyse_channels, prune
-from chainfx.ir.graph import layer_path, left_alone
+from chainfx.ir.graph import Matrix, layer_path, left_alone, matrices_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -39,7 +40,10 @@ from chainfx.passes.pruning import (
     fold_removed,
     gather,
     get_importance,
+    group_of,
     importance_names,
+    left_whole,
+    name_makers,
     removed_inputs,
     score_groups,
     take_over,
@@ -192,8 +196,11 @@ class PruneChannels(Pass):
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Analyse, rank and remove; see the class."""
         analysis = analyse_channels(graph_module, context.example_inputs)
+        at_entry = matrices_of(context.entry or graph_module)
         skipped = [Skipped(each.node, f"{each.channels} channels stay: {each.reason}") for each in analysis.frozen]
         chosen, left = self._chosen(analysis)
+        for group, reason in left.items():
+            skipped += name_makers(group, reason)
         evidence = gather(graph_module, context.calibration, self._measures, context.rng("prune-channels labels"))
         generator = context.rng("prune-channels")
         whole = self._sizes_at_entry(analysis, context)
@@ -207,19 +214,21 @@ class PruneChannels(Pass):
         if keep:
             folded, lost = self._fold(weights, analysis, keep, evidence)
             profile["folded"] = list(folded)
-            left += lost
+            skipped += lost
             prune(graph_module, analysis, keep)
+        if context.round + 1 == self.rounds:
+            skipped += left_whole(at_entry, graph_module, skipped, partial(_why_whole, analysis, left))
         tune = TuneRequest() if keep else None
-        return PassResult(graph_module, bool(keep), tune, (*skipped, *left), profile)
+        return PassResult(graph_module, bool(keep), tune, tuple(skipped), profile)
 
-    def _chosen(self, analysis: ChannelAnalysis) -> tuple[list[ChannelGroup], tuple[Skipped, ...]]:
-        """The groups that the patterns leave, and what they do not."""
+    def _chosen(self, analysis: ChannelAnalysis) -> tuple[list[ChannelGroup], dict[ChannelGroup, str]]:
+        """The groups that are pruned, and those that a pattern leaves alone, with the reason."""
         paths = {group.name: [layer_path(source.path) for source in group.sources] for group in analysis.groups}
         known = [path for each in paths.values() for path in each]
         known += [layer_path(each.path) for each in analysis.frozen]
         reasons = left_alone(paths, self.info.name, known, include=self.include, skip=self.skip)
         chosen = [group for group in analysis.groups if group.name not in reasons]
-        return chosen, tuple(Skipped(name, reason) for name, reason in reasons.items())
+        return chosen, {analysis.group(name): reason for name, reason in reasons.items()}
 
     def _sizes_at_entry(self, analysis: ChannelAnalysis, context: PassContext) -> dict[str, int]:
         """The number of units of every group as it entered the pass, by name."""
@@ -312,3 +321,11 @@ class PruneChannels(Pass):
         means, unfitted = take_over(graph_module, removed, evidence) if self.compensate else (None, ())
         folded, lost = fold_removed(graph_module, removed, known, means)
         return folded, (*unfitted, *lost)
+
+
+def _why_whole(analysis: ChannelAnalysis, left: Mapping[ChannelGroup, str], matrix: Matrix) -> str:
+    """Why a matrix has the shape that it had; ``left``: the groups that are left alone, with the reason."""
+    group = group_of(matrix, analysis.groups)
+    if group is None:
+        return analysis.outside[matrix.path]
+    return left.get(group, f"none of the {group.size} units of group {group.name!r} goes")

@@ -1,8 +1,9 @@
 """Structural pruning of attention: whole heads, and the width of those that stay."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, cast, final
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.errors import PassError
 from chainfx.ir.channels import ChannelAnalysis, ChannelGroup, Fold, analyse_channels, prune
-from chainfx.ir.graph import layer_path, layers_of, left_alone
+from chainfx.ir.graph import Matrix, layer_path, layers_of, left_alone, matrices_of
 from chainfx.passes.base import (
     Granularity,
     Kind,
@@ -31,6 +32,9 @@ from chainfx.passes.pruning import (
     fold_removed,
     gather,
     get_importance,
+    group_of,
+    left_whole,
+    name_makers,
     removed_inputs,
     score_groups,
     take_over,
@@ -116,6 +120,8 @@ class PruneHeads(Pass):
         """Remove heads, then width; see the class."""
         skipped: list[Skipped] = []
         modified = False
+        at_entry = matrices_of(graph_module)
+        why_whole: Callable[[Matrix], str] = _asked_for_nothing
         folds: tuple[tuple[Fold, float], ...] = (("heads", self.ratio), ("width", self.width_ratio))
         for fold, ratio in folds:
             if ratio == 0:
@@ -128,13 +134,16 @@ class PruneHeads(Pass):
                     "remove the pass."
                 )
             skipped += [Skipped(e.node, f"its {fold} stay: {e.reason}") for e in analysis.frozen if e.node in layers]
-            groups = []
             found = list(_attention(graph_module, analysis, context))
-            left = self._left_alone([group for group, _ in found], layers)
-            for group, single in found:
-                reason = "it has one head" if single else left.get(group.name, _obstacle(group, ratio))
-                skipped += [Skipped(group.name, reason)] if reason else []
-                groups += [] if reason else [group]
+            patterns = self._left_alone([group for group, _ in found], layers)
+            left = {
+                group: "it has one head" if single else patterns.get(group.name, _obstacle(group, ratio))
+                for group, single in found
+            }
+            groups = [group for group, reason in left.items() if not reason]
+            for group, reason in left.items():
+                skipped += name_makers(group, reason) if reason else ()
+            why_whole = partial(_why_whole, analysis, left)
             generator = context.rng(self.info.name)
             evidence = gather(graph_module, context.calibration, self._measures, generator, self.info.name)
             keep = self._keep(graph_module, groups, ratio, evidence, generator)
@@ -145,6 +154,7 @@ class PruneHeads(Pass):
                 skipped += [*unfitted, *lost]
             prune(graph_module, analysis, keep)
             modified = modified or bool(groups)
+        skipped += left_whole(at_entry, graph_module, skipped, why_whole)
         return PassResult(graph_module, modified, TuneRequest() if modified else None, tuple(skipped))
 
     def _left_alone(self, groups: Sequence[ChannelGroup], layers: Mapping[str, str]) -> dict[str, str]:
@@ -165,6 +175,18 @@ class PruneHeads(Pass):
         orders = [score.argsort(descending=True, stable=True) for score in scores]
         kept = zip(groups, orders, strict=True)
         return {group.name: order[: _kept_of(group, ratio)].sort().values for group, order in kept}
+
+
+def _asked_for_nothing(matrix: Matrix) -> str:
+    return "ratio and width_ratio are 0"
+
+
+def _why_whole(analysis: ChannelAnalysis, left: Mapping[ChannelGroup, str], matrix: Matrix) -> str:
+    """Why a matrix has the shape that it had; ``left``: the groups of attention, with the reason why one stays."""
+    group = group_of(matrix, left)
+    if group is not None:
+        return left[group]
+    return analysis.outside.get(matrix.path, "it holds no part of attention that can go")
 
 
 def _kept_of(group: ChannelGroup, ratio: float) -> int:

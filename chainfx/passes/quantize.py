@@ -53,6 +53,8 @@ class Quantize(Pass):
         Granularity.SUB_NEURON,
         needs=frozenset({"calibration"}),
         establishes=frozenset({"bit-widths"}),
+        revision=2,
+        headline=("weights", "activations"),
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +82,12 @@ class Quantize(Pass):
         }
         if not widths:
             raise PassError("quantize: the network has no convolution or linear layer to quantize; remove the pass.")
-        inserted = insert_quantizers(graph_module, widths, context.calibration)
+        skipped += [
+            Skipped(layer.name, "its weight stays in float, at 32 bits")
+            for layer, width in widths.items()
+            if width.weights == FLOAT
+        ]
+        inserted = insert_quantizers(graph_module, widths, context)
         skipped += [
             Skipped(node.name, "a product of two activations stays in float")
             for node in graph_module.graph.nodes

@@ -11,6 +11,7 @@ unfolded, and by what it is sorted. JSON is not made here: it is part of a value
 
 from chainfx.bitops import CostDiff, CostReport, CrossCheck
 from chainfx.ir.channels import ChannelAnalysis
+from chainfx.passes import PassSummary
 from chainfx.rendering import register_renderer
 from chainfx.report.chain_report import chain_table, chain_text
 from chainfx.report.channel_analysis import channels_text
@@ -20,6 +21,7 @@ from chainfx.report.cost_html import diff_html, report_html
 from chainfx.report.cost_report import render
 from chainfx.report.crosscheck import cross_check_text
 from chainfx.report.demo import DemoRow, demo_table
+from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
 
@@ -37,4 +39,5 @@ register_renderer(CostReport, "csv", report_csv)
 register_renderer(CrossCheck, "text", cross_check_text)
 register_renderer(Edge, "text", edge_text)
 register_renderer(Finding, "text", finding_text)
+register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)

@@ -2,13 +2,13 @@
 
 from rich.table import Table
 
-from chainfx.report.text_tables import text_of
+from chainfx.report.text_tables import amount, size, stage_table, text_of, times
 from chainfx.scheduler import ChainReport, Costs, StageRecord
 
 __all__ = ["chain_table", "chain_text"]
 
-_WIDTH = 140
-_HEADINGS = ("stage", "accuracy", "MACs", "BitOps expected", "BitOps worst", "parameters", "storage")
+_WIDTH = 80
+_HEADINGS = ("stage", "accuracy", "MACs", "BitOps", "worst", "parameters", "storage")
 
 
 def chain_text(report: ChainReport) -> str:
@@ -20,11 +20,14 @@ def chain_text(report: ChainReport) -> str:
 
 
 def chain_table(report: ChainReport) -> Table:
-    """One row a stage; accuracy on validation data, ratios against the original, cost of one sample."""
+    """One row a stage: accuracy on validation data, the cost of one sample, parameters and storage.
+
+    Bit operations are shown as how many times fewer they are than those of the original network: those expected of a
+    sample, and those of a sample that leaves at no exit (``worst``).
+    """
     origin = report.records[0].after
-    table = Table(title=f"bit operations under {origin.convention!r}, one sample; accuracy on held-out training data")
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    heading = f"accuracy on held-out training data; times fewer BitOps a sample ({origin.convention})"
+    table = stage_table(heading, _HEADINGS)
     for record in report.records:
         table.add_row(*_cells(record, origin))
     return table
@@ -36,9 +39,9 @@ def _cells(record: StageRecord, origin: Costs) -> list[str]:
     return [
         record.label,
         "-" if record.metric is None else f"{record.metric:.2%}",
-        f"{after.macs:,}",
-        "not measured" if expected is None else f"{origin.bitops / expected:.1f}x less",
-        f"{origin.bitops / after.bitops:.1f}x less",
-        f"{after.parameters:,}",
-        f"{after.storage_bits / 8192:,.1f} KiB",
+        amount(after.macs),
+        "unknown" if expected is None else times(origin.bitops / expected),
+        times(origin.bitops / after.bitops),
+        amount(after.parameters),
+        size(after.storage_bits),
     ]

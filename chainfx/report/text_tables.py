@@ -7,9 +7,11 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-__all__ = ["lines_of", "plain_table", "text_of"]
+__all__ = ["amount", "lines_of", "plain_table", "size", "stage_table", "text_of", "times"]
 
 _WIDTH = 120
+_AMOUNTS = (("M", 10**6), ("G", 10**9), ("T", 10**12))
+_SIZES = (("KiB", 2**13), ("MiB", 2**23), ("GiB", 2**33))  # in bits
 
 
 def plain_table(heading: str, columns: Sequence[str], texts: int) -> Table:
@@ -20,6 +22,33 @@ def plain_table(heading: str, columns: Sequence[str], texts: int) -> Table:
     for column in columns[texts:]:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def stage_table(heading: str, columns: Sequence[str]) -> Table:
+    """An empty table with one row a stage, for 80 columns: the first column folds, the others hold short numbers."""
+    table = plain_table(heading, columns, texts=1)
+    table.show_edge = False
+    table.collapse_padding = True
+    return table
+
+
+def amount(number: int) -> str:
+    """A count in at most 7 columns: whole below a million, else three digits and a unit, as in ``25.6 M``."""
+    if number < 1_000_000:
+        return f"{number:,}"
+    unit, one = next((each for each in _AMOUNTS if number < 999.5 * each[1]), _AMOUNTS[-1])
+    return f"{number / one:.3g} {unit}"
+
+
+def size(bits: float) -> str:
+    """A number of bits as KiB, MiB or GiB, with one digit behind the point."""
+    unit, one = next((each for each in _SIZES if bits < 999.95 * each[1]), _SIZES[-1])
+    return f"{bits / one:,.1f} {unit}"
+
+
+def times(ratio: float) -> str:
+    """A ratio in about three digits, as in ``8.0x`` or ``997x``."""
+    return f"{ratio:.1f}x" if ratio < 99.95 else f"{ratio:,.0f}x"
 
 
 def text_of(*items: RenderableType, width: int) -> str:

@@ -33,12 +33,8 @@ class Law:
             mine, other = (getattr(info, key.removeprefix("-")) for info in (first, second))
             if mine != other:
                 goes_first = (mine < other) != key.startswith("-")
-                return f"{_words(mine.name)} before {_words(other.name)}" if goes_first else None
+                return f"{mine.word} before {other.word}" if goes_first else None
         return None
-
-
-def _words(name: str) -> str:
-    return name.lower().replace("_", "-")
 
 
 LAW = Law(("kind", "granularity"), "arXiv 2403.17447, sec. 5: static to dynamic, then large granularity to small")

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from chainfx.bitops import CostReport, count
 from chainfx.errors import PassError
-from chainfx.ir.graph import Answer, device_of, exit_rates, facts_of, verify
+from chainfx.ir.graph import Answer, device_of, exit_rates, facts_of, ordinary, verify
 from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer
 from chainfx.scheduler.fact_checks import check_applied, check_chain, check_tuned
 from chainfx.scheduler.keys import StageKey, Surroundings
@@ -201,13 +201,13 @@ def _metric(graph_module: GraphModule, trainer: Trainer | None) -> float | None:
 
 @dataclass(frozen=True)
 class _Placed:
-    """Batches that are read again and again, put onto the device of the network each time."""
+    """Batches that are read again and again, put onto the device of the network each time, for gradients too."""
 
     batches: Iterable[Any]
     device: torch.device
 
     def __iter__(self) -> Iterator[Any]:
-        return (tree_map_only(Tensor, lambda tensor: tensor.to(self.device), batch) for batch in self.batches)
+        return (tree_map_only(Tensor, lambda tensor: ordinary(tensor.to(self.device)), batch) for batch in self.batches)
 
 
 def _context(

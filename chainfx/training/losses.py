@@ -6,7 +6,7 @@ from torch import Tensor
 
 from chainfx.errors import TuningError
 
-__all__ = ["correct", "distillation_loss", "logits_of", "soft_loss", "task_loss"]
+__all__ = ["distillation_loss", "logits_of", "soft_loss", "task_loss"]
 
 
 def logits_of(output: object) -> tuple[Tensor, ...]:
@@ -60,8 +60,3 @@ def distillation_loss(
     hard = task_loss(output, targets, label_smoothing=label_smoothing)
     soft = soft_loss(logits_of(output)[-1], logits_of(teacher_output)[-1], temperature)
     return hard_weight * hard + soft_weight * soft
-
-
-def correct(output: object, targets: Tensor) -> int:
-    """How many samples of a batch the final output classifies as ``targets`` (N,) says."""
-    return int((logits_of(output)[-1].argmax(dim=1) == targets).sum())

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from chainfx.ir.graph import ordinary
 from chainfx.training.data import Batch
 
 __all__ = [
@@ -43,7 +44,7 @@ def placed(batch: Batch, device: torch.device) -> Batch:
     images_last = torch.channels_last if device.type == "cuda" else torch.preserve_format
     layouts = [images_last if tensor.dim() == 4 else torch.preserve_format for tensor in inputs]
     moved = (tensor.to(device, memory_format=layout) for tensor, layout in zip(inputs, layouts, strict=True))
-    return tuple(moved), targets.to(device)
+    return tuple(map(ordinary, moved)), ordinary(targets.to(device))
 
 
 def _state() -> Any:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from torch import nn
 
 from chainfx.errors import TuningError
+from chainfx.ir.graph import has_inference_tensors
 
 __all__ = ["freeze", "restored", "set_modes"]
 
@@ -23,13 +24,19 @@ def restored(model: nn.Module) -> Iterator[None]:
         for module, training in flags:
             module.training = training
         for parameter, requires_grad in gradients:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:  # torch lets nobody touch those made in inference mode
+                parameter.requires_grad_(requires_grad)
         if device is not None:
             model.to(device)
 
 
 def freeze(model: nn.Module, names: tuple[str, ...] | None) -> dict[str, nn.Parameter]:
     """Let only the named parameters (``None``: all of floating point) have gradients, and return them."""
+    if has_inference_tensors(model):
+        raise TuningError(
+            "tuning: the network was made in torch.inference_mode(), and torch trains no such parameters in place; "
+            "train a copy.deepcopy of it that is made outside of that mode."
+        )
     parameters = dict(model.named_parameters())
     if names is None:
         names = tuple(name for name, parameter in parameters.items() if parameter.is_floating_point())

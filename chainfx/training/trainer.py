@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import DataError, InputError, TuningError
-from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.ir.graph import content_hash, derived_generator, recording
 from chainfx.passes import Epoch, TuneRequest
 from chainfx.training.augment import Augment
+from chainfx.training.checks import answers, check_labels
 from chainfx.training.data import Batch, Batches, Data
-from chainfx.training.losses import correct, distillation_loss, task_loss
+from chainfx.training.losses import distillation_loss, task_loss
 from chainfx.training.machine import (
     computes_bfloat16,
     is_first_process,
@@ -130,8 +132,11 @@ class Trainer:
     ) -> None:
         """Train in place as the request says; see :class:`~chainfx.passes.base.TuneRequest`.
 
-        Afterwards ``requires_grad``, the training flags and the device are what they were. Raises
-        :class:`~chainfx.errors.TuningError` on an unknown parameter, or a loss or gradient that is not finite.
+        Afterwards ``requires_grad``, the training flags and the device are what they were; that the caller is in
+        ``torch.no_grad()`` or ``torch.inference_mode()`` does not matter. Raises
+        :class:`~chainfx.errors.TuningError` on an unknown parameter, a network that does not return logits of the
+        classes of the data, or a loss or gradient that is not finite; and :class:`~chainfx.errors.DataError` on labels
+        out of range, values that are no numbers, and inputs that the network does not accept.
         """
         self._train(graph_module, request, seed, on_epoch)
 
@@ -157,13 +162,13 @@ class Trainer:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     def _accuracy_of(self, model: nn.Module, batches: Iterable[Batch]) -> float:
-        with restored(model):
-            return _accuracy(model.to(this_device()), batches, this_device())
+        with recording(), restored(model):
+            return _accuracy(model.to(this_device()), batches, this_device(), self.data.num_classes)
 
     def _train(self, model: nn.Module, request: TuneRequest, seed: int, on_epoch: Callable[[Epoch], None]) -> float:
         device = this_device()
         random_devices = [device] if device.type == "cuda" else []
-        with restored(model), torch.random.fork_rng(devices=random_devices):
+        with recording(), restored(model), torch.random.fork_rng(devices=random_devices):
             torch.manual_seed(derived_generator(seed, "torch").initial_seed())
             trained = freeze(model, request.parameters)
             run = _Run(
@@ -231,6 +236,8 @@ class _Run:
 
     def epochs(self, on_epoch: Callable[[Epoch], None]) -> float:
         """Run all epochs and leave the best state in the model, which may be the first; its validation accuracy."""
+        if self.from_scratch:  # else the accuracy is measured first, on all batches
+            self._refuse_misfits()
         network, total = shared(self.model, self.device), self.trainer.epochs
         best, state = (-1.0, {}) if self.from_scratch else (self._accuracy(), self._state())
         for index in range(1, total + 1):
@@ -246,8 +253,18 @@ class _Run:
         self.optimizer.zero_grad()
         return best
 
+    def _refuse_misfits(self) -> None:
+        """Raise if network and data do not fit together, seen from one batch; no random number of training is drawn."""
+        self.model.eval()
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+        ):  # a DataLoader draws its seed from the global generator
+            for batch in islice(self.trainer.validation, 1):
+                answers(self.model, placed(batch, self.device), self.trainer.data.num_classes)
+
     def _accuracy(self) -> float:
-        return _accuracy(self.model, self.trainer.validation, self.device)
+        return _accuracy(self.model, self.trainer.validation, self.device, self.trainer.data.num_classes)
 
     def _state(self) -> dict[str, Tensor]:
         return {key: value.detach().clone() for key, value in self.model.state_dict().items()}
@@ -277,6 +294,7 @@ class _Run:
     def _step(self, network: nn.Module, batch: Batch, where: str) -> float:
         """One optimizer step; its loss."""
         inputs, targets = own_share(batch)
+        check_labels(targets, len(inputs[0]), self.trainer.data.num_classes)
         dtype = self.trainer._dtype(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
@@ -299,14 +317,14 @@ def _refuse_infinite(what: str, value: float, where: str) -> None:
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> float:
+def _accuracy(model: nn.Module, batches: Iterable[Batch], device: torch.device, num_classes: int) -> float:
     """Share of samples the final output classifies correctly; leaves the model in eval mode."""
     model.eval()
     right = count = 0
     for batch in batches:
-        inputs, targets = placed(batch, device)
-        right += correct(model(*inputs), targets)
-        count += len(targets)
+        here = placed(batch, device)
+        right += int((answers(model, here, num_classes).argmax(dim=1) == here[1]).sum())
+        count += len(here[1])
     if not count:
         raise DataError("the data to evaluate on gave no batch; check the length of its DataLoader.")
     return right / count

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from chainfx.passes import (
     LowRank,
     Pass,
     PassInfo,
+    PassSummary,
     PruneChannels,
     PruneHeads,
     PruneWeights,
@@ -62,7 +63,8 @@ def test_the_passes_declare_what_the_paper_says():
 
 
 def test_a_label_shows_what_is_not_default():
-    assert Quantize(2, 8, last=None).label == "quantize(weights=2, last=None)"
+    assert Quantize(2, 8, last=None).label == "quantize(2, 8, last=None)"
+    assert Quantize().label == "quantize(8, 8)"
     assert Fuse().label == "fuse()"
 
 
@@ -103,6 +105,33 @@ class Misnamed(Pass):
 
     def apply(self, graph_module, context, /):
         return PassResult(graph_module, modified=False)
+
+
+@dataclass(frozen=True)
+class Undocumented(Pass):
+    limit: float
+    device: object = torch.device("cpu")
+    layers: list = field(default_factory=lambda: ["a", "b"])
+
+    info: ClassVar[PassInfo] = PassInfo("mine", Kind.DYNAMIC, Granularity.BIT, needs=frozenset({"training"}))
+
+    def apply(self, graph_module, context, /):
+        return PassResult(graph_module, modified=False)
+
+
+def test_the_summary_of_a_pass_without_docstring_and_with_all_kinds_of_options():
+    summary = PassSummary.of(Undocumented)
+    assert (summary.purpose, summary.required) == ("", ("limit",))
+    assert summary.options == {"device": torch.device("cpu"), "layers": ["a", "b"]}
+    assert summary.to_dict() == {
+        "name": "mine",
+        "kind": "dynamic",
+        "granularity": "bit",
+        "needs": ["training"],
+        "purpose": "",
+        "options": {"device": "device(type='cpu')", "layers": ["a", "b"]},
+        "required": ["limit"],
+    }
 
 
 def test_clashes_and_wrong_entry_points_name_both_sides(monkeypatch):

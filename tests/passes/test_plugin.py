@@ -66,6 +66,19 @@ def test_it_is_found_runs_in_a_chain_and_keeps_the_contract(installed, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_command_line_lists_it(installed):
+    done = run(
+        "from chainfx.cli import main; import sys; sys.argv[:] = ['chainfx', 'passes']; main()", path=[installed]
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n\n")[0].splitlines() == [
+        "clip-weights: static, sub-neuron",
+        "  Cut the parameters of two or more dimensions off at `limit` in magnitude; the",
+        "  graph stays as it is.",
+        "  limit=1.0",
+    ]
+
+
 def test_a_second_package_with_the_same_name_is_an_error_that_names_both(installed, tmp_path):
     metadata = tmp_path / "other-2.0.dist-info"
     metadata.mkdir()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from chainfx.errors import PassError
 from chainfx.ir.capture.ways import capture
@@ -14,6 +15,7 @@ from chainfx.ir.graph import edit, layers_of
 from chainfx.passes.base import Granularity, Kind, PassContext, TuneRequest
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.pruning.importance import importance_names
+from tests.nets import graph_of
 
 
 class Tiny(nn.Module):
@@ -158,6 +160,59 @@ def test_include_names_what_is_pruned_and_skip_wins():
     assert ("stem", "no pattern of include matches it") in [(each.node, each.reason) for each in result.skipped]
     result, _ = apply(PruneChannels(0.5, include=("block.*",), skip=("stem",)))
     assert (rows(result.graph_module), rows(result.graph_module, "block.0")) == (10, 4)
+
+
+class Partly(nn.Module):
+    """A layer whose weight is computed, a table of positions, a recurrent layer, and two layers that can be pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.enter = nn.Parameter(torch.randn(6, 8)), weight_norm(nn.Linear(5, 8))
+        self.lstm, self.middle, self.out = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        _, (hidden, cell) = self.lstm(self.enter(x) + self.places)
+        return self.out(self.middle(hidden[0] + cell[0]).relu())
+
+
+def said(step, model, *shape):
+    x = torch.randn(shape)
+    graph_module = graph_of(model.eval(), x)
+    result = step.apply(copy.deepcopy(graph_module), PassContext(graph_module, (x,)))
+    return {each.node: each.reason for each in result.skipped}, result
+
+
+def test_what_is_in_no_group_is_named_with_the_reason_of_the_analysis():
+    reasons, result = said(PruneChannels(0.5), Partly(), 2, 6, 5)
+    assert reasons == {
+        "out": "3 channels stay: it is an output of the network",
+        "enter_parametrizations_weight_original0_1": "its weight is computed",
+        "lstm": "the inside of module LSTM is not visible",
+        "places": "none of its dimensions has channels that can go",
+    }
+    assert rows(result.graph_module, "middle") == 4
+
+
+def test_a_group_that_loses_nothing_is_named_by_all_the_layers_that_make_it():
+    model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 8), nn.Linear(8, 2))
+    reasons, _ = said(PruneChannels(0.25), model, 2, 5)
+    assert reasons == {"_2": "2 channels stay: it is an output of the network"}
+    reasons, _ = said(PruneChannels(0.25, round_to=4), model, 2, 5)
+    assert reasons["_0"] == "none of the 3 units of group '_0' goes"
+    reasons, _ = said(PruneChannels(0.5, skip=("b",)), Coupled(), 2, 5)
+    assert reasons == {
+        **dict.fromkeys(("a", "b"), "a pattern of skip matches it"),
+        "out": "2 channels stay: it is an output of the network",
+    }
+
+
+class Coupled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.a(x) + self.b(x))
 
 
 def test_spec_round_trip():

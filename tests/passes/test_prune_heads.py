@@ -212,7 +212,12 @@ def test_separate_layers_lose_the_same_heads(width_ratio):
 def test_a_vision_transformer():
     model, x = prepared(vit(), IMAGES)
     graph_module, result = applied(PruneHeads(0.5), model, x)
-    assert not result.skipped
+    layers = [f"encoder_layers_encoder_layer_{index}_mlp_{layer}" for index in range(2) for layer in (0, 3)]
+    assert {item.node for item in result.skipped} == {
+        *("conv_proj", "heads_head", "class_token", "encoder.pos_embedding"),
+        *layers,
+    }
+    assert {item.reason for item in result.skipped} == {"it holds no part of attention that can go"}
     for index in range(2):
         path = f"encoder.layers.encoder_layer_{index}.self_attention"
         attention = model.get_submodule(path)
@@ -268,9 +273,19 @@ def test_what_stays_says_why():
     assert [(item.node, item.reason) for item in result.skipped] == [
         ("qkv_0", "none of 4 goes at a ratio of 1e-12"),
         ("qkv_1", "a pattern of skip matches it"),
+        ("embed", "it holds no part of attention that can go"),
+        ("proj_0", "none of 4 goes at a ratio of 1e-12"),
+        ("proj_1", "a pattern of skip matches it"),
+        ("head", "it holds no part of attention that can go"),
     ]
     _, result = applied(PruneHeads(0.5), *prepared(Fused(heads=1, depth=1), TOKENS))
-    assert not result.modified and [item.node for item in result.skipped] == ["qkv_0"]
+    assert not result.modified
+    others = [item.node for item in result.skipped if item.reason == "it holds no part of attention that can go"]
+    assert others == ["embed", "proj_0", "head"] and {item.node for item in result.skipped} == {"qkv_0", *others}
+    _, result = applied(PruneHeads(0.0), *prepared(Fused(heads=1, depth=1), TOKENS))
+    assert {item.node: item.reason for item in result.skipped} == dict.fromkeys(
+        ("embed", "head", "qkv_0", "proj_0"), "ratio and width_ratio are 0"
+    )
     graph_module, _ = applied(PruneHeads(0.5, width_ratio=0.5), *prepared(Fused(heads=1, depth=1), TOKENS))
     assert graph_module.get_parameter("qkv.0.weight").shape == (3 * HEADS * WIDTH // 2, HEADS * WIDTH)
 

@@ -219,7 +219,7 @@ def test_modules_that_hide_their_weights_are_named():
 
 
 @pytest.mark.parametrize(
-    "one", [PruneWeights(0.3), PruneWeights(0.9, scope="global", rounds=2), PruneWeights(pattern="2:4")], ids=str
+    "one", [PruneWeights(0.3), PruneWeights(0.7, scope="global", rounds=2), PruneWeights(pattern="2:4")], ids=str
 )
 def test_the_contract(one):
     assert check_pass(one, small_resnet(), (images(),), targets=10).modified

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from chainfx.errors import PassError
 from chainfx.ir.graph import edit, layers_of, ops
@@ -96,17 +97,6 @@ def test_the_clip_is_the_one_with_the_least_squared_error(ones, clip):
     assert found == clip
 
 
-def test_clips_are_those_of_a_sample_over_all_of_the_calibration_data():
-    """Of 200,000 values every third is looked at: the first and not the last. One bit gives 0 or the clip."""
-    values = torch.full((200_000, 1), 0.25)
-    values[[0, -1]] = torch.tensor([[1.0], [9.0]])
-    graph_module = graph_of(nn.Sequential(nn.Linear(1, 1)), values[:2])
-    context = PassContext(graph_module, (values[:2],), calibration=[(values,)])
-    result = Quantize(32, 1, first=None, last=None).apply(graph_module, context)
-    (found,) = (p.item() for name, p in result.graph_module.named_parameters() if name.endswith(".clip"))
-    assert found == 0.25
-
-
 def test_each_output_channel_of_a_transposed_convolution_has_a_scale_of_its_own():
     torch.manual_seed(0)
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2))
@@ -156,6 +146,36 @@ def test_skipped_layers_stay_in_float_and_are_named_by_their_path_or_that_of_the
     assert result.skipped == (Skipped("fc", "a pattern of skip matches it"),)
     assert widths_in(layers_of(result.graph_module)).weights == 4
     assert len(literals(result.graph_module, ops.quantize_weight)) == 10
+
+
+class Melody(nn.Module):
+    """An embedding tied to the last layer, a table, a GRU, and a convolution whose weight is normed."""
+
+    def __init__(self):
+        super().__init__()
+        self.notes, self.beats = nn.Embedding(12, 8), nn.Parameter(torch.randn(8, 5))
+        self.near = weight_norm(nn.Conv1d(8, 8, 3, padding=1))
+        self.gru, self.out = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 12)
+        self.out.weight = self.notes.weight
+
+    def forward(self, x):
+        x = self.near(self.notes(x).mT + self.beats)
+        return self.out(self.gru(x.mT)[0])
+
+
+def test_every_weight_that_stays_in_float_is_named():
+    _, result = quantized(Melody(), torch.arange(10).view(2, 5), Quantize(4, 8))
+    assert [(item.node, item.reason) for item in result.skipped] == [
+        ("notes", "module Embedding is no convolution or linear layer"),
+        ("near_parametrizations_weight_original0_1", "its weight is computed"),
+        ("gru", "the inside of module GRU is not visible"),
+        ("beats", "'add' reads it, not as the weight of a convolution or linear layer"),
+    ]
+    assert [layer.path for layer in layers_of(result.graph_module) if layer.weight_quantizer] == ["notes"]  # tied
+    _, result = quantized(small_resnet(), images(), Quantize(32, 4, first=8, last=None))
+    layers = list(layers_of(result.graph_module))
+    stays = [Skipped(layer.name, "its weight stays in float, at 32 bits") for layer in layers]
+    assert list(result.skipped) == stays[1:]
 
 
 class Attention(nn.Module):

@@ -1,6 +1,9 @@
 """The table of the demo."""
 
+from dataclasses import replace
+
 from chainfx.report import DemoRow, demo_table
+from chainfx.report.text_tables import text_of
 from tests.report.values import COMPRESSED, ORIGINAL
 
 
@@ -11,9 +14,19 @@ def test_every_stage_is_a_row_with_ratios_against_the_original():
     ]
     table = demo_table(rows)
     assert [column.header for column in table.columns] == [
-        *("stage", "accuracy", "MACs", "BitOps", "worst", "strict", "parameters", "on disk", "batch 1", "batch 64")
+        *("stage", "accuracy", "MACs", "BitOps", "worst", "strict", "on disk", "alone", "batch")
     ]
     assert [list(column.cells)[1] for column in table.columns] == [
-        *("early-exit", "98.76%", "1,000,000", "8.0x", "2.0x", "4.0x", "1,234", "20 KiB"),
-        *("1.00 ms (4.0x)", "20,000/s (4.0x)"),
+        *("early-exit", "98.76%", "1 M", "8.0x", "2.0x", "4.0x", "20 KiB", "4.0x", "4.0x"),
     ]
+    assert table.caption == (
+        "the original takes 4.00 ms for one image alone, and does 5,000 images a second in batches of 64"
+    )
+
+
+def test_the_table_fits_80_columns_whole():
+    row = DemoRow(replace(ORIGINAL, name="prune-channels"), 1.0, 1024 * 999, 4e6, latency=0.004, throughput=5000.0)
+    lines = text_of(demo_table([row, replace(row, strict_bitops=4e3, latency=4e-5)]), width=80).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert [line.split()[0] for line in lines].count("prune-channels") == 2
+    assert lines[-3].split()[1:] == ["100.00%", "2", "M", "1.0x", "1.0x", "1,000x", "999", "KiB", "100x", "1.0x"]

@@ -13,7 +13,7 @@ import chainfx
 from chainfx import rendering
 from chainfx.bitops import CrossCheck
 from chainfx.ir.channels import analyse_channels
-from chainfx.passes import PruneChannels, Quantize
+from chainfx.passes import PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
 from tests.bitops.graphs import linear_report
 from tests.report.values import COMPRESSED, ORIGINAL
@@ -35,7 +35,8 @@ def one_of_each():
     x = (torch.zeros(2, 4),)
     analysis = analyse_channels(chainfx.capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), x), x)
     chain = ChainReport("the plan", (ORIGINAL, COMPRESSED))
-    return [report, report.diff(report), CrossCheck(1, ()), order, order.edges[0], order.findings[0], analysis, chain]
+    several = [order, order.edges[0], order.findings[0], analysis, chain, PassSummary.of(Quantize)]
+    return [report, report.diff(report), CrossCheck(1, ()), *several]
 
 
 def asked_for():

@@ -1,6 +1,8 @@
 """Tables as plain text."""
 
-from chainfx.report.text_tables import lines_of, plain_table, text_of
+import pytest
+
+from chainfx.report.text_tables import amount, lines_of, plain_table, size, stage_table, text_of, times
 
 
 def example():
@@ -26,6 +28,38 @@ def test_a_long_text_is_folded_and_a_number_is_not():
     assert max(map(len, lines)) <= 120
     assert sum(line.count("a") for line in lines[1:]) == 151  # and that of "name"
     assert sum(line.endswith("1,000,000") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        *((0, "0"), (999_999, "999,999"), (1_000_000, "1 M"), (1_648_256, "1.65 M"), (25_557_032, "25.6 M")),
+        *((999_499_999, "999 M"), (999_500_000, "1 G"), (4_089_184_256, "4.09 G"), (10**13, "10 T")),
+    ],
+)
+def test_an_amount_is_whole_below_a_million_and_has_three_digits_above(number, text):
+    assert amount(number) == text
+
+
+def test_sizes_and_ratios():
+    assert [size(bits) for bits in (0, 4096, 2**13 * 999, 2**23, 2**23 * 97.54, 2**33 * 5000)] == [
+        *("0.0 KiB", "0.5 KiB", "999.0 KiB", "1.0 MiB", "97.5 MiB", "5,000.0 GiB")
+    ]
+    assert [times(ratio) for ratio in (0.26, 1, 99.94, 99.95, 997.6, 1234.5)] == [
+        *("0.3x", "1.0x", "99.9x", "100x", "998x", "1,234x")
+    ]
+
+
+def test_a_table_of_stages_folds_the_stage_alone():
+    table = stage_table("a heading", ("stage", "storage"))
+    table.add_row("a" * 100, "12.5 KiB")
+    assert text_of(table, width=80).splitlines() == [
+        "a heading".ljust(80),
+        f"{'stage':70}{'storage':>10}",
+        "─" * 80,
+        f"{'a' * 70}{'12.5 KiB':>10}",
+        f"{'a' * 30}{'':50}",
+    ]
 
 
 def test_tables_and_lines_stand_below_each_other():

@@ -34,7 +34,7 @@ def values(batches):
 def test_loaders_hold_out_a_part_of_the_training_loader_that_never_trains():
     data = from_loaders(DataLoader(DATASET, 8, shuffle=True), DataLoader(DATASET, 10), num_classes=5)
     held = values(data.validation.batches(1))
-    epochs = [values(data.train.batches(1, derived_generator(seed))) for seed in (1, 1, 2)]
+    epochs = [values(data.train.batches(1, derived_generator(seed, "epoch"))) for seed in (1, 1, 2)]
     assert len(held) == 5 and data.batch_size == 8 and data.input_shape == (4,) and data.num_classes == 5
     assert len(epochs[0]) == 40 == 8 * data.train.steps(1) and not set(held) & set(epochs[0])
     assert epochs[0] == epochs[1] != epochs[2]

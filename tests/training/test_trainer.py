@@ -14,6 +14,7 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.utils.data import DataLoader, TensorDataset
 
 from chainfx.errors import DataError, InputError, TuningError
+from chainfx.ir.graph import ops
 from chainfx.passes.base import Epoch, TuneRequest
 from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
 from chainfx.training import trainer as trainer_module
@@ -42,7 +43,7 @@ class TwoExits(Net):
         self.early = nn.Linear(64, 10)
 
     def forward(self, x):
-        return self.early(x.flatten(1)), self.head(self.body(x))
+        return ops.exit_point(self.early(x.flatten(1)), "exit1", 0.5, "max-softmax"), self.head(self.body(x))
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +292,7 @@ def test_data_without_a_batch_are_refused():
 def test_batches_are_of_128_unless_the_trainer_or_the_loader_says_otherwise(data):
     def sizes(source, **options):
         seen = []
-        model = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+        model = nn.Sequential(nn.Flatten(), nn.LazyLinear(source.num_classes))
         model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])) if module.training else None)
         model(torch.zeros(1, *source.input_shape))
         seen.clear()
@@ -422,7 +423,7 @@ def test_a_loss_or_gradient_that_is_not_finite_names_where(data, what):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     poison = float("nan")
     if what == "loss":
-        model.register_forward_hook(lambda module, args, out: out * poison)
+        model.register_forward_hook(lambda module, args, out: out * poison if module.training else out)
     else:
         model[1].weight.register_hook(lambda gradient: gradient * poison)
     with pytest.raises(TuningError) as caught:

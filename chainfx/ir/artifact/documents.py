@@ -8,10 +8,20 @@ from typing import Any
 
 from chainfx.errors import ArtifactError
 
-__all__ = ["FORMAT", "digest_of", "read_document", "write_document"]
+__all__ = ["FORMAT", "digest_of", "make_folder", "read_document", "write_document"]
 
 FORMAT = 1
 """The number of the file format that this chainfx writes and reads; every JSON file carries it."""
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to save in, and those above it; raises :class:`~chainfx.errors.ArtifactError` if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ArtifactError(f"{folder} is or lies in a file; give a folder to save in.") from error
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be made a folder: {error.strerror}; give another.") from error
 
 
 def write_document(path: Path, body: Mapping[str, Any]) -> str:
@@ -33,7 +43,9 @@ def read_document(path: Path, expected: str | None = None) -> dict[str, Any]:
     try:
         body = dict(json.loads(path.read_text()))
         claimed = body.pop("sha256")
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except NotADirectoryError as error:
+        raise ArtifactError(f"{path.parent} is a file; give the folder that save() wrote.") from error
+    except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; give the folder that save() wrote.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a chainfx {path.stem} or is cut short; save the model again.") from error

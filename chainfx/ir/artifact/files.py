@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.errors import ArtifactError
-from chainfx.ir.artifact.documents import read_document, write_document
+from chainfx.ir.artifact.documents import make_folder, read_document, write_document
 from chainfx.ir.artifact.functions import function_name
 from chainfx.ir.artifact.literals import encode
 from chainfx.ir.artifact.modules import describe_module
@@ -41,7 +41,7 @@ def save_graph(graph_module: GraphModule, folder: Path, extra: Mapping[str, Any]
     tensors of different shapes on one memory.
     """
     body, tensors = _describe(graph_module)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     data = _serialized(tensors)
     (folder / _TENSORS).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()

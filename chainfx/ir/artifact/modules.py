@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact.functions import OWN_NAMES
@@ -16,6 +17,10 @@ from chainfx.ir.graph import ByMode
 
 __all__ = ["build_module", "describe_module"]
 
+_REMEDY = {
+    False: "replace it by torch.nn modules",
+    True: "take its parametrizations off (torch.nn.utils.parametrize.remove_parametrizations)",
+}
 # options that say how many modules or tensors a constructor makes, one after the other
 _MOST = {"num_layers": 1024}
 
@@ -28,7 +33,7 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
     if _class_of(name) is not type(module):
         raise ArtifactError(
             f"module {path!r} is of class {name.replace(':', '.')}, whose code a safe file cannot hold; "
-            f"replace it by torch.nn modules to save."
+            f"{_REMEDY[is_parametrized(module)]} to save."
         )
     if module._forward_pre_hooks or module._forward_hooks:
         raise ArtifactError(
@@ -42,7 +47,7 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
         elif parameter.default is inspect.Parameter.empty:
             raise ArtifactError(
                 f"module {path!r} ({name.replace(':', '.')}) does not keep its argument {key!r}, so that it cannot be "
-                f"rebuilt; replace it (a parametrization: torch.nn.utils.parametrize.remove_parametrizations) to save."
+                "rebuilt; replace it by torch.nn modules to save."
             )
     described = {"class": name, "options": encode(options)}
     try:

@@ -1,7 +1,9 @@
-"""``nn.MultiheadAttention`` written out, so that every matrix multiplication of it is a node of the graph.
+"""``nn.MultiheadAttention`` as a sequence of plain tensor operations, so that a graph shows its matrix products.
 
-Follows the steps of ``torch.nn.functional.multi_head_attention_forward`` one by one (Vaswani et al. 2017, sec. 3.2),
-bit for bit; the fused fast path of eval mode, which rounds differently, is left out.
+Torch computes the attention in one call, in which a pass could not see the projections and the products. The functions
+here do the same steps as ``torch.nn.functional.multi_head_attention_forward``, in the same order (Vaswani et al. 2017,
+sec. 3.2), so that the results are equal bit for bit. Torch's fused fast path of eval mode rounds in another way; it has
+no counterpart here.
 """
 
 import math
@@ -25,10 +27,15 @@ def attend(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Any, Any]:
-    """What ``attention(query, key, value, ...)`` returns, from visible operations on tensors or tracing proxies.
+    """Compute what ``attention(query, key, value, ...)`` returns, by operations that a tracer records one by one.
 
-    ``query`` is (L, N, E), ``key`` (S, N, kdim), ``value`` (S, N, vdim), or batch first, or without N. Returns the
-    output in the layout of the query, and the weights (N, L, S) or (N, heads, L, S), or ``None``.
+    The arguments are those of the module's ``forward``; each may be a tensor or a proxy of a trace. With L queries, S
+    keys and a batch of N, ``query`` has the shape (L, N, E), ``key`` (S, N, kdim) and ``value`` (S, N, vdim); with
+    ``batch_first`` N comes first, and without a batch N is left out.
+
+    Returns the output, in the layout of the query, and the attention weights: of shape (N, L, S) if they are averaged
+    over the heads, (N, heads, L, S) if not, and ``None`` if ``need_weights`` is false. Raises ``RuntimeError`` as torch
+    does if ``is_causal`` is given without ``attn_mask``.
     """
     if is_causal and attn_mask is None:
         raise RuntimeError("Need attn_mask if specifying the is_causal hint.")

@@ -1,4 +1,7 @@
-"""From a trace to a graph module that shares the tensors and leaf modules of the model."""
+"""The last step of capture: make a graph module of a trace, and clean the trace up before that.
+
+The graph module holds the very tensors and leaf modules of the model, not copies of them.
+"""
 
 import operator
 from collections.abc import Mapping
@@ -22,7 +25,12 @@ __all__ = ["build", "build_to_read", "simplify"]
 
 
 def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> GraphModule:
-    """The graph module of a trace; ``modules`` are the leaves that it has beyond those of ``model``."""
+    """Make the graph module of a trace of ``model``, with the model's own parameters, buffers and leaf modules.
+
+    ``modules`` are further leaf modules that the graph calls and the model does not have, by the path that they get.
+    The nodes are named anew, so that equal models give equal names. Every module of the result is in the mode (train
+    or eval) of the model.
+    """
     graph = _renamed(trace.graph)
     shell = nn.Module()
     _fill(shell, model, trace, modules)
@@ -35,7 +43,10 @@ def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> G
 
 
 def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
-    """The graph of a trace over the very modules of the model; nothing is copied, and no code is made."""
+    """Make a graph module that can be read but not run, which is much quicker: no code is generated for its forward.
+
+    It is what the counter and the channel analysis work on. It holds the model's own modules and tensors.
+    """
     if len(trace.scopes) > len(trace.graph.nodes):
         _close_gaps(trace.graph)
     graph_module = GraphToRead(trace.graph)
@@ -44,7 +55,11 @@ def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
 
 
 def simplify(trace: Trace, model: nn.Module) -> Trace:
-    """The trace with every mutation used by what comes after it, and without nodes that nobody uses."""
+    """Clean up a trace in place, and return it.
+
+    After ``x.add_(y)`` later nodes read the result of the call in place of ``x``, so that the graph shows that they
+    depend on it. Nodes whose result nobody uses are removed, unless they change a tensor that something reads.
+    """
     _use_results_of_mutation(trace, model)
     _remove_dead(trace.graph, model)
     alive = set(trace.graph.nodes)

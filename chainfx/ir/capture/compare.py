@@ -8,7 +8,6 @@ next. Both start from the same state of the random generators, in eval mode, and
 afterwards.
 """
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from chainfx.ir.capture.modes import in_mode
 from chainfx.ir.capture.signature import arguments
 from chainfx.ir.graph import evaluating, modules_by_path
 
-__all__ = ["Difference", "as_before", "find_difference", "source_of"]
+__all__ = ["Difference", "find_difference", "source_of"]
 
 _MOST_SAMPLES = 2
 _SEED = 0
@@ -59,29 +59,25 @@ def find_difference(
     but those of channels, so that other image sizes and lengths have to agree too. Inputs of other sizes that the model
     itself does not take are left out. Raises what the model raises on the example inputs.
     """
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(model))
-        stack.enter_context(evaluating(graph_module))
-        few = _batched(examples, min(_MOST_SAMPLES, _batch_of(examples)))
-        with _afresh(model, graph_module, examples):
-            try:
-                wanted = [_answer(model, few, by_name)]
-            except Exception:  # a batch size may stand in its code
-                few = tuple(examples)
-                wanted = [_answer(model, few, by_name)]
-            given = [("on the example inputs", few)]
-            for what, inputs in _others(few, sizes_free=sizes_free):
-                with suppress(Exception):  # what the model does not take says nothing about the graph
-                    wanted.append(_answer(model, inputs, by_name))
-                    given.append((what, inputs))
-        with _afresh(model, graph_module, examples):
-            found = _first_difference(graph_module, given, wanted)
-        if found is None:
-            return None
-        number, error = found
-        path = _culprit(model, graph_module, given[number][1], by_name)
-        return Difference(path, given[number][0], error)
+    few = _batched(examples, min(_MOST_SAMPLES, _batch_of(examples)))
+    with _afresh(model, graph_module, examples):
+        try:
+            wanted = [_answer(model, few, by_name)]
+        except Exception:  # a batch size may stand in its code
+            few = tuple(examples)
+            wanted = [_answer(model, few, by_name)]
+        given = [("on the example inputs", few)]
+        for what, inputs in _others(few, sizes_free=sizes_free):
+            with suppress(Exception):  # what the model does not take says nothing about the graph
+                wanted.append(_answer(model, inputs, by_name))
+                given.append((what, inputs))
+    with _afresh(model, graph_module, examples):
+        found = _first_difference(graph_module, given, wanted)
+    if found is None:
+        return None
+    number, error = found
+    calls = [inputs for _, inputs in given[: number + 1]]
+    return Difference(_culprit(model, graph_module, calls, by_name), given[number][0], error)
 
 
 def _first_difference(
@@ -100,11 +96,21 @@ def _first_difference(
 
 @contextmanager
 def _afresh(model: nn.Module, graph_module: GraphModule, examples: Sequence[Tensor]) -> Iterator[None]:
-    """Calls that all start from one state of the random generators and leave nothing behind."""
+    """Calls in eval mode that all start from one state of the random generators and leave nothing behind."""
     devices = sorted({x.device.index or 0 for x in (*examples, *model.parameters()) if x.is_cuda})
-    with as_before(model, graph_module), torch.random.fork_rng(devices=devices):
+    buffers = [(each, each.clone()) for each in (*model.buffers(), *graph_module.buffers())]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(in_mode(model, False))
+        stack.enter_context(evaluating(graph_module))
+        stack.enter_context(torch.random.fork_rng(devices=devices))
         torch.manual_seed(_SEED)
-        yield
+        try:
+            yield
+        finally:
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _answer(run: Callable[..., Any], inputs: tuple[Tensor, ...], by_name: tuple[str, ...] = ()) -> Any:
@@ -112,27 +118,6 @@ def _answer(run: Callable[..., Any], inputs: tuple[Tensor, ...], by_name: tuple[
     given = tuple(x.clone() for x in inputs)
     args, kwargs = arguments(given, by_name)
     return _copied(run(*args, **kwargs)), given
-
-
-@contextmanager
-def as_before(*models: nn.Module) -> Iterator[None]:
-    """Whatever code does to the attributes and buffers of modules meanwhile, they are as before afterwards."""
-    modules = {id(module): module for model in models for module in modules_by_path(model).values()}.values()
-    kept = [(vars(module), dict(vars(module))) for module in modules]
-    held = [value for _, attributes in kept for value in attributes.values() if isinstance(value, dict | list | set)]
-    contents = [(container, copy.copy(container)) for container in held]
-    real = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    buffers = [(buffer, buffer.clone()) for buffer in real if not buffer.is_meta]
-    try:
-        yield
-    finally:
-        for now, before in [*kept, *contents]:
-            now.clear()
-            now.extend(before) if isinstance(now, list) else now.update(before)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not _same(buffer, value):
-                    buffer.copy_(value)
 
 
 def source_of(module: nn.Module) -> str:
@@ -236,24 +221,30 @@ class _Values(Interpreter):
         return value
 
 
-def _culprit(model: nn.Module, graph_module: GraphModule, inputs: tuple[Tensor, ...], by_name: tuple[str, ...]) -> str:
+def _culprit(
+    model: nn.Module, graph_module: GraphModule, inputs: Sequence[tuple[Tensor, ...]], by_name: tuple[str, ...]
+) -> str:
     """The path of the first module that the graph does not compute, empty for the model's own code.
 
-    Modules are asked in the order in which they finish. Of one whose output no node of the graph gives, either the
-    inputs are somewhere in the graph, then it is the one; or they are not, then the code that calls it is.
+    ``inputs`` are those of the calls up to the one whose answers differ. Modules are asked in the order in which they
+    finish that one. Of one whose output no node of the graph gives, either the inputs are somewhere in the graph, then
+    it is the one; or they are not, then the code that calls it is.
     """
+    *earlier, last = inputs
     calls: list[tuple[str, Any, Any]] = []
-    with ExitStack() as stack:
-        for path, module in modules_by_path(model).items():
-            if path:
-                hook = _recorder(calls, path)
-                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        with _afresh(model, graph_module, inputs):
-            args, kwargs = arguments([x.clone() for x in inputs], by_name)
-            model(*args, **kwargs)
+    with _afresh(model, graph_module, last):
+        for each in earlier:
+            _answer(model, each, by_name)
+        with ExitStack() as stack:
+            for path, module in modules_by_path(model).items():
+                if path:
+                    stack.callback(module.register_forward_hook(_recorder(calls, path), with_kwargs=True).remove)
+            _answer(model, last, by_name)
     values = _Values(graph_module)
-    with _afresh(model, graph_module, inputs), suppress(Exception):  # what was run until then is all there is
-        values.run(*(x.clone() for x in inputs))
+    with _afresh(model, graph_module, last), suppress(Exception):  # what was run until then is all there is
+        for each in earlier:
+            _answer(graph_module, each)
+        _answer(values.run, last)
     for path, given, result in calls:
         if not _known(result, values.seen):
             return path if _known(given, values.seen) else path.rpartition(".")[0]

@@ -1,4 +1,8 @@
-"""The fallback of capture: ``torch.export``, with its ATen graph put into train form."""
+"""Capture by ``torch.export``, for models that symbolic tracing cannot follow.
+
+``torch.export`` gives a graph of ATen operators. It is translated node by node into the train form, the form of graph
+that all passes work on.
+"""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
+from chainfx.ir.capture.hooks import alone
 from chainfx.ir.capture.signature import arguments, signature_of
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import LAYERS, evaluating, operator_of
@@ -39,11 +44,15 @@ _CHECKS = ("_assert", "sym_constrain")
 def export_trace(
     model: nn.Module, inputs: tuple[str, ...], examples: Sequence[Tensor], by_name: tuple[str, ...], *, strict: bool
 ) -> Trace:
-    """The trace of ``model`` in its current mode by ``torch.export``: batch free, everything else fixed.
+    """Trace ``model`` in its current mode (train or eval) by ``torch.export``.
 
-    Convolution, linear, BatchNorm and dropout calls are those of the train form; other operations stay ATen calls where
-    they have no plain spelling. The last of the ``inputs``, those ``by_name``, are handed to the model by their names.
-    Raises what ``torch.export`` raises, and :class:`~chainfx.errors.CaptureError` for a graph with sub-graphs.
+    The batch size stays free, all other sizes are fixed to those of the examples. ``inputs`` are the names of the
+    arguments of ``forward``, ``examples`` one tensor for each, and ``strict`` is the option of ``torch.export``. The
+    last of the ``inputs``, those ``by_name``, are handed to the model by their names.
+
+    Calls of convolution, linear, BatchNorm and dropout become those of the train form. Other operators get the name
+    that people write, such as ``torch.relu``, where there is one, and stay ATen calls where there is none. Raises what
+    ``torch.export`` raises, and :class:`~chainfx.errors.CaptureError` for a graph with sub-graphs.
     """
     args, kwargs = arguments(_at_least_two(examples), by_name)
     program = export(model, args, kwargs, dynamic_shapes=_batch_dims(examples), strict=strict)
@@ -51,12 +60,13 @@ def export_trace(
 
 
 def export_to_read(model: nn.Module, example_inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> GraphModule | None:
-    """What eval mode does as ``torch.export`` writes it, branches of ``torch.cond`` included; ``None`` if it cannot.
+    """Export ``model`` in eval mode for reading only, or return ``None`` if ``torch.export`` cannot.
 
-    Sizes are those of the examples, and the graph stays in ATen: it is to be read, and has no train form.
+    The graph stays in ATen operators, with the sizes of the examples and with the branches of ``torch.cond``. It can
+    be counted, but passes cannot work on it, because it is not in train form.
     """
     try:
-        with evaluating(model), torch.no_grad():
+        with alone(), evaluating(model), torch.no_grad():
             signature, examples = signature_of(model, example_inputs)
             args, kwargs = arguments(examples, signature.by_name)
             return export(model, args, kwargs).module(check_guards=False)

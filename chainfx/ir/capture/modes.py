@@ -1,7 +1,8 @@
-"""One graph for both modes: compare the traces of train and eval mode, and merge them.
+"""One graph for both modes: compare the trace of a model in train mode with that in eval mode, and merge the two.
 
-Where the two differ in constants only, the constants come from a :class:`~chainfx.ir.graph.leaves.ByMode` node. Where a
-module does other operations in train mode than in eval mode, that module has to stay a leaf.
+Where the traces differ in a constant only, as in ``F.dropout(x, 0.1, self.training)``, the graph takes the constant
+from a call of a small module that knows the mode, :class:`~chainfx.ir.graph.leaves.ByMode`. Where a module does other
+operations in train mode than in eval mode, no graph can show both; that module stays a leaf, one call in the graph.
 """
 
 import contextlib
@@ -26,9 +27,10 @@ _CONTAINERS = frozenset({dict, list})
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model into train or eval mode; afterwards every module has the mode and the attributes that it had.
+    """Put a model into train mode (``training=True``) or eval mode for the time of a ``with`` block.
 
-    What the model's code stores in attributes, lists and dictionaries of its own while it is traced is forgotten.
+    Afterwards every module has the mode that it had, and its attributes, lists and dictionaries hold what they held:
+    what the model's own code stored in them while it was traced is forgotten.
     """
     modules = modules_by_path(model).values()
     before = [(vars(module), vars(module).copy(), _contents(module)) for module in modules]
@@ -59,9 +61,12 @@ def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
 
 
 def mode_dependent(evaluation: Trace, training: Trace) -> tuple[str, ...]:
-    """The paths of the modules whose own operations, or their wiring, differ between the modes (``""`` is the root).
+    """Name the modules that have to stay leaves, because they compute in another way in train mode than in eval mode.
 
-    A module that only one mode enters is not among them: the module that enters it is.
+    ``evaluation`` and ``training`` are the traces of one model in the two modes. A module is named if the operations of
+    its own ``forward``, or what they take as arguments, differ between the traces in more than constants. If only one
+    mode calls a module, the one that contains the call is named. The result has the dotted paths of the modules,
+    sorted, with ``""`` for the model itself.
     """
     shared = [path for path in evaluation.steps if path in training.steps]
     entered_once = set(evaluation.steps) ^ set(training.steps)
@@ -74,9 +79,11 @@ def mode_dependent(evaluation: Trace, training: Trace) -> tuple[str, ...]:
 
 
 def merge_modes(model: nn.Module, evaluation: Trace, training: Trace) -> dict[str, nn.Module]:
-    """Feed the constants in which the modes differ from ``ByMode`` nodes, in the graph of eval mode.
+    """Change the trace of eval mode so that it holds for both modes.
 
-    Returns the modules that those nodes call, by their path, which is not taken in ``model``.
+    Each constant in which the traces differ is replaced by the result of a call of a ``ByMode`` module, which gives the
+    one or the other constant by its mode. Returns these modules by the path that the graph calls them at; no module of
+    ``model`` has that path.
     """
     modules: dict[str, nn.Module] = {}
     nodes: dict[tuple[str, str], Node] = {}
@@ -108,10 +115,11 @@ def merge_modes(model: nn.Module, evaluation: Trace, training: Trace) -> dict[st
 
 
 def follow_training_wiring(model: nn.Module, evaluation: Trace, training: Trace) -> None:
-    """Let nodes of an exported eval graph take what they take in train mode, where only a dropout lies between the two.
+    """Mend arguments of an exported eval graph that lie on the wrong side of a dropout, by the graph of train mode.
 
-    In eval mode dropout hands back its very input, and ``torch.export`` then takes each later use of the input for a
-    use of the output.
+    In eval mode a dropout returns its own input, so ``torch.export`` cannot tell the two apart and may let a node that
+    reads the input of the dropout read its output. In train mode the two differ, and the trace shows what the node
+    reads. The trace ``evaluation`` is changed in place.
     """
     pairs = _paired(evaluation, training)
     back = {twin: node for node, twin in pairs.items()}

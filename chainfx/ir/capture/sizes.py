@@ -1,10 +1,13 @@
-"""Tracing with sizes known, so that Python may branch on shapes.
+"""Symbolic tracing that knows the sizes of tensors, for models whose Python code branches on shapes.
 
-Every node is also evaluated on tensors without data, once with the batch of the example inputs and once with twice
-that. What is the same number both times is handed to the traced code as that number; what differs stays a value of the
-graph, so that the batch stays free. A branch that depends on the data, or on the batch, cannot be followed and raises.
+Each node is evaluated as soon as it is recorded, on tensors without data: once with the batch of the example inputs and
+once with a batch twice as large. A number that is the same both times, such as the width of an image, is handed to the
+model's code as a plain number, and code like ``if x.shape[2] > 7:`` runs as usual. A number that differs depends on the
+batch; it stays a node of the graph, so that the graph works for every batch. A branch that depends on the batch, or on
+the data themselves, cannot be followed; it raises ``torch.fx.proxy.TraceError``.
 
-A graph that is only read, to be counted, needs no free batch: then once is enough, and every size is a number.
+A graph that is only read, for instance to be counted, needs no free batch. Then each node is evaluated once, and every
+size is a number.
 """
 
 import itertools
@@ -85,10 +88,11 @@ def _is_plain(values: _Values) -> bool:
 
 
 class SizesTracer(TrainFormTracer):
-    """A :class:`~chainfx.ir.capture.tracer.TrainFormTracer` that knows every size except the batch.
+    """A :class:`~chainfx.ir.capture.tracer.TrainFormTracer` that knows every size except that of the batch.
 
-    With ``to_read`` it knows that too, leaves plain layers whole, and puts the value of every node into
-    ``node.meta["val"]``.
+    ``inputs`` are the names of the arguments of ``forward``, ``examples`` one tensor for each, and ``leaves`` the paths
+    of modules that stay one call. With ``to_read`` the graph is only to be read: the batch size is known as well, plain
+    convolution and linear modules stay one call, and ``node.meta["val"]`` holds what each node gives, without data.
     """
 
     def __init__(
@@ -102,27 +106,28 @@ class SizesTracer(TrainFormTracer):
         self._examples = dict(zip(inputs, batches, strict=True))
 
     def run(self, model: nn.Module) -> Trace:
-        """As the base class."""
+        """Trace a model, as the base class does."""
         self._evaluator = MetaEvaluator(modules_by_path(model))
         return super().run(model)
 
     def proxy(self, node: Node) -> Proxy:
-        """A proxy that knows the values of its node."""
+        """Make the proxy of a node, one that knows what its node gives."""
         return _ValueProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """As the base class; of a graph to be read also a layer that does nothing but what its class says."""
+        """Say whether a module stays one call: as the base class, and of a graph to be read also a plain layer."""
         whole = self.to_read and type(m) in _WHOLE and not m._forward_hooks and not m._forward_pre_hooks
         return (whole and "forward" not in vars(m)) or super().is_leaf_module(m, module_qualified_name)
 
     def item(self, proxy: Proxy, index: int) -> Any:
-        """Item ``index`` of a proxied tuple or tensor: a number where it is known, else a node."""
+        """Give the item ``index`` of a traced tuple or tensor: a plain number if it is known, else a proxy."""
         return self.create_proxy("call_function", operator.getitem, (proxy, index), {})
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        """Record a node, unless its value is a number, truth value or text that is known: then hand out that.
+        """Record a call and return its proxy, or, if the result is a known number, truth value or text, that result.
 
-        A function wrapped for FX because its code asks for sizes is traced through where that works.
+        A function that its author wrapped for FX, because its code asks for sizes, is entered and its operations are
+        recorded, if that works; else it stays one call.
         """
         if kind == "call_function" and isinstance(target, FunctionType) and _may_be_entered(target, args, kwargs):
             last = next(iter(reversed(self.graph.nodes)), None)

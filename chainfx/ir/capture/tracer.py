@@ -167,7 +167,7 @@ class TrainFormTracer(Tracer):
         modules = modules_by_path(root)
         self._begin(root, modules)
         with alone(), hooked(modules), seen_here(self._functions()), replaced(self._globals(modules)), _said_to_torch():
-            function, args = self.create_args_for_root(type(root).forward, True, concrete_args)
+            function, args = self.create_args_for_root(self._forward_of(root), True, concrete_args)
             returns = inspect.get_annotations(inspect.unwrap(function)).get("return")
             with watched_by(self):
                 output = self.create_arg(function(*args))
@@ -192,7 +192,8 @@ class TrainFormTracer(Tracer):
     def _functions(self) -> dict[tuple[ModuleType, str], Any]:
         """What this thread finds in place of functions of Python modules while it traces."""
         with torch.device("cpu"):
-            is_tensor_method_or_property(torch.empty(0).add)  # torch remembers lists of its functions: not ours, then
+            # torch remembers lists of its functions: not ours, then
+            is_tensor_method_or_property(torch.empty(0, device="cpu").add)
         factories = {(torch, name): self._factory(vars(torch)[name]) for name in _FACTORIES}
         return factories | {
             (module, name): call for module in self.recorded_modules for name, call in _recorded_of(module).items()
@@ -234,6 +235,11 @@ class TrainFormTracer(Tracer):
             return root_fn, [self.root, *inputs]
         args, kwargs = arguments(inputs, self.by_name)
         return functools.update_wrapper(functools.partial(root_fn, **kwargs), root_fn), [self.root, *args]
+
+    def _forward_of(self, root: nn.Module) -> Callable[..., Any]:
+        """What calling the model runs: the ``forward`` of its class; with hooks, or one of its own, all of that."""
+        plain = not root._forward_hooks and not root._forward_pre_hooks and "forward" not in vars(root)
+        return type(root).forward if plain or self.inputs is None else nn.Module._call_impl
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""

@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture.build import build, build_to_read, simplify
+from chainfx.ir.capture.compare import Difference, find_difference, source_of
 from chainfx.ir.capture.export import export_trace
 from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
@@ -67,7 +68,7 @@ class CaptureReport:
 Examples = Sequence[Tensor] | Mapping[str, Tensor]
 
 
-def capture(model: nn.Module, example_inputs: Examples) -> GraphModule:
+def capture(model: nn.Module, example_inputs: Examples, *, compare: bool = True) -> GraphModule:
     """The graph of a model in train form; see :func:`capture_with_report` for what it may leave out.
 
     ``example_inputs`` are the inputs in the order of ``forward``, or by the names it has for them, batch first, on the
@@ -77,20 +78,28 @@ def capture(model: nn.Module, example_inputs: Examples) -> GraphModule:
     the graph starts in it; no other thread may run the model itself meanwhile, as its mode changes for moments. Other
     models may run, be compiled and be captured in other threads: captures wait for each other.
 
+    The graph is compared with the model: both run on a few of the samples, on another batch size, and on another image
+    size or length where none is fixed. ``compare=False`` leaves that out, for graphs whose answers do not matter;
+    nothing on the meta device is compared.
+
     Raises :class:`~chainfx.errors.InputError` if the model does not accept the inputs, and
-    :class:`~chainfx.errors.CaptureError`, with the line of its code, if no way leads to a graph.
+    :class:`~chainfx.errors.CaptureError`, with the line of its code, if no way leads to a graph that computes the same.
 
     >>> graph_module = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), (torch.zeros(1, 4),))
     >>> [node.name for node in graph_module.graph.nodes]
     ['input_1', '_0_weight', '_0_bias', '_0', '_1', 'output']
     """
-    return capture_with_report(model, example_inputs)[0]
+    return capture_with_report(model, example_inputs, compare=compare)[0]
 
 
-def capture_with_report(model: nn.Module, example_inputs: Examples) -> tuple[GraphModule, CaptureReport]:
+def capture_with_report(
+    model: nn.Module, example_inputs: Examples, *, compare: bool = True
+) -> tuple[GraphModule, CaptureReport]:
     """As :func:`capture`, with the :class:`CaptureReport` of how it went and what the graph does not show."""
     with alone():
-        return _capture_of(model, example_inputs).run()
+        run = _capture_of(model, example_inputs)
+        run.compare = compare and not _without_data(model, run.examples)
+        return run.run()
 
 
 def capture_to_read(model: nn.Module, example_inputs: Examples) -> GraphModule | None:
@@ -109,6 +118,14 @@ def _capture_of(model: nn.Module, example_inputs: Examples) -> "_Capture":
     signature, examples = signature_of(model, example_inputs)
     _check(model)
     return _Capture(model, examples, signature)
+
+
+class _Differs(Exception):  # noqa: N818
+    """The graph computes something else than the model."""
+
+    def __init__(self, difference: Difference) -> None:
+        super().__init__(difference)
+        self.difference = difference
 
 
 class _Failure(Exception):  # noqa: N818
@@ -131,6 +148,7 @@ class _Capture:
     by_mode: set[str] = field(default_factory=set)
     eval_structure: bool = False
     not_symbolic: _Failure | None = None
+    compare: bool = False
 
     def run(self) -> tuple[GraphModule, CaptureReport]:
         exported = False
@@ -178,6 +196,8 @@ class _Capture:
         graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
         if way != "sizes":
             self._check_shapes(graph_module)
+        if self.compare:
+            self._check_answers(graph_module, sizes_free=way == "symbolic")
         return graph_module, self._report(way.removeprefix("strict "), graph_module)
 
     def _check_shapes(self, graph_module: GraphModule) -> None:
@@ -188,6 +208,17 @@ class _Capture:
         except Exception as error:
             if not needs_data(error):
                 raise _Failure("", error) from error
+
+    def _check_answers(self, graph_module: GraphModule, *, sizes_free: bool) -> None:
+        """See that the graph computes what the model does; a module that it does not compute is the failing one."""
+        by_name = self.signature.by_name
+        try:
+            found = find_difference(self.model, graph_module, self.examples, sizes_free=sizes_free, by_name=by_name)
+        except Exception:
+            _check_runs(self.model, self.examples, by_name)
+            raise
+        if found is not None:
+            raise _Failure("" if found.path in self.unfollowed else found.path, _Differs(found))
 
     def _mode_dependent(self, way: str, evaluation: Trace, training: Trace) -> set[str]:
         """The modules that do other operations in train mode, so that they have to become leaves; ``""`` cannot."""
@@ -270,7 +301,7 @@ def _check(model: nn.Module) -> None:
 
 def _check_runs(model: nn.Module, examples: tuple[Tensor, ...], by_name: tuple[str, ...]) -> None:
     """Raise :class:`InputError` if the model itself fails on the example inputs; models without data are not run."""
-    if any(tensor.is_meta for tensor in (*examples, *model.parameters(), *model.buffers())):
+    if _without_data(model, examples):
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(model, False):
@@ -282,6 +313,10 @@ def _check_runs(model: nn.Module, examples: tuple[Tensor, ...], by_name: tuple[s
             f"the model does not accept example_inputs of shape {shapes}: {_first_line(error)}; "
             "give inputs of the shape it was made for."
         ) from error
+
+
+def _without_data(model: nn.Module, examples: Sequence[Tensor]) -> bool:
+    return any(tensor.is_meta for tensor in (*examples, *model.parameters(), *model.buffers()))
 
 
 def _first_line(error: Exception) -> str:
@@ -296,6 +331,8 @@ _REASONS = {
 
 def _explained(model: nn.Module, failure: _Failure) -> CaptureError:
     """The one sentence: where, why, and the ways out."""
+    if isinstance(failure.cause, _Differs):
+        return _told(model, failure.cause.difference)
     reason = _first_line(failure.cause)
     why = _REASONS.get(reason, f"raises {type(failure.cause).__name__} ({reason})")
     frame = _user_frame(failure.cause)
@@ -304,6 +341,18 @@ def _explained(model: nn.Module, failure: _Failure) -> CaptureError:
     return CaptureError(
         f"cannot capture {where}: {code} {why}; replace the branch by torch.where, or move these lines into a "
         "submodule without parameters, which then stays one opaque node."
+    )
+
+
+def _told(model: nn.Module, found: Difference) -> CaptureError:
+    """The one sentence on a graph that computes something else."""
+    module = model.get_submodule(found.path)
+    which = f"module {found.path!r} ({source_of(module)})" if found.path else source_of(module)
+    does = f"raises {found.error} in place of the answer of " if found.error else "gives another answer than "
+    return CaptureError(
+        f"cannot capture {type(model).__name__} faithfully: {found.what}, its graph {does}{which}; tracing does not "
+        "see code that changes views in place, keeps a state in attributes or draws random numbers of its own: write "
+        "it without, or move it into a submodule without parameters, which then stays one opaque node."
     )
 
 

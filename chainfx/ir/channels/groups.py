@@ -27,6 +27,7 @@ from chainfx.ir.channels.result import (
     SourceLayer,
 )
 from chainfx.ir.channels.walk import Flow
+from chainfx.ir.graph import Matrix, matrices_of, origin
 
 __all__ = ["Grouping"]
 
@@ -35,6 +36,7 @@ _T = TypeVar("_T")
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, which spreads the numbers multiplied by it
 _LONE = "all its channels are one unit"
+_NONE = "none of its dimensions has channels that can go"
 
 
 class Grouping:
@@ -108,6 +110,7 @@ class Grouping:
         return ChannelAnalysis(
             groups=groups,
             frozen=tuple(self._frozen()),
+            outside=self._outside({path for path, _ in slots}),
             slots=slots,
             literals=tuple(self._literals()),
             readers={node.name: self._axis(labels) for node, labels in self.flow.readers.items()},
@@ -220,6 +223,24 @@ class Grouping:
             if not units.all():
                 fixed = source.atoms.numpy()[units == 0]
                 yield FrozenChannels(source.node, source.path, len(fixed), self.ledger.reason(int(fixed[0])) or _LONE)
+
+    def _outside(self, inside: set[str]) -> dict[str, str]:
+        """Why each parameter of two or more dimensions stays whole whose path is not ``inside`` of any group."""
+        matrices = matrices_of(self.flow.graph_module)
+        return {each.path: self._why_outside(each) for each in matrices if not inside.intersection(each.paths)}
+
+    def _why_outside(self, matrix: Matrix) -> str:
+        if any(origin(node.args[1]) is None for node in matrix.layers):
+            return "its weight is computed"
+        nodes = (*matrix.layers, *matrix.modules, *matrix.others)
+        unfollowed = next((self.flow.unfollowed[node] for node in nodes if node in self.flow.unfollowed), None)
+        if unfollowed is not None:
+            return unfollowed
+        own = [labels for (path, _), labels in self.ledger.slots.items() if path in matrix.paths]
+        own += [self.ledger.plain[path] for path in matrix.paths if path in self.ledger.plain]
+        atoms = torch.cat([compact(labels).reshape(-1) for labels in own]) if own else torch.zeros(0)
+        atoms = atoms[atoms > 0]
+        return (self.ledger.reason(int(atoms[0])) or _LONE) if len(atoms) else _NONE
 
 
 def _once(values: Iterable[_T]) -> list[_T]:

@@ -9,7 +9,9 @@ Along every dimension where the labels do not differ a label tensor has stride 0
 different labels only, and views of it cost nothing.
 """
 
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +22,14 @@ __all__ = [
     "all_of",
     "any_of",
     "blank",
+    "blanks",
     "compact",
     "fitted",
     "identity",
     "repeated",
     "select_first",
     "spread",
+    "tensors_in",
     "varying",
 ]
 
@@ -35,6 +39,24 @@ Labels = Tensor
 def blank(shape: torch.Size | tuple[int, ...]) -> Labels:
     """A label tensor of that shape in which everything must stay."""
     return torch.zeros((), dtype=torch.int64, device="cpu").expand(shape)
+
+
+def blanks(value: Any) -> Any:
+    """A blank label tensor for a tensor, or for each one in tuples, lists and mappings; ``None`` for anything else."""
+    if isinstance(value, Tensor):
+        return blank(value.shape)
+    if isinstance(value, Mapping):
+        return {key: blanks(each) for key, each in value.items()}
+    return tuple(map(blanks, value)) if isinstance(value, list | tuple) else None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a structure of tuples, lists and mappings, activations or their labels, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(each)
 
 
 def varying(labels: Labels) -> tuple[int, ...]:

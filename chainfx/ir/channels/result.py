@@ -99,7 +99,8 @@ class ChannelAnalysis:
     ``fold`` says whether the channels of attention are removed by ``width`` (the same positions of every head) or by
     ``heads`` (whole heads), and ``attention`` names the groups with such channels. ``products`` has, for the name of
     each node that multiplies two activations, an :class:`Axis` for every tensor argument in order and then one for the
-    output, so that the multiply-accumulates that are left can be computed without surgery. ``parameters`` counts the
+    output, so that the multiply-accumulates that are left can be computed without surgery. ``outside`` says of every
+    parameter of two or more dimensions that has none in a group, by path, why it stays whole. ``parameters`` counts the
     elements of all parameters, ``prunable`` those of the parameters that have a dimension in a group.
 
     The other fields are for surgery. In them the units of all groups are numbered through from 1, and 0 is what stays:
@@ -110,6 +111,7 @@ class ChannelAnalysis:
 
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[FrozenChannels, ...]
+    outside: Mapping[str, str] = field(repr=False)
     fold: Fold
     attention: frozenset[str]
     products: Mapping[str, tuple[Axis, ...]] = field(repr=False)

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.channels.labels import Labels, all_of, any_of, blank, compact, fitted, spread, varying
+from chainfx.ir.channels.labels import (
+    Labels,
+    all_of,
+    any_of,
+    blank,
+    blanks,
+    compact,
+    fitted,
+    spread,
+    tensors_in,
+    varying,
+)
 from chainfx.ir.channels.ledger import Ledger, SizeNote
 from chainfx.ir.graph import (
     Operator,
@@ -58,7 +69,8 @@ class Flow:
       ``heads`` (whole heads);
     * ``values``: the value of every node that is no tensor, and ``taints``: the labels that such a number counts;
     * ``readers``: the nodes that read a size which counts channels, with the labels of the tensor they read;
-    * ``products``: the nodes that multiply two activations, and ``attended``: the labels of what they multiply.
+    * ``products``: the nodes that multiply two activations, and ``attended``: the labels of what they multiply;
+    * ``unfollowed``: the nodes that no rule can follow, with the reason.
     """
 
     def __init__(self, graph_module: GraphModule, modules: Mapping[str, nn.Module], fold: Fold) -> None:
@@ -66,6 +78,7 @@ class Flow:
         self.fold = fold
         self.products: dict[Node, None] = {}
         self.attended: list[Labels] = []
+        self.unfollowed: dict[Node, str] = {}
         self.ledger = Ledger()
         self.values: dict[Node, Any] = {}
         self.taints: dict[Node, tuple[Labels, ...]] = {}
@@ -87,7 +100,7 @@ class Flow:
             if node.op == "output":
                 for each in node.all_input_nodes:
                     self.freeze_all(each, "it is an output of the network")
-            elif not _has_tensors(node.meta.get("val")):
+            elif not list(tensors_in(node.meta.get("val"))):
                 self._evaluate(node)
             elif node.op == "placeholder":
                 self._labels[node] = blank(node.meta["val"].shape)
@@ -99,7 +112,7 @@ class Flow:
             self._keep_numbers(node)
         result = rule(self, node)
         self._labels[node] = result
-        for labels in result if isinstance(result, tuple) else (result,):
+        for labels in tensors_in(result):
             self.ledger.remember(labels)
 
     def _evaluate(self, node: Node) -> None:
@@ -122,7 +135,7 @@ class Flow:
         A number that a test or an unknown function makes of it cannot be followed, so that its channels are frozen.
         """
         first = node.args[0] if node.args else None
-        if isinstance(first, Node) and first not in self.values:
+        if isinstance(first, Node) and self.is_tensor(first):
             name = self.operator(node).name
             if name in _READS and self._counts(node, first, name):
                 self.readers[node] = self.label(first)
@@ -259,10 +272,13 @@ class Flow:
         found: Labels = self._labels[node]
         return found
 
-    def parts(self, node: Any) -> tuple[Labels, ...] | None:
-        """The labels of a node that gives a tuple of tensors; ``None`` for any other node."""
+    def parts(self, node: Any) -> Any:
+        """The labels of a node that gives several tensors, in tuples and dictionaries as it gives them.
+
+        ``None`` for any other node.
+        """
         found = self._labels.get(node)
-        return found if isinstance(found, tuple) else None
+        return None if isinstance(found, Tensor) else found
 
     def path(self, node: Any) -> str:
         """The path of the parameter of a ``get_attr`` node; one with several paths goes by the first that was met."""
@@ -303,16 +319,17 @@ class Flow:
         if parameter is not None and node not in self._labels:
             self.ledger.opaque.setdefault(self.path(parameter), reason)
             return
-        carried = () if node in self.values else self.parts(node) or (self.label(node),)
+        parts = self.parts(node)
+        carried = () if node in self.values else tensors_in(self.label(node) if parts is None else parts)
         for labels in (*carried, *self.taints.get(node, ())):
             self.ledger.freeze(labels, reason)
 
     def unknown(self, node: Node, why: str) -> Any:
         """The rule for what cannot be followed: freeze all that goes into a node; no channel comes out of it."""
+        self.unfollowed.setdefault(node, why)
         for each in node.all_input_nodes:
             self.freeze_all(each, f"{why} (node {node.name!r})")
-        value = node.meta["val"]
-        return blank(value.shape) if isinstance(value, Tensor) else tuple(blank(v.shape) for v in _tensors(value))
+        return blanks(node.meta["val"])
 
     def combine(self, left: Labels, right: Labels, node: Node) -> Labels:
         """The labels of ``left + right`` or the like, with broadcasting; channels at the same place are coupled."""
@@ -380,18 +397,3 @@ def _masks_of(value: Any) -> Iterator[Node]:
         if value.target is ops.mask_weight:
             yield value
         value = value.args[0]
-
-
-def _has_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or any(True for _ in _tensors(value))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)

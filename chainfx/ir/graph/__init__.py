@@ -1,7 +1,7 @@
 """The train form: dialect ops, the normal form of layers, exits, shapes, and the rules a graph keeps."""
 
 from chainfx.ir.graph import edit, ops
-from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.checks import check_rules, verify
 from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import (
@@ -34,11 +34,13 @@ from chainfx.ir.graph.layer import (
     value_of,
 )
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
+from chainfx.ir.graph.matrices import Matrix, matrices_of
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
 from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.randomness import derived_generator
+from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "GraphToRead",
     "Layer",
     "Mask",
+    "Matrix",
     "MetaEvaluator",
     "Operator",
     "Scalar",
@@ -70,6 +73,7 @@ __all__ = [
     "call_operator",
     "changes_in_place",
     "changes_what_is_used",
+    "check_rules",
     "choose",
     "content_hash",
     "cuts_tensor",
@@ -86,22 +90,27 @@ __all__ = [
     "function_of",
     "get_tensor",
     "groups_of",
+    "has_inference_tensors",
     "input_of",
     "is_dialect",
+    "lacks_memory",
     "layer_at",
     "layer_path",
     "layers_of",
     "leaving",
     "left_alone",
+    "matrices_of",
     "modules_by_path",
     "name_of",
     "names_with",
     "needs_data",
     "operator_of",
     "ops",
+    "ordinary",
     "origin",
     "output_node",
     "propagate_shapes",
+    "recording",
     "segments",
     "select",
     "shape_of",

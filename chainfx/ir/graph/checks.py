@@ -11,7 +11,7 @@ from chainfx.ir.graph import ops
 from chainfx.ir.graph.exits import exits_of, output_node
 from chainfx.ir.graph.shapes import propagate_shapes
 
-__all__ = ["verify"]
+__all__ = ["check_rules", "verify"]
 
 _ARGUMENTS: dict[object, int] = {
     ops.quantize_weight: 4,
@@ -26,9 +26,18 @@ _ARGUMENTS: dict[object, int] = {
 def verify(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
     """Check the graph and put the shapes of all nodes into ``node.meta["val"]``.
 
-    The rules: the graph is well formed; dialect ops have literal arguments in range; exit names differ; a network with
-    exits returns all of them, in order, then the final output; the network accepts the example inputs. Raises
+    The rules are those of :func:`check_rules`, and that the network accepts the example inputs. Raises
     :class:`GraphError` (a rule), :class:`~chainfx.errors.InputError` (the inputs).
+    """
+    check_rules(graph_module)
+    propagate_shapes(graph_module, example_inputs)
+
+
+def check_rules(graph_module: GraphModule) -> None:
+    """Check what can be seen without evaluating anything; raises :class:`GraphError` that names the rule.
+
+    The rules: the graph is well formed; dialect ops have literal arguments in range; exit names differ; a network with
+    exits returns all of them, in order, then the final output.
     """
     try:
         graph_module.graph.lint()
@@ -37,7 +46,6 @@ def verify(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
     for node in graph_module.graph.nodes:
         _verify_node(node)
     _verify_exits(graph_module)
-    propagate_shapes(graph_module, example_inputs)
 
 
 def _verify_node(node: Node) -> None:

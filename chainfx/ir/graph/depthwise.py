@@ -1,7 +1,7 @@
-"""Depthwise convolution with one filter for each channel, as the train form spells it.
+"""Depthwise convolution: one filter for each channel, without a number of groups among the arguments.
 
-The number of groups is that of the filters: it stands in the shape of the weight and nowhere else, so that nothing that
-is written in a graph has to change when channels go.
+``F.conv2d`` takes the number of groups as an argument, which would have to change whenever a pass removes channels. The
+functions here take that number from the shape of the weight, so that the call in the graph stays as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,4 +45,7 @@ DEPTHWISE: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     F.conv2d: depthwise_conv2d,
     F.conv3d: depthwise_conv3d,
 }
-"""The depthwise function for each convolution of torch; a graph in train form calls it where groups are channels."""
+"""For each convolution of torch the function of this file that a graph in train form calls in its place.
+
+It does so where the number of groups is that of the channels.
+"""

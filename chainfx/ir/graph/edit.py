@@ -1,4 +1,4 @@
-"""Functions that read and change graphs in train form.
+"""Functions that read and change graphs in train form, and the modules and tensors that such graphs refer to.
 
 A *layer* (:mod:`chainfx.ir.graph.layer`) is a call of ``F.linear``, ``F.conv1d/2d/3d`` or ``F.conv_transpose1d/2d/3d``
 whose arguments are all positional: ``linear(input, weight, bias)``,
@@ -57,9 +57,10 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 def origin(value: Any) -> Node | None:
-    """The ``get_attr`` node that a weight argument of a layer comes from, with nothing but dialect ops in between.
+    """Find the ``get_attr`` node that the weight argument of a layer comes from.
 
-    ``None`` if the weight is computed in another way.
+    Between the two may lie calls of chainfx's own ops, such as quantizers and masks. The result is ``None`` if anything
+    else lies between, so that the weight is computed in another way.
     """
     while isinstance(value, Node) and value.op == "call_function" and is_dialect(value):
         value = value.args[0]
@@ -72,7 +73,7 @@ def is_dialect(node: Node) -> bool:
 
 
 def is_product(node: Node) -> bool:
-    """Whether a node multiplies two activations as matrices (``matmul``, ``bmm``, scaled dot-product attention)."""
+    """Whether a node is a matrix product of two activations: ``matmul``, ``bmm`` or scaled dot-product attention."""
     return operator_of(node).name in names_with(Trait.PAIRING)
 
 
@@ -85,7 +86,10 @@ def groups_of(node: Node, shape: Sequence[int]) -> int:
 
 
 def input_of(node: Node, position: int = 0) -> Node:
-    """The node that another reads as its positional argument; raises :class:`GraphError` if it reads none there."""
+    """The node that ``node`` has as its positional argument ``position``.
+
+    Raises :class:`GraphError` if there is no such argument, or if it is a constant.
+    """
     value = node.args[position] if position < len(node.args) else None
     if not isinstance(value, Node):
         raise GraphError(
@@ -104,7 +108,10 @@ def function_of(node: Node) -> Callable[..., Any]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
-    """Put a network into eval mode and every module back into its own mode afterwards; gives the modules by path."""
+    """Put a network into eval mode for the time of a ``with`` block, which gets all of its modules by path.
+
+    Afterwards every module is in the mode that it was in.
+    """
     modules = modules_by_path(model)
     in_training = [module for module in modules.values() if module.training]
     for module in in_training:  # not model.eval(), which modules made by torch.export refuse
@@ -117,12 +124,18 @@ def evaluating(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of a model by its path, the root by ``""``; one that is shared is there under each of its paths."""
+    """All modules of a model by their dotted paths; the path of the model itself is ``""``.
+
+    A module that the model holds at several places is there under each of its paths.
+    """
     return dict(model.named_modules(remove_duplicate=False))
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """All parameters and buffers by path, of modules by path; one that has several paths is there several times."""
+    """All parameters and buffers of the given modules, by dotted path; ``modules`` has the modules by path.
+
+    A tensor that is held at several places is there under each of its paths.
+    """
     tensors: dict[str, Tensor] = {}
     for path, module in modules.items():
         prefix = f"{path}." if path else ""
@@ -134,7 +147,10 @@ def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def parent_of(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module that holds the attribute of a dotted path, and the attribute's own name."""
+    """The module that holds what is at a dotted path, and the last part of the path.
+
+    For ``"layer1.conv.weight"`` that is the module at ``layer1.conv``, and ``"weight"``.
+    """
     prefix, _, name = path.rpartition(".")
     module = graph_module
     for part in prefix.split(".") if prefix else ():
@@ -158,9 +174,11 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def set_tensor(graph_module: nn.Module, path: str, value: Tensor, *, parameter: bool | None = None) -> None:
-    """Put a tensor at a dotted path, making the modules on the way.
+    """Put the values of a tensor at a dotted path; modules of the path that do not exist are made.
 
-    It becomes what was there before (a parameter keeps ``requires_grad``), or what ``parameter`` says for a new one.
+    The tensor becomes a parameter or a buffer, as the one that was there before, and a parameter keeps its
+    ``requires_grad``. ``parameter=True`` or ``False`` decides it in another way; where nothing was before, the tensor
+    becomes a buffer unless ``parameter=True`` is given.
     """
     prefix, _, name = path.rpartition(".")
     old = getattr(_holder(graph_module, prefix), name, None)
@@ -172,7 +190,7 @@ def set_tensor(graph_module: nn.Module, path: str, value: Tensor, *, parameter: 
 
 
 def place_tensor(graph_module: nn.Module, path: str, value: Tensor) -> None:
-    """Put this very tensor at a dotted path, as a parameter if it is one, else as a buffer."""
+    """Put the tensor itself, not a copy, at a dotted path: as a parameter if it is one, else as a buffer."""
     prefix, _, name = path.rpartition(".")
     holder = _holder(graph_module, prefix)
     if hasattr(holder, name):
@@ -184,7 +202,7 @@ def place_tensor(graph_module: nn.Module, path: str, value: Tensor) -> None:
 
 
 def place_module(graph_module: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the modules on the way."""
+    """Put a module at a dotted path; modules of the path that do not exist are made."""
     prefix, _, name = path.rpartition(".")
     _holder(graph_module, prefix).add_module(name, module)
 
@@ -198,7 +216,7 @@ def _holder(root: nn.Module, prefix: str) -> nn.Module:
 
 
 def module_of(graph_module: GraphModule, node: Any, *types: type[_M]) -> _M | None:
-    """The module a ``call_module`` node calls, if it is of one of ``types``; else ``None``."""
+    """The module that ``node`` calls; ``None`` if ``node`` calls no module, or one of another class than ``types``."""
     if not isinstance(node, Node) or node.op != "call_module":
         return None
     module = graph_module.get_submodule(str(node.target))
@@ -206,7 +224,7 @@ def module_of(graph_module: GraphModule, node: Any, *types: type[_M]) -> _M | No
 
 
 def fresh_path(graph_module: nn.Module, prefix: str) -> str:
-    """A top-level module name that is not taken: ``prefix``, ``prefix_1``, ..."""
+    """A name for a new attribute of the graph module that it does not have yet: ``prefix``, ``prefix_1``, ..."""
     name, count = prefix, 0
     while hasattr(graph_module, name):
         count += 1
@@ -215,7 +233,11 @@ def fresh_path(graph_module: nn.Module, prefix: str) -> str:
 
 
 def tidy(graph_module: GraphModule) -> None:
-    """Remove dead nodes, the modules and tensors no node refers to, and recompile."""
+    """Clean up after a change of the graph: call it at the end of a pass that moved or removed nodes.
+
+    Nodes whose result nobody uses go, then the modules and tensors that no node refers to. The graph is checked
+    (``graph.lint``) and compiled anew.
+    """
 
     def is_needed(node: Node) -> bool:
         return node.op in ("placeholder", "output") or changes_what_is_used(node, graph_module)

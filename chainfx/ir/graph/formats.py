@@ -1,4 +1,4 @@
-"""Number formats: what one element of a tensor costs."""
+"""Number formats: in how many bits one element of a tensor is held, and as what kind of number."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,11 @@ __all__ = ["FLOAT32", "Format"]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """The width in bits of one element, and whether it is a float or an integer code."""
+    """How one element of a tensor is held: in ``bits`` bits, as a float or as an integer code.
+
+    >>> print(Format(4), FLOAT32)
+    int4 float32
+    """
 
     bits: int
     kind: Literal["float", "int"] = "int"

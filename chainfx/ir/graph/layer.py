@@ -11,6 +11,8 @@ from torch.fx.node import map_arg
 
 from chainfx.errors import GraphError, PassError
 from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.matrices import matrices_of
+from chainfx.ir.graph.operators import Trait, names_with, operator_of
 
 __all__ = ["Layer", "Skipped", "ends_of", "layer_at", "layer_path", "layers_of", "left_alone", "select", "value_of"]
 
@@ -19,7 +21,11 @@ _T = TypeVar("_T", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something a pass left alone: the node (or module path) and the reason."""
+    """Something a pass left alone, and the reason.
+
+    ``node`` is the name of a node of the graph, or the path of a parameter or of a module; a parameter is named by the
+    name of a node that reads it, by its own path, or by the path of a module that it lies in.
+    """
 
     node: str
     reason: str
@@ -234,16 +240,19 @@ def select(
     """The layers that a pass works on, in graph order, and what it leaves alone, with the reason.
 
     ``include`` and ``skip`` are patterns (``fnmatchcase``) of layer paths, see :func:`left_alone`; with
-    ``weight_names`` a pattern may also name the weight, as in ``"conv1.weight"``. Also left alone: calls whose weight
-    is computed by other ops than those of :mod:`~chainfx.ir.graph.ops`, and modules with matrices inside. ``name``: the
-    name of the pass. Raises :class:`~chainfx.errors.PassError` for a pattern that matches no layer.
+    ``weight_names`` a pattern may also name the weight, as in ``"conv1.weight"``. Also left alone is every other place
+    where a parameter of two or more dimensions is read: calls whose weight is computed by other ops than those of
+    :mod:`~chainfx.ir.graph.ops`, modules with matrices inside, and a matrix that is read as a plain tensor (it is named
+    by its path). ``name``: the name of the pass. Raises :class:`~chainfx.errors.PassError` for a pattern that matches
+    no layer.
     """
     layers = list(layers_of(graph_module))
     names = {layer: (layer.path, layer.weight_path)[: 1 + weight_names] for layer in layers}
     known = [layer.path for layer in layers]
     reasons = left_alone(names, name, known, include=include, skip=skip)
     skipped = [Skipped(layer.name, reason) for layer, reason in reasons.items()]
-    return [layer for layer in layers if layer not in reasons], skipped + _hidden(graph_module)
+    rest = [*_hidden(graph_module), *_plain(graph_module)]
+    return [layer for layer in layers if layer not in reasons], skipped + rest
 
 
 def left_alone(
@@ -296,5 +305,23 @@ def _hidden(graph_module: GraphModule) -> list[Skipped]:
         elif node.op == "call_module":
             module = graph_module.get_submodule(str(node.target))
             if any(parameter.dim() > 1 for parameter in module.parameters()):
-                found.append(Skipped(node.name, f"the inside of module {type(module).__name__} is not visible"))
+                found.append(Skipped(node.name, _why_module(graph_module, node)))
+    return found
+
+
+def _why_module(graph_module: GraphModule, call: Node) -> str:
+    """Why the weights of a module stay: it does something else (an embedding), or nobody sees what (an LSTM)."""
+    operator = operator_of(call, graph_module.get_submodule)
+    if operator.name in names_with(Trait.ARITHMETIC) | names_with(Trait.MOVEMENT):
+        return f"module {operator.spelling} is no convolution or linear layer"
+    return f"the inside of module {operator.spelling} is not visible"
+
+
+def _plain(graph_module: GraphModule) -> list[Skipped]:
+    """Parameters of two or more dimensions that are read otherwise than as a layer's weight or inside of a module."""
+    found = []
+    for matrix in matrices_of(graph_module):
+        if matrix.others:
+            reason = f"{matrix.others[0].name!r} reads it, not as the weight of a convolution or linear layer"
+            found.append(Skipped(matrix.path, reason))
     return found

@@ -1,6 +1,8 @@
-"""What each node of a graph gives, on tensors without data: shapes and Python numbers, at the cost of a dispatch.
+"""The result of each node of a graph, found without data and without arithmetic: the shape and dtype of a tensor.
 
-What is asked for twice, as in the equal blocks of a network, is computed once.
+The nodes run on torch's meta device, whose tensors have a shape and a dtype but no elements. Such a call still takes
+the time that torch needs to dispatch it. So rules in this file give the results of the most frequent calls without
+torch, and what was computed for a call once is used again for equal calls, as in the equal blocks of a network.
 """
 
 import copy
@@ -30,7 +32,11 @@ _new = torch.empty  # as it is outside of a trace
 
 
 class MetaEvaluator:
-    """Runs single nodes of a graph over modules by path on meta tensors; the tensors of these are not touched."""
+    """Evaluates single nodes of a graph without data.
+
+    ``modules`` has the modules that the graph may call or read tensors of, by dotted path; neither they nor their
+    tensors are changed.
+    """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._by_path = modules
@@ -40,13 +46,16 @@ class MetaEvaluator:
         self._known: dict[Any, Any] = {}
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """The same tensor without its data."""
+        """A tensor without data of the same shape and dtype; always the same one for the same ``tensor``."""
         if id(tensor) not in self._tensors:
             self._tensors[id(tensor)] = without_data(tensor)
         return self._tensors[id(tensor)]
 
     def value(self, node: Node, value_of: Callable[[Node], Any]) -> Any:
-        """The result of a node, whose arguments have the values that ``value_of`` gives for their nodes."""
+        """The result of ``node``: a tensor without data, or whatever else it returns, such as a size.
+
+        ``value_of`` gives the result of each node that ``node`` reads. Raises what the operation raises.
+        """
         if node.op == "get_attr":
             prefix, _, name = str(node.target).rpartition(".")
             value = getattr(self._by_path[prefix], name)
@@ -109,7 +118,7 @@ class MetaEvaluator:
 
 
 def without_data(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape, strides and dtype on the meta device."""
+    """A tensor without data (on torch's meta device) of the same shape, strides and dtype."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
@@ -263,16 +272,18 @@ def _on_meta(value: Any) -> Any:
 
 
 def needs_data(error: BaseException) -> bool:
-    """Whether an error says that an operation cannot be done without data."""
+    """Whether torch raised this error because an operation needs the elements of a tensor that has none."""
     return isinstance(error, RuntimeError) and "meta tensor" in str(error).lower()
 
 
 def evaluate_graph(
     graph_module: GraphModule, examples: Sequence[Tensor], modules: Mapping[str, nn.Module] | None = None
 ) -> dict[Node, Any]:
-    """The value of every node, on shapes alone; raises what its operations raise on inputs of the wrong shape.
+    """The result of every node of a graph for inputs of these shapes, found without data.
 
-    ``modules``: those of the graph by path, if they are known.
+    ``examples`` has one tensor for each input, of which only the shape and the dtype count. ``modules`` may be given to
+    save time: the modules of the graph by dotted path. Raises what the operations raise, for instance ``RuntimeError``
+    for inputs of a wrong shape.
     """
     evaluator = MetaEvaluator(modules or modules_by_path(graph_module))
     inputs = iter([without_data(tensor) for tensor in examples])

@@ -19,6 +19,7 @@ __all__ = [
     "CRITERIA",
     "DIALECT",
     "SCHEMES",
+    "at_least_float32",
     "confidence",
     "decode_weight",
     "dequantize_weight",
@@ -45,6 +46,14 @@ def _steps(bits: int) -> int:
     return (1 << bits) - 1
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is in half precision, where codes of eight bits run together; else the tensor itself.
+
+    Quantizers compute in it, and give back what they were given: under autocast layers hand over half precision.
+    """
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _straight_through(quantized: Tensor, differentiable: Tensor) -> Tensor:
     """The value of ``quantized`` with the gradient of ``differentiable`` (same shape)."""
     return quantized.detach() + (differentiable - differentiable.detach())
@@ -64,28 +73,31 @@ def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> t
     ``dorefa``, 2..8 bits: ``2 * round((tanh(w) / (2 m) + 1/2) n) / n - 1`` with ``n = 2**bits - 1`` and
     ``m = max|tanh(w)|`` kept as the scale (Zhou et al. 2016, eq. 9). ``uniform``, 2..8 bits: symmetric,
     ``round(w / m * n)`` with ``n = 2**(bits-1) - 1`` and ``m = max|w|``.
-    The scale has shape () for ``axis=None``, else the size of ``axis`` there and 1 elsewhere.
+    The scale has shape () for ``axis=None``, else the size of ``axis`` there and 1 elsewhere, and the dtype of
+    ``weight``; codes are computed in float32 (float64 for a float64 weight).
     """
+    exact = at_least_float32(weight)
     if bits == 1:
-        return (weight >= 0).to(weight.dtype), _reduce(weight.abs(), axis, torch.mean)
+        return (exact >= 0).to(exact.dtype), _reduce(exact.abs(), axis, torch.mean).to(weight.dtype)
     if scheme == "dorefa":
-        squashed = torch.tanh(weight)
+        squashed = torch.tanh(exact)
         scale = _reduce(squashed.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
-        return torch.round((squashed / (2 * scale) + 0.5) * _steps(bits)), scale
+        return torch.round((squashed / (2 * scale) + 0.5) * _steps(bits)), scale.to(weight.dtype)
     levels = _steps(bits - 1)
-    scale = _reduce(weight.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
-    return torch.round(weight / scale * levels) + levels, scale
+    scale = _reduce(exact.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
+    return torch.round(exact / scale * levels) + levels, scale.to(weight.dtype)
 
 
 def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tensor:
     """The values that :func:`encode_weight` stands for: same shape as ``codes``, dtype of ``scale``."""
-    codes = codes.to(scale.dtype)
+    exact = at_least_float32(scale)
+    codes = codes.to(exact.dtype)
     if bits == 1:
-        return codes.mul(2).sub(1).mul(scale)
+        return codes.mul(2).sub(1).mul(exact).to(scale.dtype)
     if scheme == "dorefa":
-        return codes.mul(2).div(_steps(bits)).sub(1).mul(scale)
+        return codes.mul(2).div(_steps(bits)).sub(1).mul(exact).to(scale.dtype)
     levels = _steps(bits - 1)
-    return codes.sub(levels).div(levels).mul(scale)
+    return codes.sub(levels).div(levels).mul(exact).to(scale.dtype)
 
 
 @one_node
@@ -104,14 +116,18 @@ def quantize_activation(activation: Tensor, clip: Tensor, bits: int, signed: boo
 
     ``round(clamp(x / clip) n) / n * clip`` with ``n = 2**bits - 1``, signed ``n = 2**(bits-1) - 1`` (Zhou et al. 2016,
     eq. 5, with the range [0, 1] replaced by a clip of shape (), learnt as in PACT, Choi et al. 2018).
-    One signed bit is ``sign(x) * clip``, with ``sign(0) = +1``.
+    One signed bit is ``sign(x) * clip``, with ``sign(0) = +1``. Computed in float32 (float64 for a float64 activation);
+    the result has the dtype of ``activation``.
     """
-    clip = clip.clamp_min(_SMALLEST_SCALE)
-    share = torch.clamp(activation / clip, -1.0 if signed else 0.0, 1.0)
+    exact = at_least_float32(activation)
+    clip = at_least_float32(clip).clamp_min(_SMALLEST_SCALE)
+    share = torch.clamp(exact / clip, -1.0 if signed else 0.0, 1.0)
     if signed and bits == 1:
-        return _straight_through(torch.where(activation >= 0, clip, -clip), share * clip)
-    levels = _steps(bits - 1) if signed else _steps(bits)
-    return _straight_through(torch.round(share * levels) / levels * clip, share * clip)
+        quantized = torch.where(exact >= 0, clip, -clip)
+    else:
+        levels = _steps(bits - 1) if signed else _steps(bits)
+        quantized = torch.round(share * levels) / levels * clip
+    return _straight_through(quantized, share * clip).to(activation.dtype)
 
 
 @one_node

@@ -39,25 +39,28 @@ class GraphToRead(GraphModule):
         self._paths: dict[str, nn.Module] = {}
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As torch, from a table made at the first call."""
+        """The module at a dotted path, as in torch, but found in a table that the first call makes."""
         if not self._paths:
             self._paths = modules_by_path(self)
         return self._paths[target]
 
     @property
     def is_complete(self) -> bool:
-        """Whether the values of all nodes are known."""
+        """Whether ``node.meta["val"]`` is there for every node but the output."""
         return all("val" in node.meta or node.op == "output" for node in self.graph.nodes)
 
 
 def propagate_shapes(
     graph_module: GraphModule, example_inputs: Sequence[Tensor], modules: Mapping[str, nn.Module] | None = None
 ) -> None:
-    """Put a tensor without data (or the plain value) of every node into ``node.meta["val"]``.
+    """Find what every node of a graph gives for inputs of these shapes, and put it into ``node.meta["val"]``.
 
-    ``example_inputs`` are positional, batch first, on any device (meta included). Raises :class:`InputError` when the
-    network does not accept their shapes. A :class:`GraphToRead` has what it was captured with. ``modules``: those of
-    the graph by path, if they are known.
+    For a node that gives a tensor that is a tensor of its shape and dtype without data; for one that gives a number,
+    such as a size, the number. ``example_inputs`` are positional, batch first, on any device, the meta device included.
+    ``modules`` may be given to save time: the modules of the graph by dotted path. A :class:`GraphToRead` knows its
+    results from capture and is left as it is.
+
+    Raises :class:`InputError` if the network does not accept inputs of these shapes.
     """
     if isinstance(graph_module, GraphToRead) and graph_module.is_complete:
         return

@@ -23,7 +23,7 @@ def one_node(function: Callable[_P, _T]) -> Callable[_P, _T]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Proxy):
-                return value.tracer.create_proxy("call_function", call, args, kwargs)  # type: ignore[return-value]
+                return value.tracer.create_proxy("call_function", call, args, kwargs)  # type: ignore[return-value]  # a proxy
         return function(*args, **kwargs)
 
     return call

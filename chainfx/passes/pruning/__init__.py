@@ -1,4 +1,8 @@
-"""What the pruning passes share: importance, selection, targets, constants, compensation."""
+"""What the passes that prune have in common.
+
+How important a unit of channels is (importance, criteria, and measurements on calibration data), which units go
+(selection, targets), and what happens to the layers that read them (constants, compensation).
+"""
 
 import chainfx.passes.pruning.criteria  # noqa: F401 (registers its importances)
 from chainfx.passes.pruning.compensation import removed_inputs, take_over
@@ -24,6 +28,7 @@ from chainfx.passes.pruning.selection import (
     wanted_units,
 )
 from chainfx.passes.pruning.targets import COSTS, Cost, CostModel
+from chainfx.passes.pruning.untouched import group_of, left_whole, name_makers
 from chainfx.passes.pruning.weights import Weights
 
 __all__ = [
@@ -44,7 +49,10 @@ __all__ = [
     "fold_removed",
     "gather",
     "get_importance",
+    "group_of",
     "importance_names",
+    "left_whole",
+    "name_makers",
     "narrow",
     "register_importance",
     "removed_inputs",

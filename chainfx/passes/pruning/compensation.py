@@ -1,4 +1,4 @@
-"""What removed channels gave, given by those that stay: the weights of the layers that read them are fitted anew."""
+"""Fit the layers that read pruned channels anew, so that the channels which stay make up for those that went."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ _FIXED = "its weight is tied, masked or quantized, or that of a transposed convo
 
 
 def removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: Keep) -> dict[str, Removed]:
-    """Which positions of the dimension that reads channels every weight loses, by path."""
+    """For every weight that reads removed channels, by its path: which positions of its input dimension are removed."""
     gone = removed_units(analysis, keep)
     units = {path: _units(graph_module, analysis, path, dim) for path, dim in reading_dims(graph_module).items()}
     return {path: gone[each] for path, each in units.items() if each is not None}
@@ -30,17 +30,17 @@ def removed_inputs(graph_module: GraphModule, analysis: ChannelAnalysis, keep: K
 def take_over(
     graph_module: GraphModule, removed: Mapping[str, Removed], evidence: Evidence
 ) -> tuple[dict[str, Tensor], tuple[Skipped, ...]]:
-    """Change the weights that read the channels which stay, so that they give most of what the others gave.
+    """Change the weights that read pruned channels, so that the channels which stay give most of what the others gave.
 
-    ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
-    Every removed channel x is replaced by its least-squares prediction ``A^T y + b`` from the channels y that stay, at
-    the same place: with the weights W, ``W_y += A W_x`` (He et al. 2017, "Channel pruning for accelerating very deep
-    neural networks", eq. 4, with one factor for a whole kernel). The covariance is that of the calibration data,
-    see ``shrunk_covariance``; a layer without a bias of its own that could take b is fitted
-    without one. Layers of more than 4096 channels stay as they are, and weights that are quantized, masked or tied.
+    ``removed`` says by the path of a weight which positions of its input dimension go, as booleans of shape
+    (positions,). Every removed channel x is replaced by its least-squares prediction ``A^T y + b`` from the channels y
+    that stay, at the same place: with the weights W, ``W_y += A W_x`` (He et al. 2017, "Channel pruning for
+    accelerating very deep neural networks", eq. 4, with one factor for a whole kernel). The covariance is that of the
+    calibration data, see ``shrunk_covariance``. A layer without a bias of its own that could take b is fitted without
+    one. Weights that are quantized, masked or tied stay as they are, and so do layers of more than 4096 channels.
 
-    Returns what is still to be added to biases, b for every removed position, by the path of the weight, and the layers
-    that stay as they are, with the reason.
+    Returns two things: by the path of a weight the b of each removed position, which the caller adds to the bias of the
+    layer, and the layers that were left as they are, each with the reason.
     """
     readers: dict[str, list[Layer]] = {}
     for layer in layers_of(graph_module):

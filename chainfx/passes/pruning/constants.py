@@ -1,4 +1,8 @@
-"""What a removed channel gave that does not depend on the input, moved into the layers that read it."""
+"""Channels that are constant, and what becomes of them when they are removed.
+
+A channel that is the same for every input, such as one whose BatchNorm has a scale of 0, adds the same to every layer
+that reads it. When the channel is removed, this amount is added to the bias of the layer, and nothing changes.
+"""
 
 import math
 from collections.abc import Mapping
@@ -43,11 +47,11 @@ class Constants:
 
 
 def constants_of(weights: Weights) -> dict[Node, Constants]:
-    """The channels that are the same for every input and everywhere, of every node that has some.
+    """Find the channels that have the same value for every input and at every place, for every node that has some.
 
-    They come from a BatchNorm whose scale is exactly 0 (the channel is its bias) and from filters of zeros, and go
-    through element-wise functions, pooling, sums, products, concatenation and flattening. Needs the shapes in
-    ``node.meta["val"]``.
+    They come from a BatchNorm whose scale is exactly 0 (the channel is its bias) and from filters of zeros, and they
+    are followed through element-wise functions, pooling, sums, products, concatenation and flattening. Every node must
+    have its shape in ``node.meta["val"]``.
     """
     found: dict[Node, Constants] = {}
     with torch.no_grad():
@@ -212,13 +216,16 @@ def fold_removed(
     known: Mapping[Node, Constants],
     means: Mapping[str, Tensor] | None = None,
 ) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
-    """Add what layers read from removed channels to their biases, in place, before the channels go.
+    """Add to the biases of layers, in place, what these layers read from channels that are about to be removed.
 
-    ``removed``: by the path of a weight, which positions of the dimension that reads channels go, shape (positions,).
-    What a channel gave is its constant where it has one, which is exact for a linear layer and a convolution without
-    padding, else what ``means`` says of it (by the path of the weight, shape (positions,)). It goes into the layer's
-    bias, or, without one, off the running mean of a BatchNorm that alone reads the layer. Returns the names of the
-    layers that were changed, and what could not be folded exactly, with the reason.
+    ``removed`` says by the path of a weight which positions of its input dimension go, as booleans of shape
+    (positions,). A removed channel gives its constant, if it has one; then the change is exact for a linear layer, and
+    for a convolution without padding. Else it gives its mean, which ``means`` has by the path of the weight, of shape
+    (positions,). A layer without a bias that only a BatchNorm reads takes the amount off the running mean of that
+    BatchNorm.
+
+    Returns the names of the layers that were changed, and those for which it could not be done exactly, with the
+    reason.
     """
     changed: list[str] = []
     skipped: list[Skipped] = []
@@ -255,7 +262,7 @@ def _given(
 
 
 def obstacle(layer: Layer, *, exact: bool) -> str:
-    """Why a layer cannot take up a constant; empty if it can."""
+    """The reason why a layer cannot take up a constant in its bias; empty if it can."""
     if layer.transposed:
         return "it is a transposed convolution, whose border differs"
     if exact and _pads(layer):

@@ -1,4 +1,4 @@
-"""The importances that chainfx has of its own; see :mod:`chainfx.passes.pruning.importance`."""
+"""The criteria of importance that come with chainfx; :mod:`chainfx.passes.pruning.importance` says what one is."""
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def bn(group: GroupSlices) -> Tensor:
 
 @register_importance("random")
 def random(group: GroupSlices) -> Tensor:
-    """Uniform random numbers from the seed."""
+    """Uniform random numbers that follow from the seed of the run."""
     return torch.rand(group.size, generator=group.generator, dtype=torch.float64, device="cpu")
 
 
@@ -54,7 +54,7 @@ def random(group: GroupSlices) -> Tensor:
 def fpgm(group: GroupSlices) -> Tensor:
     """The summed Euclidean distance of a unit's filters to those of all others (He et al. 2019, "FPGM", eq. 4).
 
-    A unit near the geometric median of the group can be stood in for by the others.
+    A unit near the geometric median of its group is worth little, because the others can do its work.
     """
     total = group.zeros()
     for each in group.having("makes", "reads"):
@@ -65,10 +65,11 @@ def fpgm(group: GroupSlices) -> Tensor:
 
 @register_importance("activation", frozenset({"activity"}), comparable=True)
 def activation(group: GroupSlices) -> Tensor:
-    """The energy of a unit's part in the sums of the layers that read it, on calibration data.
+    """The energy of what a unit adds to the sums of the layers that read it, on calibration data.
 
-    Of a channel with mean m and variance v that is read by weights w_ok (output o, kernel position k) it is
-    sum_o (v sum_k w_ok^2 + m^2 (sum_k w_ok)^2): the mean adds up over the kernel, the rest as if it were independent.
+    For a channel of mean m and variance v that is read by the weights w_ok, with output o and kernel position k, the
+    energy is sum_o (v sum_k w_ok^2 + m^2 (sum_k w_ok)^2): the means add up over the kernel, and the rest is taken as
+    independent.
     """
     total = group.zeros()
     for each in group.having("reads"):
@@ -84,7 +85,7 @@ def activation(group: GroupSlices) -> Tensor:
 def taylor(group: GroupSlices) -> Tensor:
     """The mean square of the derivative of the loss by a factor on the unit (Molchanov et al. 2019, eq. 8).
 
-    The factor stands where the unit is read, in all layers at once: removing the unit is setting it to 0.
+    The factor multiplies the unit in all layers that read it; a factor of 0 is the removal of the unit.
     """
     slopes = [each.total(each.slope) for each in group.having("reads") if each.slope is not None]
     return torch.stack(slopes).sum(0).square().mean(0) if slopes else group.zeros()
@@ -92,11 +93,11 @@ def taylor(group: GroupSlices) -> Tensor:
 
 @register_importance("reconstruction", frozenset({"activity", "moment"}), comparable=True)
 def reconstruction(group: GroupSlices) -> Tensor:
-    """The energy that the layers which read the group lose when a unit goes after all those that are worth less.
+    """The energy that the layers which read the group lose when a unit goes after all units that are worth less.
 
-    Units go one by one, each time the one whose loss adds least to the energy of what is lost so far, so that it counts
-    that channels which vary together add up or cancel (greedy selection as in Luo et al. 2017, "ThiNet", on the
-    statistics of what is read). Of readers of more than 4096 channels, what varies is taken as independent.
+    Units go one by one, each time the one that adds least to the energy lost so far. So it counts that channels which
+    vary together add up or cancel (greedy selection as in Luo et al. 2017, "ThiNet", on the statistics of what is
+    read). For layers of more than 4096 channels, the variations of channels are taken as independent.
     """
     energy = torch.zeros(group.size, group.size, dtype=torch.float64, device="cpu")
     for each in group.having("reads"):
@@ -107,13 +108,13 @@ def reconstruction(group: GroupSlices) -> Tensor:
 
 @register_importance("obs", frozenset({"activity", "moment"}), comparable=True)
 def obs(group: GroupSlices) -> Tensor:
-    """The energy that the layers which read the group lose when a unit goes and the other units take its place.
+    """The energy that the layers which read the group lose when a unit goes and the other units take over its work.
 
     "Optimal Brain Surgeon" (Hassibi & Stork 1993, eq. 5) on channels: with the covariance C of what a layer reads and
-    the weights w_u that read unit u, |w_u|^2 / [C^-1]_uu, if the weights that read the other units change so that they
-    give as much of it as they can. Units go one by one, each time the one that costs least after those before it.
-    Meant for ``compensate=True``, which changes the weights so, and for tuning. Of readers of more than 4096 channels
-    these are taken as independent.
+    the weights w_u that read unit u, the loss is |w_u|^2 / [C^-1]_uu if the weights that read the other units are then
+    fitted anew. Units go one by one, each time the one that costs least after those before it. It is meant for
+    ``compensate=True``, which fits those weights, and for tuning afterwards. For layers of more than 4096 channels, the
+    channels are taken as independent.
     """
     alone, readers = group.zeros(), []
     for each in group.having("reads"):

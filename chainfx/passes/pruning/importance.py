@@ -1,9 +1,10 @@
-"""How important every unit of a coupled group is: criteria by name, each a function of the group's parameter slices.
+"""How important each unit of a group of coupled channels is: criteria, which have a name, and their scores.
 
 The criteria of chainfx itself are in :mod:`chainfx.passes.pruning.criteria`.
 
-A criterion sees the whole group: the filters that make its channels, the filters that read them, the scales of the
-normalizations in between. One's own criterion is registered under a name, so that recipes and records can say it::
+A criterion is a function that sees the whole group: the filters that make its channels, the filters that read them, and
+the scales of the normalizations between the two. Register a criterion of your own under a name, by which passes,
+recipes and records speak of it::
 
     @register_importance("largest-weight")
     def largest_weight(group: GroupSlices) -> Tensor:
@@ -51,11 +52,12 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """One dimension of one parameter of a group, of which position ``positions[i]`` belongs to unit ``units[i]``.
+    """The part that a group has in one parameter: some positions along one dimension, each of which belongs to a unit.
 
-    ``role``: ``makes`` (the outputs of a convolution, linear layer or embedding), ``reads`` (the inputs of one that
-    sums over them), ``scales`` (the scale of a BatchNorm) or ``other`` (biases, statistics, masks, plain parameters).
-    ``size``: the number of units of the group.
+    The entry ``positions[i]`` belongs to the unit ``units[i]``. ``role`` says what the parameter does with the channels
+    of the group: ``makes`` (its dimension is the outputs of a convolution, linear layer or embedding), ``reads`` (it is
+    the inputs of a layer that sums over them), ``scales`` (the scale of a BatchNorm) or ``other`` (biases, statistics,
+    masks, plain parameters). ``size`` is the number of units of the group.
     """
 
     path: str
@@ -69,45 +71,47 @@ class Slice:
 
     @property
     def positions(self) -> Tensor:
-        """Positions along the dimension, in order."""
+        """The positions along the dimension that belong to the group, in order."""
         return self._line.positions
 
     @property
     def units(self) -> Tensor:
-        """The unit of each of the positions."""
+        """The number of the unit that each of the positions belongs to."""
         return self._line.units
 
     @property
     def mean(self) -> Tensor | None:
-        """What :class:`~chainfx.passes.pruning.measurements.Evidence` has of the slice, as the four that follow.
+        """The mean of what the layer reads at each position, measured on calibration data.
 
-        ``None`` unless the criterion needs it (see :func:`register_importance`) and the role is ``reads``.
+        This attribute and ``power``, ``moment`` and ``slope`` are those of
+        :class:`~chainfx.passes.pruning.measurements.Evidence` at the positions of the slice. Each is ``None`` unless
+        the criterion was registered as one that needs it (see :func:`register_importance`) and the role is ``reads``.
         """
         return self._evidence.mean.get(self.path)
 
     @property
     def power(self) -> Tensor | None:
-        """See :attr:`mean`."""
+        """The mean square of what the layer reads at each position; see :attr:`mean`."""
         return self._evidence.power.get(self.path)
 
     @property
     def moment(self) -> Tensor | None:
-        """See :attr:`mean`."""
+        """The mean product of what the layer reads at every two positions; see :attr:`mean`."""
         return self._evidence.moment.get(self.path)
 
     @property
     def slope(self) -> Tensor | None:
-        """See :attr:`mean`."""
+        """The derivative of the loss by a factor on each position, one row for every 8 samples; see :attr:`mean`."""
         return self._evidence.slope.get(self.path)
 
     @property
     def calls(self) -> int:
-        """How often the layer is called."""
+        """How often the network calls the layer for one input."""
         return self._evidence.calls.get(self.path, 1)
 
     @property
     def samples(self) -> int:
-        """On how many samples that was measured."""
+        """The number of samples that the measurements were made on."""
         return self._evidence.samples
 
     def norm(self, order: float = 2) -> Tensor:
@@ -121,7 +125,7 @@ class Slice:
         return self._weights.power_sum(self.path, self.dim, order)
 
     def total(self, each: Tensor) -> Tensor:
-        """Values at every position, shape (..., positions), summed over those of each unit: shape (..., size)."""
+        """Sum values of shape (..., positions) over the positions of each unit; the result has shape (..., size)."""
         if self._line.whole:
             return each.narrow(-1, 0, self.size).to(torch.float64, copy=True)
         found = torch.zeros(*each.shape[:-1], self.size, dtype=torch.float64, device="cpu")
@@ -130,9 +134,9 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class GroupSlices:
-    """What a criterion may know of a group: its name, its number of units, its slices, and a source of randomness.
+    """What a criterion may know of a group: its name, the number of its units, its slices, and a source of randomness.
 
-    ``make`` gives the slices with some of the roles when they are asked for.
+    ``make`` gives the slices that have one of some roles; it is called when a criterion asks for them.
     """
 
     name: str
@@ -146,11 +150,11 @@ class GroupSlices:
         return self.having(*get_args(Role))
 
     def having(self, *roles: Role) -> tuple[Slice, ...]:
-        """The slices with one of these roles."""
+        """The slices whose role is one of those given."""
         return self.make(roles)
 
     def zeros(self) -> Tensor:
-        """A score of nothing, shape (size,), float64."""
+        """Scores of 0 for every unit, of shape (size,) and in float64, to add to."""
         return torch.zeros(self.size, dtype=torch.float64, device="cpu")
 
 
@@ -174,12 +178,13 @@ _NEEDS = frozenset({"activity", "moment", "slope"})
 def register_importance(
     name: str, needs: frozenset[str] = frozenset(), *, comparable: bool = False
 ) -> Callable[[Importance], Importance]:
-    """Add a criterion under a name of its own; :class:`~chainfx.passes.PruneChannels` then takes ``importance=name``.
+    """Add a criterion under a new name; :class:`~chainfx.passes.PruneChannels` then takes ``importance=name``.
 
-    The criterion gets a :class:`GroupSlices` and returns one number a unit, shape (size,): the higher, the more it is
-    worth keeping. ``needs``: of ``"activity"`` (mean and power), ``"moment"`` and ``"slope"``, what it reads of
-    :class:`Slice`; any of them asks for calibration data. ``comparable``: whether scores of different groups are in one
-    unit; those that are not are divided by their mean over the group before units of all groups are ranked together.
+    The decorated function gets a :class:`GroupSlices` and returns one number for each unit, of shape (size,): the
+    higher the number, the more the unit is worth keeping. ``needs`` names the measurements of :class:`Slice` that it
+    reads: ``"activity"`` (mean and power), ``"moment"`` and ``"slope"``; a pass that uses such a criterion asks for
+    calibration data. ``comparable`` says whether scores of different groups have the same unit of measure; if not, they
+    are divided by their mean over the group before the units of all groups are ranked together.
 
     Raises :class:`InputError` if the name is taken or ``needs`` has something else in it.
 
@@ -203,12 +208,12 @@ def register_importance(
 
 
 def importance_names() -> tuple[str, ...]:
-    """The names of all criteria, sorted."""
+    """The names of all registered criteria, sorted."""
     return tuple(sorted(_CRITERIA))
 
 
 def get_importance(name: str) -> Criterion | None:
-    """The criterion of that name, or ``None``."""
+    """The criterion that is registered under a name, or ``None`` if there is none."""
     return _CRITERIA.get(name)
 
 
@@ -220,10 +225,10 @@ def score_groups(
     generator: torch.Generator,
     name: str = "prune-channels",
 ) -> list[Tensor]:
-    """The score of every unit of each group, shape (size,), float64 on the CPU.
+    """The scores of the units of each group, one tensor of shape (size,) for each, in float64 on the CPU.
 
-    Raises :class:`PassError`, in the name of pass ``name``, for a weight that makes channels and is not finite, and for
-    scores that are not one finite number a unit.
+    Raises :class:`PassError`, which begins with the name of the pass, ``name``, for a weight that makes channels and is
+    not finite, and for scores that are not one finite number for each unit.
     """
     scores = []
     known = slices_of(weights, groups, evidence, generator, name)
@@ -254,10 +259,10 @@ def slices_of(
     generator: torch.Generator,
     name: str = "prune-channels",
 ) -> Iterator[GroupSlices]:
-    """What a criterion may know of every group, in order.
+    """What a criterion may know of every group, in the order of the groups.
 
-    Raises :class:`PassError`, in the name of pass ``name``, for a weight that makes channels and is not finite, once
-    the group has been looked at.
+    Raises :class:`PassError`, which begins with the name of the pass, ``name``, for a weight that makes channels and is
+    not finite, once its group has been looked at.
     """
     look = _Look(weights, evidence)
     for group in groups:

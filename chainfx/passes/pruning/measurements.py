@@ -1,4 +1,4 @@
-"""What a network shows on calibration data: how strong each channel is, and how the answer depends on it."""
+"""Measurements of a network on calibration data: how strong each channel is, and how the answer depends on it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import Layer, edit, layer_at, layers_of
+from chainfx.ir.graph import Layer, edit, lacks_memory, layer_at, layers_of
 
 __all__ = ["SAMPLES", "Evidence", "gather", "reading_dims", "shrunk_covariance"]
 
@@ -26,12 +26,13 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Measurements by the path of a layer's weight, one number for each position of the dimension that reads channels.
+    """What was measured of each layer, by the path of its weight: numbers for every position of its input dimension.
 
-    ``mean`` and ``power``: the mean, and the mean square, of what the layer reads, over samples, space and calls, shape
-    (positions,). ``moment``: the mean product of every two of them, shape (positions, positions), for layers of at most
-    4096 positions. ``slope``: the derivative of the loss by a factor on the position, shape (pieces, positions), one
-    row for every 8 samples. ``calls``: how often the layer is called. ``samples``: on how many all was measured.
+    ``mean`` and ``power`` are the mean and the mean square of what the layer reads, over samples, places and calls, of
+    shape (positions,). ``moment`` is the mean product of every two positions, of shape (positions, positions), for
+    layers of at most 4096 positions. ``slope`` is the derivative of the loss by a factor on the position, of shape
+    (pieces, positions), with one row for every 8 samples. ``calls`` is how often the layer is called for one input,
+    ``samples`` the number of samples that all was measured on.
     """
 
     mean: Mapping[str, Tensor] = field(default_factory=dict)
@@ -43,11 +44,12 @@ class Evidence:
 
 
 def shrunk_covariance(mean: Tensor, moment: Tensor, samples: int) -> Tensor:
-    """The covariance of channels that were measured on few samples, shape (channels, channels); it can be inverted.
+    """An estimate of the covariance of channels from few samples, of shape (channels, channels), that can be inverted.
 
-    It is moved towards a multiple of the identity by the share that is best in the mean square if the channels are
-    normal (Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23, "OAS"). ``mean``: shape
-    (channels,). ``moment``: the mean products. ``samples``: images, not pixels: these vary together.
+    The measured covariance is moved towards a multiple of the identity, by the share that is best in the mean square if
+    the channels are normally distributed (Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq.
+    23, "OAS"). ``mean`` has the mean of each channel, of shape (channels,), and ``moment`` the mean product of every
+    two. ``samples`` counts images, not pixels, because the pixels of an image vary together.
 
     >>> shrunk_covariance(torch.zeros(2), torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 100)
     tensor([[2.0000, 0.9200],
@@ -62,7 +64,10 @@ def shrunk_covariance(mean: Tensor, moment: Tensor, samples: int) -> Tensor:
 
 
 def reading_dims(graph_module: GraphModule) -> dict[str, int]:
-    """The dimension of every layer's weight that is summed over its inputs, by path; depthwise layers have none."""
+    """By the path of every layer's weight, the dimension of its inputs, over which the layer sums.
+
+    Depthwise layers are left out, because they sum over no channels.
+    """
     dims: dict[str, int] = {}
     for layer in layers_of(graph_module):
         inputs = layer.tensor.shape[layer.in_axis] * (1 if layer.transposed else layer.groups)
@@ -78,14 +83,16 @@ def gather(
     generator: torch.Generator,
     name: str = "prune-channels",
 ) -> Evidence:
-    """Run the first 512 samples of ``batches`` through a network, in eval mode, and measure what is needed.
+    """Run the first 512 samples of ``batches`` through a network, in eval mode, and measure what ``needs`` names.
 
-    ``needs``: of ``activity`` (mean and power), ``moment`` and ``slope``. The loss of the slopes is the cross-entropy
-    against labels drawn from the network's own answer: no label of the data is needed, and the mean square of a slope
-    is the Fisher information, the second derivative of the divergence between old and new answer (Theis et al. 2018,
-    "Faster gaze prediction", eq. 6). An output without classes (fewer than two along dimension 1) counts its square.
-    The network is left as it was, whether its parameters require gradients or not. Raises :class:`PassError`, in
-    the name of pass ``name``, if there is nothing to run on, or the network does not accept it.
+    ``needs`` may have ``activity`` (mean and power), ``moment`` and ``slope``. The loss of the slopes is the
+    cross-entropy against labels that are drawn from the network's own answer. So no label of the data is needed, and
+    the mean square of a slope is the Fisher information, the second derivative of the divergence between the old and
+    the new answer (Theis et al. 2018, "Faster gaze prediction", eq. 6). For an output without classes (fewer than two
+    along dimension 1) the loss is its square.
+
+    The network is left as it was. Raises :class:`PassError`, which begins with the name of the pass, ``name``, if there
+    is no batch to run, or if the network does not accept it.
     """
     if not needs:
         return Evidence()
@@ -127,6 +134,8 @@ def _accepted(run: Callable[[], Any], batch: Batch, name: str) -> Any:
     try:
         return run()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if lacks_memory(error):
+            raise
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch)
         raise PassError(
             f"{name}: the network does not accept a calibration batch of shape {shapes}: "

@@ -1,4 +1,4 @@
-"""A network made narrower as a whole: the same share of the units of every channel group goes."""
+"""Make a network narrower as a whole: every group of coupled channels loses the same share of its units."""
 
 import torch
 from torch.fx import GraphModule
@@ -19,10 +19,11 @@ __all__ = ["narrow"]
 
 
 def narrow(graph_module: GraphModule, context: PassContext, ratio: float, name: str) -> tuple[Skipped, ...]:
-    """Remove the share ``ratio``, in [0, 1), of the units of every group, those with the least l1 norm of weights.
+    """Remove the share ``ratio``, in [0, 1), of the units of every group: those whose weights have the least l1 norm.
 
-    Removed channels that were constant are folded into the biases of what read them. Returns what stayed and why.
-    Raises :class:`PassError`, in the name of pass ``name``, if a group would lose all its units.
+    What removed channels gave, if it was constant, is added to the biases of the layers that read them. Returns the
+    layers that were left as they are, each with the reason. Raises :class:`PassError`, which begins with the name of
+    the pass, ``name``, if a group would lose all its units.
     """
     analysis = analyse_channels(graph_module, context.example_inputs)
     criterion = get_importance(l1.__name__)

@@ -1,4 +1,7 @@
-"""Which units go: a ladder of ever smaller choices, uniform over the groups or by one ranking of all their units."""
+"""Which units go: a *ladder* of choices, each of which keeps fewer units than the one before.
+
+A ladder is either uniform, so that every group loses the same share, or follows one ranking of the units of all groups.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +25,21 @@ _ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998 in binary, but one chan
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What no group may fall below: ``max_ratio`` of its units removed, numbers that are multiples of ``round_to``."""
+    """What a choice of units must keep to, in every group.
+
+    A group loses at most the share ``max_ratio`` of its units, and keeps a number of them that is a multiple of
+    ``round_to``.
+    """
 
     max_ratio: float = 1.0
     round_to: int = 1
 
     def kept(self, wanted: int, whole: int) -> int:
-        """``wanted`` of ``whole`` units rounded down to a multiple, but at least one unit and within ``max_ratio``."""
+        """How many of ``whole`` units stay if ``wanted`` are asked for.
+
+        That is ``wanted`` rounded down to a multiple of ``round_to``, but at least one unit, and no fewer than
+        ``max_ratio`` allows.
+        """
         least = max(1, math.ceil(whole * (1 - self.max_ratio) - _ROUNDING))
         least = math.ceil(least / self.round_to) * self.round_to
         return min(max(wanted - wanted % self.round_to, least), whole)
@@ -36,23 +47,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A group that may lose units: its scores, shape (size,), and how many units it had as it entered the pass."""
+    """A group that may lose units: its scores, of shape (size,), and how many units it had as it entered the pass."""
 
     group: ChannelGroup
     score: Tensor
     whole: int
 
     def best(self, kept: int) -> Tensor:
-        """The ``kept`` units with the highest scores, of equal ones the first, in their order."""
+        """The numbers of the ``kept`` units with the highest scores, in order; of equal ones the first are taken."""
         return torch.from_numpy(np.sort(np.argsort(-self.score.numpy(), kind="stable")[:kept]))
 
 
 class Ladder:
-    """Choices of units to keep, from all (step 0) to as few as the limits allow (step ``last``), each within the last.
+    """Choices of the units to keep: step 0 keeps all, the step ``last`` as few as the limits allow.
 
-    ``ranks`` ``None`` is the uniform ladder: at every step each group has lost the same share of its units. Otherwise
-    ``ranks`` are scores that compare across groups, one tensor for each candidate, and units go one by one, the lowest
-    first.
+    What a step keeps is part of what the step before it keeps. With ``ranks=None`` the ladder is uniform: at every step
+    each group has lost the same share of its units. Otherwise ``ranks`` has one tensor of scores for each candidate,
+    which can be compared across groups, and the units go one by one, the lowest score first.
     """
 
     def __init__(self, candidates: Sequence[Candidate], limits: Limits, ranks: Sequence[Tensor] | None = None) -> None:
@@ -67,7 +78,7 @@ class Ladder:
 
     @property
     def last(self) -> int:
-        """The last step."""
+        """The number of the last step, which keeps the fewest units."""
         return len(self._shares) - 1 if self._order is None else len(self._order)
 
     def _ordered(self, ranks: Sequence[Tensor]) -> NDArray[np.int64]:
@@ -81,13 +92,14 @@ class Ladder:
         return torch.cat(places)[torch.cat(scores).argsort(stable=True)].numpy()
 
     def keep(self, step: int) -> dict[str, Tensor]:
-        """The units to keep at a step, by name, of every group that loses some."""
+        """The units to keep at a step, by the name of the group, for every group that loses some."""
         return self._chosen(self._uniform(self._shares[step]) if self._order is None else self._ranked(step))
 
     def at_share(self, share: float) -> dict[str, Tensor] | None:
-        """The units to keep when ``share`` of all units, as they entered the pass, is gone; ``None`` if that many stay.
+        """The units to keep when the share ``share`` of all units is gone; ``None`` if the limits keep more.
 
-        The uniform ladder takes the share of every group, with a rest rounded up, and keeps to the limits of each.
+        Shares are of the units as they entered the pass. The uniform ladder takes the share from every group, where a
+        fraction of a unit counts as a whole one that goes, and keeps to the limits of each.
         """
         if self._order is None:
             return self._chosen(self._uniform(share))
@@ -113,12 +125,12 @@ class Ladder:
 
 
 def wanted_units(whole: int, share: float) -> int:
-    """int(whole * (1 - share)), the product taken as a real number."""
+    """``int(whole * (1 - share))`` without the rounding of floating point: a share of 0.9 leaves 1 of 10, not 0."""
     return math.floor(whole * (1 - share) + _ROUNDING)
 
 
 def removed_units(analysis: ChannelAnalysis, keep: Keep) -> Removed:
-    """Which units are removed if the named groups keep only these, numbered through from 1 as in the analysis."""
+    """The units that go if the named groups keep only those given, numbered through from 1 as in the analysis."""
     masks: list[Removed] = [np.zeros(1, dtype=bool)]
     for group in analysis.groups:
         mask = np.full(group.size, group.name in keep)
@@ -129,9 +141,9 @@ def removed_units(analysis: ChannelAnalysis, keep: Keep) -> Removed:
 
 
 def first_step(last: int, holds: Callable[[int], bool]) -> int | None:
-    """The first of the steps 0 .. ``last`` at which ``holds`` is true, found by bisection; ``None`` if at none.
+    """The first of the steps 0 to ``last`` at which ``holds`` is true, found by bisection; ``None`` if there is none.
 
-    ``holds`` must stay true once it is.
+    ``holds`` must be true at every step after one at which it is true.
     """
     if not holds(last):
         return None

@@ -1,4 +1,4 @@
-"""What a network will cost without some of its channels: computed from the channel analysis, or, for time, measured."""
+"""What a network will cost without some of its channels: computed from the channel analysis; time is measured."""
 
 import copy
 import time
@@ -46,7 +46,10 @@ class CostModel:
         self._units = {(id(edit.get_tensor(graph_module, p)), d): units for (p, d), units in analysis.slots.items()}
 
     def of(self, cost: Cost, keep: Keep) -> float:
-        """The cost of one sample (latency: of the example inputs) if the named groups keep only these units."""
+        """The cost of the network if the named groups keep only these units.
+
+        It is that of one sample; the latency is that of the example inputs.
+        """
         if cost == "latency":
             return self._latency(keep)
         if cost == "parameters":

@@ -1,4 +1,4 @@
-"""The tensors of a network and sums over them, each found once however many look at it."""
+"""The tensors of a network and sums over them; each sum is computed once, however many criteria ask for it."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ _PIECE = 1 << 18  # elements whose powers are held at once
 
 
 class Weights:
-    """Parameters and buffers by path, and sums over their first two dimensions, as long as no tensor is replaced."""
+    """The parameters and buffers of a network by their paths, and sums over their first two dimensions.
+
+    The sums are remembered; make a new object after a tensor was changed or replaced.
+    """
 
     def __init__(self, graph_module: GraphModule) -> None:
         self.graph_module = graph_module
@@ -37,7 +40,7 @@ class Weights:
         return self._sums[key][dim]
 
     def row_sums(self, path: str) -> Tensor:
-        """Some sum over each row of a matrix or filter bank: 0 for one of zeros, not finite for one that is not."""
+        """One number for each row of a matrix or filter bank: 0 if all of it is 0, not finite if some of it is not."""
         for order in (2, 1):
             if (path, order) in self._sums:
                 return self._sums[path, order][0]

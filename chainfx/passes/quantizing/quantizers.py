@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from chainfx.errors import PassError
 from chainfx.ir.graph import Layer, edit, ops
+from chainfx.passes.base import PassContext
+from chainfx.passes.quantizing.observing import Observed, observe
 
 __all__ = ["FLOAT", "LayerWidths", "insert_quantizers", "widths_in"]
 
 FLOAT = 32
-_SAMPLES = 1 << 16
 _CANDIDATES = 64
 
 
@@ -41,13 +42,12 @@ def widths_in(layers: Iterable[Layer]) -> LayerWidths | None:
     return found.most_common(1)[0][0] if found else None
 
 
-def insert_quantizers(
-    graph_module: GraphModule, widths: Mapping[Layer, LayerWidths], calibration: Iterable[tuple[Tensor, ...]] | None
-) -> bool:
+def insert_quantizers(graph_module: GraphModule, widths: Mapping[Layer, LayerWidths], context: PassContext) -> bool:
     """Put quantizers before the layers of ``widths``, replacing those already there; returns whether that changed any.
 
     Layers that read the same activation at the same width share one quantizer. Raises :class:`PassError` when an
-    activation is to be quantized and ``calibration`` is ``None`` or empty, or when a weight is not finite.
+    activation is to be quantized and the context has no calibration batch, or when a weight or an activation is not
+    finite.
     """
     removed = [_remove_quantizers(layer) for layer in widths]
     wanted: dict[tuple[Node, int], list[Layer]] = {}
@@ -55,9 +55,10 @@ def insert_quantizers(
         _quantize_weight(layer, width)
         if width.activations != FLOAT:
             wanted.setdefault((layer.source, width.activations), []).append(layer)
-    ranges = _observe(graph_module, {source for source, _ in wanted}, calibration) if wanted else {}
+    sources = {source for source, _ in wanted}
+    seen = observe(graph_module, sources, context.calibration, context.rng("calibration")) if wanted else {}
     for (source, bits), readers in wanted.items():
-        _quantize_activation(graph_module, source, bits, readers, ranges[source])
+        _quantize_activation(graph_module, source, bits, readers, seen[source])
     edit.tidy(graph_module)
     return any(removed) or any(width.weights != FLOAT or width.activations != FLOAT for width in widths.values())
 
@@ -87,11 +88,11 @@ def _quantize_weight(layer: Layer, width: LayerWidths) -> None:
 
 
 def _quantize_activation(
-    graph_module: GraphModule, source: Node, bits: int, readers: list[Layer], values: Tensor
+    graph_module: GraphModule, source: Node, bits: int, readers: list[Layer], seen: Observed
 ) -> None:
-    signed = bool((values < 0).any())
+    signed = bool(seen.least < 0)
     holder = edit.fresh_path(graph_module, f"quantize_{source.name}")
-    edit.set_tensor(graph_module, f"{holder}.clip", _best_clip(values, bits, signed), parameter=True)
+    edit.set_tensor(graph_module, f"{holder}.clip", _best_clip(seen, bits, signed), parameter=True)
     with graph_module.graph.inserting_before(min(layer.node for layer in readers)):
         clip = graph_module.graph.get_attr(f"{holder}.clip")
         quantized = graph_module.graph.call_function(ops.quantize_activation, (source, clip, bits, signed))
@@ -99,53 +100,10 @@ def _quantize_activation(
         layer.read_input(quantized)
 
 
-def _best_clip(values: Tensor, bits: int, signed: bool) -> Tensor:
-    """The clip (shape ()) among fractions of max|x| with the least squared quantization error on ``values`` (n,)."""
-    largest = values.abs().amax().clamp_min(1e-6)
+def _best_clip(seen: Observed, bits: int, signed: bool) -> Tensor:
+    """The clip (shape ()) among fractions of max|x| over all values with the least squared error on the sample."""
+    values = ops.at_least_float32(seen.sample)
+    largest = torch.maximum(seen.least.abs(), seen.greatest.abs()).to(values.dtype).clamp_min(1e-6)
     clips = largest * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, dtype=values.dtype, device=values.device)
     errors = [(ops.quantize_activation(values, clip, bits, signed) - values).square().mean() for clip in clips]
-    return clips[int(torch.stack(errors).argmin())].clone()
-
-
-class _Observer(Interpreter):
-    """Runs a graph and keeps a sample of the values of some nodes."""
-
-    def __init__(self, graph_module: GraphModule, watched: set[Node]) -> None:
-        super().__init__(graph_module)
-        self.seen: dict[Node, list[Tensor]] = {node: [] for node in watched}
-
-    def run_node(self, n: Node) -> object:
-        """Run one node as usual and sample its value if it is watched."""
-        value = super().run_node(n)
-        if n in self.seen:
-            self.seen[n].append(value.detach().flatten())
-        return value
-
-
-def _observe(
-    graph_module: GraphModule, watched: set[Node], calibration: Iterable[tuple[Tensor, ...]] | None
-) -> dict[Node, Tensor]:
-    """For each watched node, up to 65,536 of its values over the calibration batches, evenly spaced: shape (n,)."""
-    graph_module.graph.lint()
-    graph_module.recompile()
-    observer = _Observer(graph_module, watched)
-    with edit.evaluating(graph_module), torch.no_grad():
-        for inputs in calibration or ():
-            try:
-                observer.run(*inputs)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-                raise PassError(
-                    f"quantize: the network does not accept a calibration batch of shape {shapes}: "
-                    f"{str(error).splitlines()[0]}; give batches as the example inputs."
-                ) from error
-    if any(not values for values in observer.seen.values()):
-        raise PassError(
-            "quantize: activations need calibration data and there is none; give calibration=[batches of inputs], "
-            "a trainer, or activations=32."
-        )
-    return {node: _thin(torch.cat(values)) for node, values in observer.seen.items()}
-
-
-def _thin(values: Tensor) -> Tensor:
-    return values[:: max(1, len(values) // _SAMPLES)]
+    return clips[int(torch.stack(errors).argmin())].to(seen.sample.dtype, copy=True)

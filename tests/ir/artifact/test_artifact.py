@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import chainfx
 from chainfx.errors import ArtifactError
+from chainfx.ir.artifact import make_folder
 from chainfx.ir.artifact.files import fingerprint, load_graph, save_graph
 from tests.nets import graph_of, images, small_resnet
 
@@ -153,6 +155,22 @@ def test_a_missing_folder_is_one_clear_error(tmp_path):
         load_graph(tmp_path / "nothing")
     path = tmp_path / "nothing" / "manifest.json"
     assert str(caught.value) == f"{path} does not exist; give the folder that save() wrote."
+
+
+def test_a_file_in_place_of_the_folder_is_one_clear_error(tmp_path):
+    file = tmp_path / "net.pt"
+    file.write_text("")
+    with pytest.raises(ArtifactError) as caught:
+        chainfx.load(file)
+    assert str(caught.value) == f"{file} is a file; give the folder that save() wrote."
+    graph_module = chainfx.capture(nn.Linear(2, 2), torch.zeros(1, 2))
+    for folder in (file, file / "below"):
+        with pytest.raises(ArtifactError) as caught:
+            save_graph(graph_module, folder)
+        assert str(caught.value) == f"{folder} is or lies in a file; give a folder to save in."
+    with pytest.raises(ArtifactError) as caught:
+        make_folder(tmp_path / ("a" * 300))
+    assert str(caught.value) == f"{tmp_path / ('a' * 300)} cannot be made a folder: File name too long; give another."
 
 
 def _forged(folder, change):

@@ -7,6 +7,7 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torchvision.models import swin_transformer
 
@@ -195,22 +196,25 @@ def test_a_module_is_built_again_from_its_arguments(module, tmp_path):
     assert all(torch.equal(value, loaded.inside.state_dict()[key]) for key, value in module.state_dict().items())
 
 
-class Scaled(nn.Linear):
-    """A layer of torch's by its package, which does not keep how it was made."""
-
-    def __init__(self, factor):
-        super().__init__(3, 3)
-
-
 def test_a_module_that_does_not_keep_an_argument_is_not_saved(tmp_path):
     root = nn.Module()
-    root.inside = Scaled(2)
-    Scaled.__module__ = "torch.nn.modules.linear"
+    root.inside = torchvision.ops.FrozenBatchNorm2d(3)
     with pytest.raises(ArtifactError) as caught:
         save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
     assert str(caught.value) == (
-        "module 'inside' (torch.nn.modules.linear.Scaled) does not keep its argument 'factor', so that it cannot be "
-        "rebuilt; replace it (a parametrization: torch.nn.utils.parametrize.remove_parametrizations) to save."
+        "module 'inside' (torchvision.ops.misc.FrozenBatchNorm2d) does not keep its argument 'num_features', so that "
+        "it cannot be rebuilt; replace it by torch.nn modules to save."
+    )
+
+
+def test_a_parametrized_module_is_not_saved(tmp_path):
+    root = nn.Module()
+    root.inside = torch.nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))
+    with pytest.raises(ArtifactError) as caught:
+        save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
+    assert str(caught.value) == (
+        "module 'inside' is of class torch.nn.utils.parametrize.ParametrizedLinear, whose code a safe file cannot "
+        "hold; take its parametrizations off (torch.nn.utils.parametrize.remove_parametrizations) to save."
     )
 
 
@@ -222,8 +226,8 @@ def test_a_module_with_a_hook_is_not_saved(kind, tmp_path):
     with pytest.raises(ArtifactError) as caught:
         save_graph(graph_that_calls("inside", op="call_module", root=root), tmp_path)
     assert str(caught.value) == (
-        "module 'inside' (torch.nn.modules.linear.Linear) has a hook, whose code a safe file cannot hold; "
-        "take it off (spectral_norm: torch.nn.utils.remove_spectral_norm) to save."
+        "module 'inside' (torch.nn.modules.linear.Linear) has a hook, whose code a safe file cannot "
+        "hold; take it off (spectral_norm: torch.nn.utils.remove_spectral_norm) to save."
     )
 
 

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 import pickle
 
@@ -128,6 +129,40 @@ def test_gradients_go_through_one_signed_bit_within_the_clip():
     ops.quantize_activation(x, clip, 1, True).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 0.0]
     assert clip.grad == 0  # one is cut off at the clip and one at minus the clip
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_codes_of_half_precision_are_computed_in_float32(dtype, bits, signed):
+    """In bfloat16 itself half of the 255 steps of eight bits run together."""
+    x, clip = torch.linspace(-2, 2, 4001).to(dtype), torch.tensor(1.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.quantize_activation(x, clip, bits, signed)
+    assert torch.equal(found, ops.quantize_activation(x.float(), clip, bits, signed).to(dtype))
+    assert found.dtype == dtype
+    scaled = x.float()[:, None].repeat(1, 2).to(dtype)
+    for scheme, axis in itertools.product(ops.SCHEMES, (None, 1)):
+        codes, scale = ops.encode_weight(scaled, bits, scheme, axis)
+        assert torch.equal(codes, ops.encode_weight(scaled.float(), bits, scheme, axis)[0])
+        quantized = ops.quantize_weight(scaled, bits, scheme, axis)
+        assert scale.dtype == quantized.dtype == dtype
+        assert torch.equal(ops.dequantize_weight(codes.to(torch.uint8), scale, bits, scheme), quantized)
+
+
+def test_float64_stays_exact_and_half_precision_gets_its_gradients():
+    x = torch.tensor([0.1, 0.7, 3.0], dtype=torch.float64)
+    clip = torch.tensor(1.0, dtype=torch.float64)
+    expected = torch.round(x.clamp(0, 1) * 255) / 255
+    assert torch.equal(ops.quantize_activation(x, clip, 8, False), expected)
+    assert (
+        ops.quantize_weight(x, 8, "dorefa", None).dtype == ops.encode_weight(x, 8, "uniform", None)[1].dtype == x.dtype
+    )
+    half = x.bfloat16().requires_grad_()
+    learnt = torch.tensor(1.0, requires_grad=True)
+    ops.quantize_activation(half, learnt, 8, False).sum().backward()
+    assert half.grad.dtype == torch.bfloat16 and half.grad.tolist() == [1.0, 1.0, 0.0] and learnt.grad == 1
+    assert ops.quantize_activation(half, torch.tensor(0.0, dtype=torch.float16), 4, True).isfinite().all()
 
 
 @pytest.mark.parametrize(
