@@ -33,7 +33,8 @@ def staged(passes, trainer=None, model=None):
 
 
 def declared(**facts):
-    return PassInfo("meddle", Kind.STATIC, Granularity.LAYER, **{name: frozenset({f}) for name, f in facts.items()})
+    sets = {name: frozenset({fact}) for name, fact in facts.items()}
+    return PassInfo("meddle", Kind.STATIC, Granularity.LAYER, domain="network", **sets)
 
 
 def unmask(graph_module):

@@ -238,7 +238,7 @@ class Grouping:
             return unfollowed
         own = [labels for (path, _), labels in self.ledger.slots.items() if path in matrix.paths]
         own += [self.ledger.plain[path] for path in matrix.paths if path in self.ledger.plain]
-        atoms = torch.cat([compact(labels).reshape(-1) for labels in own]) if own else torch.zeros(0)
+        atoms = torch.cat([compact(labels).reshape(-1) for labels in own]) if own else torch.zeros(0, device="cpu")
         atoms = atoms[atoms > 0]
         return (self.ledger.reason(int(atoms[0])) or _LONE) if len(atoms) else _NONE
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, lacks_memory
+from chainfx.ir.graph import edit, lacks_memory, layers_of
 
 __all__ = ["SAMPLES", "Observed", "observe"]
 
@@ -57,20 +57,32 @@ def _drawn(values: Tensor, count: int, generator: Generator) -> Tensor:
 
 
 class _Observer(Interpreter):
-    """Runs a graph and keeps the range and a sample of the values of some nodes."""
+    """Runs a graph and keeps the range and a sample of the values of some nodes.
+
+    A value counts as the first layer reads it: what lies between may change it in place.
+    """
 
     def __init__(self, graph_module: GraphModule, watched: set[Node], generator: Generator) -> None:
         super().__init__(graph_module)
-        self.watched, self.generator = watched, generator
+        self.generator = generator
         self.seen: dict[Node, Observed] = {}
+        readers = {layer.source: layer.node for layer in reversed(list(layers_of(graph_module)))}
+        self.read_by = {readers[node]: node for node in watched if node in readers}
+        self.unread = watched - readers.keys()
 
     def run_node(self, n: Node) -> object:
-        """Run one node as usual and look at its value if it is watched."""
+        """Run one node as usual and look at the watched value that it is the first to read."""
+        if n in self.read_by:
+            self._look(self.read_by[n], self.env[self.read_by[n]])
         value = super().run_node(n)
-        if n in self.watched and value.numel():
-            new = Observed.of(value.detach(), self.generator)
-            self.seen[n] = self.seen[n].joined(new, self.generator) if n in self.seen else new
+        if n in self.unread:
+            self._look(n, value)
         return value
+
+    def _look(self, node: Node, value: Tensor) -> None:
+        if value.numel():
+            new = Observed.of(value.detach(), self.generator)
+            self.seen[node] = self.seen[node].joined(new, self.generator) if node in self.seen else new
 
 
 def observe(
