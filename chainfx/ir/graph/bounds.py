@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from chainfx.errors import InputError
+from chainfx.ir.graph.operators import Trait, name_of, names_with
 
 __all__ = ["check_asked", "check_made"]
 
@@ -18,8 +19,6 @@ _MOST_ITEMS = 2**16
 _MOST_BITS = 2**12
 _POWERS = (operator.pow, operator.ipow, operator.lshift, operator.ilshift)
 _REPEATS = (operator.mul, operator.imul)
-_CUTS: tuple[str, ...] = ("chunk", "dsplit", "hsplit", "split", "split_with_sizes", "tensor_split", "unbind", "vsplit")
-_CUTS += ("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
 
 
 def check_asked(target: Any, args: Sequence[Any]) -> None:
@@ -36,7 +35,7 @@ def check_asked(target: Any, args: Sequence[Any]) -> None:
         for sequence, times in ((first, second), (second, first)):
             if isinstance(sequence, str | list | tuple) and isinstance(times, int):
                 _hold(len(sequence) * times <= _MOST_ITEMS, target, f"more than {_MOST_ITEMS} items")
-    elif isinstance(first, Tensor) and getattr(target, "__name__", target) in _CUTS:
+    elif isinstance(first, Tensor) and name_of(str(getattr(target, "__name__", target))) in names_with(Trait.CUT):
         _hold(max(first.shape, default=0) <= _MOST_ITEMS, target, f"more than {_MOST_ITEMS} parts")
 
 

@@ -5,21 +5,13 @@ import operator
 from torch import nn
 from torch.fx import Node
 
+from chainfx.ir.graph.operators import Trait, names_with, operator_of
+
 __all__ = ["changes_in_place", "changes_what_is_used", "cuts_tensor"]
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 _AUGMENTED = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
 _IN_PLACE = frozenset(getattr(operator, name) for name in _AUGMENTED)
-_CUTS = _words("chunk dsplit hsplit split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split vsplit")
-_VIEWS = _CUTS | _words("""
-    adjoint alias as_strided broadcast_to contiguous detach diagonal expand expand_as flatten getitem imag movedim
-    moveaxis narrow permute ravel real reshape reshape_as select slice split_with_sizes squeeze swapaxes swapdims t to
-    transpose type unflatten unfold unsqueeze view view_as view_as_complex view_as_real
-""")
 
 
 def changes_in_place(node: Node, model: nn.Module) -> bool:
@@ -32,7 +24,10 @@ def changes_in_place(node: Node, model: nn.Module) -> bool:
         return getattr(model.get_submodule(str(node.target)), "inplace", False) is True
     if node.target in _IN_PLACE or (node.op == "call_function" and node.kwargs.get("inplace") is True):
         return True
-    name = _called(node)
+    if node.op == "call_method":
+        name = str(node.target)
+    else:
+        name = str(getattr(node.target, "__name__", "")).partition(".")[0] if node.op == "call_function" else ""
     return name.endswith("_") and not name.endswith("__")
 
 
@@ -54,18 +49,9 @@ def changes_what_is_used(node: Node, model: nn.Module) -> bool:
 
 def _is_view(node: Node) -> bool:
     """Whether what a node gives may share the memory of its first argument."""
-    if node.target is getattr:
-        return node.args[1] in ("data", "T", "mT", "H", "mH", "real", "imag")
-    return _called(node) in _VIEWS
+    return operator_of(node).name in names_with(Trait.VIEW)
 
 
 def cuts_tensor(node: Node) -> bool:
     """Whether a node gives a tuple of views of its first argument, as ``chunk``, ``split`` and ``unbind`` do."""
-    return _called(node) in _CUTS
-
-
-def _called(node: Node) -> str:
-    """The name of the method or function that a node calls; empty for any other node."""
-    if node.op == "call_method":
-        return str(node.target)
-    return str(getattr(node.target, "__name__", "")).partition(".")[0] if node.op == "call_function" else ""
+    return operator_of(node).name in names_with(Trait.CUT)

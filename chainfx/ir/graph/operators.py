@@ -53,6 +53,8 @@ class Trait(enum.Flag):
     LAYER = enum.auto()  #: a product with a weight that belongs to it, as in convolution and linear layers
     PAIRING = enum.auto()  #: a product of two tensors, both of which may be activations
     SIZES = enum.auto()  #: it reads sizes of a tensor, and none of its values
+    VIEW = enum.auto()  #: the result may lie in the memory of the first input
+    CUT = enum.auto()  #: the result is a tuple of parts of the first input
 
 
 _WORK = (Trait.MOVEMENT, Trait.ARITHMETIC, Trait.CONSTRUCTOR, Trait.PRODUCT)
@@ -83,28 +85,37 @@ _MAPS = Trait.ARITHMETIC | Trait.POINTWISE
 # each operator once, with other names of the same operator after it: ``name=other=other``
 _TABLE: tuple[tuple[Trait, str], ...] = (
     # movement: each element stays where it is
-    (_PASSES_ON | _ALIKE, "identity dropout alpha_dropout feature_alpha_dropout stochastic_depth"),
-    (_PASSES_ON, "alias clone contiguous data detach feature_dropout lift_fresh lift_fresh_copy positive=pos"),
-    (_PASSES_ON, "requires_grad"),
-    (_MOVES | Trait.POINTWISE, "bfloat16 bool cpu cuda double float half int long to=to_copy type type_as"),
-    (_MOVES | Trait.BROADCAST, "expand_as"),
-    (_MOVES | _ALIKE, "exit_point"),
+    (_PASSES_ON | _ALIKE | Trait.VIEW, "identity dropout alpha_dropout feature_alpha_dropout stochastic_depth"),
+    (_PASSES_ON | Trait.VIEW, "alias contiguous data detach feature_dropout lift_fresh positive=pos requires_grad"),
+    (_PASSES_ON, "clone lift_fresh_copy"),
+    (
+        _MOVES | Trait.POINTWISE | Trait.VIEW,
+        "bfloat16 bool cpu cuda double float half int long to=to_copy type type_as",
+    ),
+    (_MOVES | Trait.BROADCAST | Trait.VIEW, "expand_as"),
+    (_MOVES | _ALIKE | Trait.VIEW, "exit_point"),
     # movement: elements go elsewhere, by arguments that count no channels
     (
-        _MOVES | Trait.REARRANGEMENT,
-        """flatten flip fliplr flipud mT movedim=moveaxis permute pixel_unshuffle ravel repeat repeat_interleave squeeze
-        t=numpy_T tile transpose=swapaxes=swapdims unsqueeze""",
+        _MOVES | Trait.REARRANGEMENT | Trait.VIEW,
+        "flatten mT movedim=moveaxis permute ravel squeeze t=numpy_T transpose=swapaxes=swapdims unsqueeze",
     ),
+    (_MOVES | Trait.REARRANGEMENT, "flip fliplr flipud pixel_unshuffle repeat repeat_interleave tile"),
     # movement: all other
     (
+        _MOVES | Trait.VIEW | Trait.CUT,
+        "chunk dsplit hsplit split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split vsplit",
+    ),
+    (
+        _MOVES | Trait.VIEW,
+        """as_strided broadcast_to diagonal expand getattr getitem narrow reshape=view=unsafe_view select slice
+        unflatten unfold view_as=reshape_as""",
+    ),
+    (
         _MOVES,
-        """as_strided assign broadcast_tensors broadcast_to cat=concat=concatenate channel_shuffle chunk circular_pad
-        column_stack constant_pad constant_pad_nd copy diagonal dsplit dstack embedding expand gather
-        getattr getitem hsplit hstack im2col index index_put index_select look_up masked_select meshgrid narrow
-        native_channel_shuffle native_dropout pad pixel_shuffle reflection_pad replication_pad
-        reshape=view=unsafe_view resize rot90 scatter select select_scatter setitem slice
-        slice_scatter split split_with_sizes stack take take_along_dim tensor_split tril triu unbind unflatten unfold
-        unsafe_chunk unsafe_split view_as=reshape_as vsplit vstack zero_pad""",
+        """assign broadcast_tensors cat=concat=concatenate channel_shuffle circular_pad column_stack constant_pad
+        constant_pad_nd copy dstack embedding gather hstack im2col index index_put index_select look_up masked_select
+        meshgrid native_channel_shuffle native_dropout pad pixel_shuffle reflection_pad replication_pad resize rot90
+        scatter select_scatter setitem slice_scatter stack take take_along_dim tril triu vstack zero_pad""",
     ),
     (_MOVES | Trait.KEEPS_SHAPE, "roll"),
     (_MOVES | Trait.SIZES, "len numel=nelement shape size"),
