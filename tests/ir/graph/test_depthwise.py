@@ -97,7 +97,7 @@ def test_captured_again_exported_and_compiled_it_is_the_same():
 
 def test_a_trace_by_export_has_the_same_form():
     model, x = separable(2)
-    trace = export_trace(model, ("x",), (x,), strict=False)
+    trace = export_trace(model, ("x",), (x,), (), strict=False)
     assert trace.graph.find_nodes(op="call_function", target=depthwise_conv2d)
 
 
