@@ -46,6 +46,7 @@ _ARGUMENTS = {
 _KINDS = {"linear": (F.linear,), "conv": DEPTHWISE.keys(), "depthwise": DEPTHWISE.values()}
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
 _LITERALS = frozenset({bool, int, float, str, type(None), type(...), torch.dtype, torch.device})
+_PLAIN = _LITERALS | {dict, list, tuple, set}  # most of what a module holds: told apart from tensors at a glance
 _LEAVES = (_NormBase, _DropoutNd, ByMode)
 _LAYER_MODULES = (_ConvNd, nn.Linear)
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros", "rand", "randn", "randint", "randperm")
@@ -184,7 +185,7 @@ class TrainFormTracer(Tracer):
             value: f"{path}.{name}".lstrip(".")
             for path, module in modules.items()
             for name, value in vars(module).items()
-            if isinstance(value, fx._constant_attribute_types)
+            if type(value) not in _PLAIN and isinstance(value, fx._constant_attribute_types)
         }
         self._tensors = tensors_of(modules)
         self.names = {id(tensor): path for path, tensor in reversed(self._tensors.items())}

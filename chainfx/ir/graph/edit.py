@@ -128,7 +128,17 @@ def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
 
     A module that the model holds at several places is there under each of its paths.
     """
-    return dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, nn.Module] = {}
+
+    def find(module: nn.Module, path: str) -> None:
+        found[path] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                find(child, f"{path}.{name}" if path else name)
+
+    # as ``named_modules(remove_duplicate=False)``, without a generator for each level that every module passes through
+    find(model, "")
+    return found
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
