@@ -143,6 +143,7 @@ def count(
     cross_check: Annotated[bool, typer.Option("--cross-check", help="Compare MACs with other tools' counts.")] = False,
     depth: Annotated[int | None, typer.Option(help="Levels of modules to unfold, 0 for the totals alone.")] = None,
     sort: Annotated[str, typer.Option(help="Within a module: order (as they run), macs or bitops.")] = "order",
+    memory: Annotated[bool, typer.Option("--memory", help="Show bytes moved, energy and the peak of memory.")] = False,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values, one line a node.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to the screen.")] = None,
@@ -151,7 +152,7 @@ def count(
     from chainfx.counting import cross_checked, difference_of, inputs_of, parse_inputs, parse_rates, report_of
 
     arranged, formatted = (
-        {"--depth": depth is not None, "--sort": sort != "order"},
+        {"--depth": depth is not None, "--sort": sort != "order", "--memory": memory},
         {"--json": as_json, "--csv": as_csv},
     )
     priced = {"--against": against, "--convention": convention, "--exit-rates": exit_rates}
@@ -170,7 +171,7 @@ def count(
         text = str(shown)
     else:
         shown = report if rates is None else report.reprice(exit_rates=rates)
-        text = render(shown, depth=depth, sort=sort)  # type: ignore[arg-type]  # render refuses other words
+        text = render(shown, depth=depth, sort=sort, memory=memory)  # type: ignore[arg-type]  # render refuses other words
     _write(json.dumps(shown.to_dict()) if as_json else shown.to_csv() if as_csv else text, output)
 
 
