@@ -15,7 +15,7 @@ from chainfx.deploy import CompressedModel
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
-from chainfx.passes import Pass, Trainer, is_number, metric_of
+from chainfx.passes import Metric, Pass, Trainer, is_number, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
 
@@ -47,7 +47,8 @@ def compile(
 
     Parameters:
         model: the trained network; it is not changed.
-        passes: the passes with their options, in any order, or a :class:`Plan`.
+        passes: the passes with their options, in any order, or a :class:`Plan`. ``EarlyExit``, ``LowRank`` and
+            ``PruneChannels`` are taken back where their result is no cheaper, unless they have ``keep=True``.
         example_inputs: one batch of inputs as the network takes them, in the order of its ``forward`` or by name, batch
             first; shapes and dtypes count.
         trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
@@ -196,6 +197,12 @@ def _check_trainer(trainer: Any) -> None:
         raise InputError(
             f"trainer is {seen}{lacks}; give chainfx.training.Trainer(data) or an object with all that "
             f"chainfx.passes.Trainer lists."
+        )
+    metric = getattr(trainer, "metric", Metric())
+    if not isinstance(metric, Metric):
+        raise InputError(
+            f"trainer.metric is a {type(metric).__name__}; give a chainfx.passes.Metric, which names what the trainer "
+            f"measures, or leave it out for accuracy."
         )
 
 

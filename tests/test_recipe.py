@@ -258,7 +258,7 @@ def test_what_is_much_to_lose_may_be_nothing_and_is_no_negative_number(write, re
     assert load_recipe(write(MODEL + "passes: []\nwarn_drop: null\n")).warn_drop is None
     refused(
         MODEL + "passes: []\nwarn_drop: -1\n",
-        "recipe.yaml:3: warn_drop=-1: input should be greater than or equal to 0.",
+        "recipe.yaml:3: warn_drop=-1: should be greater than or equal to 0.",
     )
 
 

@@ -65,7 +65,7 @@ def silent(epoch):
     pass
 
 
-def whole(do):
+def finished(do):
     """Does something with every finished epoch, and nothing with what is told of parts of one."""
     return lambda epoch: do(epoch) if epoch.share == 1 else None
 
@@ -82,7 +82,7 @@ def changed(before, after):
 def test_it_learns_the_digits_and_reports_every_epoch(trainer):
     epochs: list[Epoch] = []
     model = Net()
-    metric = trainer.fit(model, on_epoch=whole(epochs.append))
+    metric = trainer.fit(model, on_epoch=finished(epochs.append))
     assert [(e.index, e.total) for e in epochs] == [(1, 2), (2, 2)] and epochs[0].loss > epochs[1].loss
     assert metric == max(e.metric for e in epochs) == trainer.evaluate(model) > 0.85
     assert trainer.test(model) > 0.85
@@ -96,7 +96,8 @@ def test_parts_of_an_epoch_are_told_at_a_bounded_rate_with_the_mean_loss_so_far(
     step = trainer_module._Run._step
     monkeypatch.setattr(trainer_module._Run, "_step", lambda *args: losses.append(step(*args)) or losses[-1])
     dataset = TensorDataset(torch.randn(48, 4), torch.arange(48) % 4)
-    data = from_loaders(DataLoader(dataset, 4), DataLoader(dataset, 4), num_classes=4)
+    loader = DataLoader(dataset, 4)
+    data = from_loaders(loader, loader, validation=loader, num_classes=4)
     Trainer(data, epochs=2).fit(nn.Linear(4, 4), on_epoch=told.append)
     assert [(e.index, e.total, e.share) for e in told] == [
         (index, 2, share) for index in (1, 2) for share in (0.25, 0.5, 0.75, 1)
@@ -392,7 +393,7 @@ def test_each_process_trains_on_its_own_share_of_every_batch(monkeypatch):
             lambda module, args: batches.append(args[0][:, 0].tolist()) if module.training else None
         )
         epochs = []
-        Trainer(data, epochs=2, learning_rate=1e-3).fit(model, on_epoch=whole(epochs.append))
+        Trainer(data, epochs=2, learning_rate=1e-3).fit(model, on_epoch=finished(epochs.append))
         assert len(epochs) == (2 if index == 0 else 0)
         return batches
 
@@ -418,7 +419,7 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_last(monkeypatch, trainer)
         monkeypatch.setattr("chainfx.training.trainer._accuracy", lambda model, *_: next(left))
         some = Trainer(trainer.data, epochs=len(metrics) - (not options))
         request = TuneRequest(**options)
-        kept = whole(lambda _: states.append(copy.deepcopy(model.state_dict())))
+        kept = finished(lambda _: states.append(copy.deepcopy(model.state_dict())))
         some.tune(model, request, seed=0, on_epoch=kept)
         assert next(left, None) is None
         same = [all(torch.equal(value, model.state_dict()[k]) for k, value in state.items()) for state in states]
