@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,11 +188,19 @@ def channels(
 
 
 @app.command("compile")
-def compile_recipe(recipe: Annotated[Path, typer.Argument(help="The recipe; see chainfx.recipe.")]) -> None:
+def compile_recipe(
+    recipe: Annotated[Path, typer.Argument(help="The recipe; see chainfx.recipe.")],
+    warn_drop: Annotated[
+        float | None,
+        typer.Option(min=0, help="Warn of a stage that loses more; 0.05, for 5 points, unless the recipe says it."),
+    ] = None,
+) -> None:
     """Compress a network as a recipe says, show what each pass did, and save the result."""
     from chainfx.recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    if warn_drop is not None:
+        loaded = replace(loaded, warn_drop=warn_drop)
     try:
         _compile(loaded)
     except KeyboardInterrupt as error:
@@ -220,10 +229,12 @@ def _compile(recipe: "Recipe") -> None:
         workdir=recipe.workdir,
         order=recipe.order,
         seed=recipe.seed,
+        warn_drop=recipe.warn_drop,
     )
     typer.echo(str(compressed.report))
     if trainer is not None:
-        typer.echo(f"test accuracy: {trainer.test(model):.2%} before, {trainer.test(compressed):.2%} after")
+        measured, before, after = trainer.metric, trainer.test(model), trainer.test(compressed)
+        typer.echo(f"test {measured.name}: {measured.text(before)} before, {measured.text(after)} after")
     if recipe.output is not None:
         compressed.save(recipe.output)
         typer.echo(f"saved to {recipe.output}")

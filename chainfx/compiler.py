@@ -15,7 +15,7 @@ from chainfx.deploy import CompressedModel
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
-from chainfx.passes import Pass, Trainer
+from chainfx.passes import Metric, Pass, Trainer, is_number, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
 
@@ -39,6 +39,7 @@ def compile(
     seed: int = 0,
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
+    warn_drop: float | None = 0.05,
 ) -> CompressedModel:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -46,7 +47,8 @@ def compile(
 
     Parameters:
         model: the trained network; it is not changed.
-        passes: the passes with their options, in any order, or a :class:`Plan`.
+        passes: the passes with their options, in any order, or a :class:`Plan`. ``EarlyExit``, ``LowRank`` and
+            ``PruneChannels`` are taken back where their result is no cheaper, unless they have ``keep=True``.
         example_inputs: one batch of inputs as the network takes them, in the order of its ``forward`` or by name, batch
             first; shapes and dtypes count.
         trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
@@ -60,6 +62,9 @@ def compile(
         on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
+        warn_drop: a stage that loses more than this, in units of the trainer's metric (0.05 is five points of
+            accuracy), names the likely causes in the report and in a :class:`~chainfx.errors.DropWarning`; ``None`` for
+            never.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -85,6 +90,8 @@ def compile(
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     if trainer is not None:
         _check_trainer(trainer)
+    if warn_drop is not None and not is_number(warn_drop, 0):
+        raise InputError(f"warn_drop={warn_drop!r} is out of range; use a number from 0, or None for no warning.")
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
     first = _stage(start)
     with recording():
@@ -92,7 +99,7 @@ def compile(
         given = {name: ordinary(x) for name, x in given.items()} if isinstance(given, Mapping) else inputs
         graph_module, how = capture_with_report(_own_copy(model) if has_inference_tensors(model) else model, given)
         captured = _own_copy(graph_module)
-        listener = TerminalListener()
+        listener = TerminalListener(metric=metric_of(trainer))
         finished: list[Stage] = []
         try:
             stages = run(
@@ -105,6 +112,7 @@ def compile(
                 seed=seed,
                 listener=listener,
                 start=first,
+                warn_drop=warn_drop,
             )
             for stage in stages:
                 finished = [*finished, stage]
@@ -189,6 +197,12 @@ def _check_trainer(trainer: Any) -> None:
         raise InputError(
             f"trainer is {seen}{lacks}; give chainfx.training.Trainer(data) or an object with all that "
             f"chainfx.passes.Trainer lists."
+        )
+    metric = getattr(trainer, "metric", Metric())
+    if not isinstance(metric, Metric):
+        raise InputError(
+            f"trainer.metric is a {type(metric).__name__}; give a chainfx.passes.Metric, which names what the trainer "
+            f"measures, or leave it out for accuracy."
         )
 
 

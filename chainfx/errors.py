@@ -6,6 +6,7 @@ __all__ = [
     "ChainfxError",
     "CostError",
     "DataError",
+    "DropWarning",
     "GraphError",
     "InputError",
     "PassError",
@@ -58,6 +59,10 @@ class RecipeError(ChainfxError):
 
 class ArtifactError(ChainfxError):
     """A saved model cannot be written or read; names the file and what is wrong with it."""
+
+
+class DropWarning(UserWarning):
+    """A stage lost more accuracy than ``warn_drop`` allows; names the likely causes."""
 
 
 class StageWarning(UserWarning):

@@ -5,7 +5,7 @@ import math
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from chainfx.passes import Epoch
+from chainfx.passes import Epoch, Metric
 from chainfx.scheduler import Listener, Stage
 
 __all__ = ["TerminalListener"]
@@ -16,10 +16,12 @@ _LINES = 10
 class TerminalListener(Listener):
     """Says what runs: a bar that moves on a terminal, plain lines in a pipe or a file; a line for each finished stage.
 
-    Plain lines tell of the beginning of a stage and of its epochs, of at most ten of them.
+    Plain lines tell of the beginning of a stage and of its epochs, of at most ten of them. ``metric``: what the trainer
+    measures after an epoch.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, metric: Metric | None = None) -> None:
+        self._measured_by = metric or Metric()
         self._console = console or Console(stderr=True)
         self._progress: Progress | None = None
         self._running = self._round = self._metric = ""
@@ -53,7 +55,7 @@ class TerminalListener(Listener):
     def epoch(self, epoch: Epoch) -> None:
         """Move the bar to where the trainer is."""
         if epoch.metric is not None:
-            self._metric = f", accuracy {epoch.metric:.2%}"
+            self._metric = f", {_shown(self._measured_by, epoch.metric)}"
         text = f"{self._running}{self._round} | epoch {epoch.index}/{epoch.total}{self._metric}"
         if self._progress:
             done = epoch.index - 1 + epoch.share
@@ -65,7 +67,7 @@ class TerminalListener(Listener):
         """Replace the bar by one line."""
         self.close()
         record = stage.record
-        metric = "" if record.metric is None else f" accuracy {record.metric:.2%}"
+        metric = "" if record.metric is None else f" {_shown(record.measured_by, record.metric)}"
         how = "resumed" if stage.resumed else f"{record.seconds:.1f} s"
         self._say(f"{record.label}:{metric} ({how})")
 
@@ -78,6 +80,10 @@ class TerminalListener(Listener):
     def _say(self, text: str) -> None:
         """One line, however long."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(metric: Metric, value: float) -> str:
+    return f"{metric.name} {metric.text(value)}"
 
 
 def _is_told(epoch: Epoch) -> bool:

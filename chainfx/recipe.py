@@ -33,9 +33,10 @@ from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
 from chainfx.errors import ChainfxError, RecipeError
-from chainfx.models import load_weights, resolve_model
+from chainfx.models import resolve_model
 from chainfx.passes import Pass, get_pass, pass_names
 from chainfx.training import Augment, Data, SplitOptions, Trainer, digits, from_folder, from_npz, from_torchvision
+from chainfx.zoo import load_weights
 
 __all__ = ["Recipe", "load_recipe", "resolve_model"]
 
@@ -91,6 +92,7 @@ class _Top(_Section):
     trainer: dict[str, Any] | None = None
     order: Literal["auto", "given"] = "auto"
     seed: int = 0
+    warn_drop: Annotated[float, Field(ge=0)] | None = 0.05
     workdir: RecipePath | None = None
     output: RecipePath | None = None
 
@@ -108,7 +110,8 @@ _READERS: Mapping[str, Callable[..., Data]] = {"digits": digits, "npz": from_npz
 class Recipe:
     """A checked recipe; its methods build what it describes. ``passes`` are as written, the plan orders them.
 
-    ``trains``: the model is to be trained from scratch first. Every error in building names the line of the recipe.
+    ``trains``: the model is to be trained from scratch first. ``warn_drop``: as of :func:`chainfx.compile`. Every error
+    in building names the line of the recipe.
     """
 
     path: Path
@@ -118,6 +121,7 @@ class Recipe:
     workdir: Path | None
     output: Path | None
     trains: bool
+    warn_drop: float | None
     _model: _Model
     _data: _Source | None
     _trainer: Mapping[str, Any] | None
@@ -186,6 +190,7 @@ def load_recipe(path: str | Path) -> Recipe:
         workdir=top.workdir,
         output=top.output,
         trains=model.train,
+        warn_drop=top.warn_drop,
         _model=model,
         _data=None if top.data is None else _data_section(text, top.data),
         _trainer=trainer,

@@ -130,7 +130,7 @@ def test_count_folds_and_sorts_the_tree(run):
 def saved(tmp_path_factory):
     """A quantized network with an exit, in a folder."""
     x = images()
-    passes = [Quantize(weights=4), EarlyExit(exits=1, threshold=0.5)]
+    passes = [Quantize(weights=4), EarlyExit(exits=1, threshold=0.5, keep=True)]
     folder = tmp_path_factory.mktemp("saved") / "small"
     chainfx.compile(small_resnet((1, 1)), passes, example_inputs=x, trainer=FakeTrainer(x)).save(folder)
     return folder
@@ -319,6 +319,21 @@ def test_compile_shows_plain_lines_of_progress_in_a_pipe(run, tmp_path):
     lines = [line.partition(",")[0] for line in err.splitlines()]
     assert code == 0 and lines[:2] == ["training the original network", "training the original network | epoch 1/1"]
     assert lines[3:5] == ["stage 1/2 prune-channels(ratio=0.5)", "stage 1/2 prune-channels(ratio=0.5) | epoch 1/1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "expected"),
+    [((), "", 0.05), ((), "warn_drop: 0.2\n", 0.2), (("--warn-drop", "0.1"), "warn_drop: 0.2\n", 0.1)],
+)
+def test_what_is_much_to_lose_is_said_in_the_recipe_or_on_the_command_line(
+    run, tmp_path, monkeypatch, arguments, line, expected
+):
+    def stand_in(*_, warn_drop, **__):
+        raise PassError(f"warn_drop is {warn_drop}")
+
+    monkeypatch.setattr("chainfx.compiler.compile", stand_in)
+    (tmp_path / "r.yaml").write_text(RECIPE + line)
+    assert run("compile", tmp_path / "r.yaml", *arguments) == (1, "", f"PassError: warn_drop is {expected}\n")
 
 
 def test_the_demo_is_run_with_a_console(run, monkeypatch):

@@ -13,7 +13,7 @@ from chainfx.passes import Distill, EarlyExit, Fuse, PruneChannels, PruneWeights
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
-CHAIN = [EarlyExit(exits=1, max_drop=0.1), Quantize(4, 4), PruneChannels(0.25), Distill(depth=0.5)]
+CHAIN = [EarlyExit(exits=1, max_drop=0.1, keep=True), Quantize(4, 4), PruneChannels(0.25), Distill(depth=0.5)]
 
 
 @pytest.fixture(scope="module")

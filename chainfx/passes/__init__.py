@@ -5,6 +5,7 @@ from chainfx.passes.base import (
     Epoch,
     Granularity,
     Kind,
+    Metric,
     Pass,
     PassContext,
     PassInfo,
@@ -12,6 +13,8 @@ from chainfx.passes.base import (
     Skipped,
     Trainer,
     TuneRequest,
+    is_number,
+    metric_of,
 )
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
@@ -32,6 +35,7 @@ __all__ = [
     "Granularity",
     "Kind",
     "LowRank",
+    "Metric",
     "Pass",
     "PassContext",
     "PassInfo",
@@ -45,6 +49,8 @@ __all__ = [
     "Trainer",
     "TuneRequest",
     "get_pass",
+    "is_number",
+    "metric_of",
     "pass_from_spec",
     "pass_names",
 ]

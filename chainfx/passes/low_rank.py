@@ -56,6 +56,9 @@ class LowRank(Pass):
     that something else reads too. A weight that several layers share stays shared. ``skip``: patterns (``fnmatch``) of
     layers.
 
+    Factors that do not pay are taken back: if the bit operations (``strict``) of the whole network do not fall,
+    :func:`chainfx.compile` leaves it as it was and says so. ``keep=True`` keeps them.
+
     Needs nothing; asks for tuning of all parameters with the task loss. ``profile`` of the result has the ``energy``
     and the ``ranks``, by weight: the channels between one factor and the next. Raises :class:`PassError` for options
     out of range, weights that are not finite, and a share of MACs that rank 1 everywhere does not reach.
@@ -70,6 +73,7 @@ class LowRank(Pass):
     macs: float | None = None
     scheme: Literal["tucker", "spatial"] = "tucker"
     skip: tuple[str, ...] = ()
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if (self.energy is None) == (self.macs is None):
@@ -81,6 +85,12 @@ class LowRank(Pass):
             self._check(fits, option, f"a share above 0 and {most}")
         self._check(self.scheme in ("tucker", "spatial"), "scheme", "'tucker' or 'spatial'")
         self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+        self._check(isinstance(self.keep, bool), "keep", "true or false")
+
+    @property
+    def must_pay(self) -> bool:
+        """Yes, without ``keep``."""
+        return not self.keep
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Find the ranks and replace the layers; see the class."""

@@ -20,12 +20,12 @@ from chainfx.report.cost_diff import diff_text
 from chainfx.report.cost_html import diff_html, report_html
 from chainfx.report.cost_report import render
 from chainfx.report.crosscheck import cross_check_text
-from chainfx.report.demo import DemoRow, demo_table
+from chainfx.report.demo import DemoRow, demo_headline, demo_table
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
 
-__all__ = ["DemoRow", "demo_table", "render"]
+__all__ = ["DemoRow", "demo_headline", "demo_table", "render"]
 
 register_renderer(ChainReport, "text", chain_text)
 register_renderer(ChainReport, "table", chain_table)

@@ -195,7 +195,7 @@ def test_an_artefact_of_chainfx_0_1_takes_its_input_by_position(tmp_path):
 def test_exits_take_inputs_by_name():
     x = images(16)
     small = chainfx.compile(
-        small_resnet((1, 1)), [EarlyExit(exits=1, threshold=0.2)], example_inputs=x, trainer=FakeTrainer(x)
+        small_resnet((1, 1)), [EarlyExit(exits=1, threshold=0.2, keep=True)], example_inputs=x, trainer=FakeTrainer(x)
     )
     assert torch.equal(small(x=x), small(x))
 

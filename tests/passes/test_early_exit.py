@@ -277,6 +277,10 @@ def test_heads_on_tokens_and_on_vectors(shape):
             "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-softmax.",
         ),
         (
+            lambda: EarlyExit(keep=1),
+            "early-exit: keep=1 is out of range; use true or false.",
+        ),
+        (
             lambda: EarlyExit(max_drop=1.0),
             "early-exit: max_drop=1.0 is out of range; use a share of accuracy in [0, 1).",
         ),

@@ -233,6 +233,7 @@ def test_spec_round_trip():
         "rounds": 1,
         "schedule": "linear",
         "compensate": False,
+        "keep": False,
     }
     assert PruneChannels.from_spec(step.spec()) == step
     assert step.label == "prune-channels(ratio=0.25, importance='bn', round_to=4, skip=('stem', 'block.*'))"
@@ -256,7 +257,8 @@ def test_half_of_every_group_goes_if_nothing_is_said():
             "importance is a function, which a recipe or record cannot hold; register it with "
             "chainfx.passes.pruning.register_importance('name') and give the name.",
         ),
-        ({"round_to": 0}, "round_to=0 is out of range; use an integer of at least 1."),
+        ({"round_to": 0}, "round_to=0 is out of range; use 'auto' or an integer of at least 1."),
+        ({"round_to": "8"}, "round_to='8' is out of range; use 'auto' or an integer of at least 1."),
         ({"skip": "block"}, "skip='block' is out of range; use a tuple of patterns."),
         ({"include": ["a"]}, "include=['a'] is out of range; use a tuple of patterns."),
         ({"scope": "all"}, "scope='all' is out of range; use 'uniform' or 'global'."),
@@ -266,6 +268,7 @@ def test_half_of_every_group_goes_if_nothing_is_said():
         ({"rounds": 0}, "rounds=0 is out of range; use an integer of at least 1."),
         ({"schedule": "cubic"}, "schedule='cubic' is out of range; use 'linear' or 'gradual'."),
         ({"compensate": 1}, "compensate=1 is out of range; use true or false."),
+        ({"keep": "yes"}, "keep='yes' is out of range; use true or false."),
         (
             {"ratio": 0.5, "macs": 0.5},
             "ratio and macs are given; give one of ratio, macs, bitops, parameters and latency.",

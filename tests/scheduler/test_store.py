@@ -366,7 +366,7 @@ def test_a_failure_after_a_start_keeps_the_start(tmp_path):
 def test_every_convention_is_read_from_the_record():
     x = images(32)
     stages = []
-    passes = [EarlyExit(exits=1, max_drop=0.2), Quantize(3, 4), PruneChannels(0.25)]
+    passes = [EarlyExit(exits=1, max_drop=0.2, keep=True), Quantize(3, 4), PruneChannels(0.25)]
     net = small_resnet((2, 2), width=8)
     chainfx.compile(net, passes, example_inputs=x, trainer=FakeTrainer(x), on_stage=stages.append)
     assert stages[-1].record.exit_rates

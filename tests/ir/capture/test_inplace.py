@@ -93,7 +93,7 @@ def test_a_change_in_place_belongs_to_the_segment_that_reads_it():
     net, x, stages = Staged().eval(), torch.randn(16, 1, 8, 8), []
     small = chainfx.compile(
         net,
-        [EarlyExit(exits=1, threshold=0.11)],
+        [EarlyExit(exits=1, threshold=0.11, keep=True)],
         example_inputs=x,
         trainer=FakeTrainer(x),
         on_stage=stages.append,
