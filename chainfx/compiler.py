@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -13,8 +13,17 @@ from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel
 from chainfx.errors import CaptureError, InputError
-from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
+from chainfx.ir.capture import (
+    Signature,
+    capture,
+    capture_to_read,
+    capture_with_report,
+    export_to_read,
+    signature_of,
+    unwrapped,
+)
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
+from chainfx.part import Part, put_in_place
 from chainfx.passes import Pass, Trainer
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
@@ -27,11 +36,13 @@ _M = TypeVar("_M", bound=nn.Module)
 _OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
 
 
+@overload
 def compile(
     model: nn.Module,
     passes: Sequence[Pass] | Plan,
     *,
     example_inputs: Inputs,
+    part: None = None,
     trainer: Trainer | None = None,
     calibration: Sequence[Inputs] | None = None,
     workdir: str | Path | None = None,
@@ -39,7 +50,40 @@ def compile(
     seed: int = 0,
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
-) -> CompressedModel:
+) -> CompressedModel: ...
+
+
+@overload
+def compile(
+    model: _M,
+    passes: Sequence[Pass] | Plan,
+    *,
+    example_inputs: Any,
+    part: str,
+    trainer: None = None,
+    calibration: Sequence[Any] | None = None,
+    workdir: str | Path | None = None,
+    order: Literal["auto", "given"] = "auto",
+    seed: int = 0,
+    on_stage: Callable[[Stage], None] | None = None,
+    start: Stage | str | Path | None = None,
+) -> _M: ...
+
+
+def compile(
+    model: nn.Module,
+    passes: Sequence[Pass] | Plan,
+    *,
+    example_inputs: Any,
+    part: str | None = None,
+    trainer: Trainer | None = None,
+    calibration: Sequence[Any] | None = None,
+    workdir: str | Path | None = None,
+    order: Literal["auto", "given"] = "auto",
+    seed: int = 0,
+    on_stage: Callable[[Stage], None] | None = None,
+    start: Stage | str | Path | None = None,
+) -> nn.Module:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
     Does the same inside ``torch.no_grad()`` and ``torch.inference_mode()``, and the result can be used outside of them.
@@ -49,6 +93,11 @@ def compile(
         passes: the passes with their options, in any order, or a :class:`Plan`.
         example_inputs: one batch of inputs as the network takes them, in the order of its ``forward`` or by name, batch
             first; shapes and dtypes count.
+        part: the dotted path of a module inside of ``model``, such as ``"backbone"``, to compress that alone. The
+            result is then a copy of ``model``, of its own class and in eval mode, with the :class:`CompressedModel` in
+            the place of the part. ``example_inputs`` and ``calibration`` stay those of ``model`` and may be whatever
+            it takes, a list of images for instance: ``model`` is run on them to see what the part is given. A trainer
+            is for whole networks: to tune a part, compile that module by itself, on its own inputs.
         trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
             passes that need no training run.
         calibration: batches of inputs from the training data, for quantization; the trainer's by default.
@@ -74,29 +123,36 @@ def compile(
         >>> small(x).shape, small.report.records[-1].after.macs
         (torch.Size([2, 4]), 192)
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}, not a torch.nn.Module; give the network itself.")
-    given = _checked(example_inputs, "example_inputs")
-    signature, inputs = signature_of(model, given)
-    batches = None if calibration is None else [_batch(signature, item) for item in calibration]
-    if batches is not None and not batches:
-        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    model = _network(model)
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     if trainer is not None:
-        _check_trainer(trainer)
+        _check_trainer(trainer, part)
+    if calibration is not None and not len(calibration):
+        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
     first = _stage(start)
     with recording():
+        model = _own_copy(model) if has_inference_tensors(model) else model
+        held = None if part is None else Part.seen(model, part, example_inputs)
+        module, given = (model, _checked(example_inputs, "example_inputs")) if held is None else held.as_called()
+        signature, inputs = signature_of(module, given)
+        batches = None if calibration is None else [_batch(held, signature, item) for item in calibration]
         inputs = tuple(map(ordinary, inputs))
         given = {name: ordinary(x) for name, x in given.items()} if isinstance(given, Mapping) else inputs
-        graph_module, how = capture_with_report(_own_copy(model) if has_inference_tensors(model) else model, given)
-        captured = _own_copy(graph_module)
-        listener = TerminalListener()
+        graph_module, how = capture_with_report(module, given)
+        if held is not None:
+            held.check(how.signature)
         finished: list[Stage] = []
+
+        def result() -> Any:
+            small = _result(finished, chain, inputs, how.signature)
+            return small if part is None else put_in_place(model, part, small)
+
+        listener = TerminalListener()
         try:
             stages = run(
-                captured,
+                _own_copy(graph_module),
                 chain,
                 example_inputs=inputs,
                 trainer=trainer,
@@ -107,16 +163,16 @@ def compile(
                 start=first,
             )
             for stage in stages:
-                finished = [*finished, stage]
+                finished.append(stage)
                 if on_stage:
                     on_stage(stage)
         except (Exception, KeyboardInterrupt) as error:
             if finished:
-                _attach(error, finished, chain, inputs, how.signature)
+                _attach(error, finished, result)
             raise
         finally:
             listener.close()
-        return _result(finished, chain, inputs, how.signature)
+        return result()
 
 
 def count(
@@ -138,6 +194,7 @@ def count(
         >>> chainfx.count(torch.nn.Linear(8, 4), torch.randn(1, 8)).macs
         32
     """
+    model = model if isinstance(model, CompressedModel) else unwrapped(model)
     given = _checked(example_inputs, "example_inputs")
     inputs = given if isinstance(given, tuple) else _in_order(model, given)
     if isinstance(model, CompressedModel):
@@ -180,8 +237,20 @@ def _stage(start: Any) -> Stage | None:
     raise InputError(f"start is a {type(start).__name__}; give a finished Stage or its folder in a workdir.")
 
 
-def _check_trainer(trainer: Any) -> None:
+def _network(model: Any) -> nn.Module:
+    """The network itself, without wrappers; raises :class:`InputError` for what is none."""
+    if isinstance(model, CompressedModel):
+        raise InputError("model is a CompressedModel, which is compressed already; give the network it was made from.")
+    return unwrapped(model)
+
+
+def _check_trainer(trainer: Any, part: str | None) -> None:
     """Raise :class:`InputError` for what has not all that a :class:`~chainfx.passes.Trainer` has."""
+    if part is not None:
+        raise InputError(
+            f"a trainer works on whole networks, not on part={part!r}; compile the module itself, model.{part}, with a "
+            f"trainer whose data are its inputs, and put the result in its place."
+        )
     missing = [name for name in _OF_TRAINERS if not hasattr(trainer, name)]
     if isinstance(trainer, type) or missing:
         seen = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
@@ -192,13 +261,11 @@ def _check_trainer(trainer: Any) -> None:
         )
 
 
-def _attach(
-    error: BaseException, finished: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature
-) -> None:
+def _attach(error: BaseException, finished: list[Stage], result: Callable[[], nn.Module]) -> None:
     """Give an error that goes on its way the result so far, as documented at :func:`compile`."""
     with contextlib.suppress(Exception):  # memory may still be short, and errors can be frozen: the first one counts
         error.add_note(f"finished stages: {', '.join(stage.record.name for stage in finished)}")
-        error.partial = _result(finished, chain, inputs, signature)  # type: ignore[attr-defined]  # documented there
+        error.partial = result()  # type: ignore[attr-defined]  # documented there
 
 
 def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature) -> CompressedModel:
@@ -213,8 +280,10 @@ def _in_order(model: nn.Module, named: Mapping[str, Tensor]) -> tuple[Tensor, ..
     return signature_of(model, named)[1]
 
 
-def _batch(signature: Signature, inputs: Any) -> tuple[Tensor, ...]:
+def _batch(held: Part | None, signature: Signature, inputs: Any) -> tuple[Tensor, ...]:
     """One batch of calibration in the order of the graph."""
+    if held is not None:
+        return held.batch(signature, inputs)
     given = _checked(inputs, "calibration")
     return given if isinstance(given, tuple) else signature.bind((), given)
 

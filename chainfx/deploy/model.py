@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.artifact import dtype_of, load_graph, read_document, save_graph, write_document
+from chainfx.ir.artifact import dtype_of, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
 from chainfx.ir.graph import check_rules, exits_of, leaving, propagate_shapes
 from chainfx.scheduler import ChainReport
@@ -70,9 +70,9 @@ class CompressedModel(nn.Module):
         inputs = self.signature.bind(args, kwargs)
         self.signature.check(inputs)
         if torch.compiler.is_compiling() or self.signature.has_shapes_of(inputs):
-            return self._run(*inputs)
+            return self._answer(*inputs)
         try:
-            return self._run(*inputs)
+            return self._answer(*inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -82,6 +82,10 @@ class CompressedModel(nn.Module):
             raise InputError(
                 f"the network was captured with inputs of shape {captured} and fails on {shapes}: {reason}."
             ) from error
+
+    def _answer(self, *inputs: Tensor) -> Any:
+        form, plain = self.signature.output, self._run(*inputs)
+        return plain if form is None or self._thresholds else form.put(plain)
 
     def _run(self, *inputs: Tensor) -> Any:
         if not self._thresholds:
@@ -123,7 +127,7 @@ class CompressedModel(nn.Module):
         module of the user's own that could not be captured.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         written = write_document(folder / _REPORT, self.report.to_dict())
         save_graph(self.graph_module, folder, {"signature": self.signature.to_dict(), "report": written})
 
@@ -160,6 +164,8 @@ def load(path: str | Path) -> CompressedModel:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
         check_rules(graph_module)
+        if signature and signature.output and not signature.output.fits(graph_module.graph.output_node().args[0]):
+            raise ValueError("it does not return what its signature says")
         return CompressedModel(graph_module, examples, report, signature)
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")

@@ -9,6 +9,7 @@ is not to be run elsewhere meanwhile.
 from chainfx.ir.capture.export import export_to_read
 from chainfx.ir.capture.signature import Input, Omitted, Signature, signature_of
 from chainfx.ir.capture.ways import CaptureReport, OpaqueLeaf, capture, capture_to_read, capture_with_report
+from chainfx.ir.capture.wrappers import unwrapped
 
 __all__ = [
     "CaptureReport",
@@ -21,4 +22,5 @@ __all__ = [
     "capture_with_report",
     "export_to_read",
     "signature_of",
+    "unwrapped",
 ]

@@ -147,7 +147,7 @@ def _others(few: tuple[Tensor, ...], *, sizes_free: bool) -> Iterator[tuple[str,
     batch = _batch_of(few)
     if few[0].dim() and batch:
         yield f"called again, on a batch of {batch + 1}", _batched(few, batch + 1)
-    for grow in (_larger_images, _longer_sequences) if sizes_free else ():
+    for grow in (_larger_images, _longer_sequences, _longer_signals) if sizes_free else ():
         larger = tuple(grow(x) for x in few)
         if any(a.shape != b.shape for a, b in zip(few, larger, strict=True)):
             shapes = ", ".join(str(tuple(x.shape)) for x in larger)
@@ -166,6 +166,11 @@ def _larger_images(x: Tensor) -> Tensor:
 def _longer_sequences(x: Tensor) -> Tensor:
     """One more position."""
     return torch.cat([x, x[:, :1]], 1) if x.dim() in (2, 3) and x.shape[1] > 1 else x
+
+
+def _longer_signals(x: Tensor) -> Tensor:
+    """One more value of each channel."""
+    return torch.cat([x, x[:, :, :1]], 2) if x.dim() == 3 and x.shape[2] > 1 else x
 
 
 def _copied(value: Any) -> Any:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
 from chainfx.ir.capture.hooks import alone
+from chainfx.ir.capture.outputs import taken_apart
 from chainfx.ir.capture.signature import arguments, signature_of
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import LAYERS, evaluating, operator_of
@@ -111,9 +112,9 @@ class _Translator:
 
     def _output(self, node: Node, structure: Any) -> None:
         flat = [self._proxy(value) for value in pytree.tree_leaves(node.args[0])]
-        self.tracer.create_node(
-            "output", "output", (self.tracer.create_arg(pytree.tree_unflatten(flat, structure)),), {}
-        )
+        whole = pytree.tree_unflatten(flat, structure)
+        plain, self.result.output = taken_apart(whole, type(self.model).__name__)
+        self.tracer.create_node("output", "output", (self.tracer.create_arg(plain),), {})
 
     def _proxy(self, value: Any) -> Any:
         return Proxy(self._node(value), self.tracer) if isinstance(value, Node) else value

@@ -6,7 +6,7 @@ check never waits for a device.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from chainfx.errors import InputError
+from chainfx.ir.capture.guards import Limits
+from chainfx.ir.capture.outputs import OutputForm
 
 __all__ = ["Input", "Omitted", "Signature", "arguments", "signature_of"]
 
@@ -34,7 +36,8 @@ class Input:
     """A parameter of ``forward`` that is an input of the graph.
 
     ``given``: whether callers give it by ``"position"``, by ``"name"``, or ``"either"`` way. ``shape`` and ``dtype``:
-    of the example input. ``fixed``: the dimensions in which every call must have the size of the example.
+    of the example input. ``fixed``: the dimensions in which every call must have the size of the example. ``limits``:
+    (dimension, least size, largest size or ``None``) of dimensions whose size the code branches on.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Input:
     shape: tuple[int, ...]
     dtype: torch.dtype
     fixed: tuple[int, ...] = ()
+    limits: tuple[tuple[int, int, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class Signature:
     """How a captured network is called.
 
     ``parameters``: those of ``forward``, in its order. ``why``: what fixed the sizes, in words; empty if none is fixed.
+    ``limited_by``: the line of code that branches on a size, empty if none has limits.
+    ``output``: how to put the output of the graph into the classes that the original returns, ``None`` if it is plain.
 
     >>> signature, _ = signature_of(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3)))
     >>> [(each.name, each.shape) for each in signature.inputs]
@@ -75,6 +81,8 @@ class Signature:
 
     parameters: tuple[Input | Omitted, ...]
     why: str = ""
+    output: OutputForm | None = None
+    limited_by: str = ""
 
     @classmethod
     def by_position(cls, names: Sequence[str], examples: Sequence[Tensor]) -> "Signature":
@@ -101,19 +109,33 @@ class Signature:
                 names.append(each.name)
         return tuple(names)
 
-    def with_fixed_sizes(self, why: str) -> "Signature":
-        """The signature of a graph that has every size but the batch written down.
+    def with_fixed_sizes(self, why: str, free: Collection[tuple[int, int]] = ()) -> "Signature":
+        """The signature of a graph that has written down every size but the batch and those that are ``free``.
 
-        The batch is the first dimension of the first input, and of every other one of the same length there.
+        The batch is the first dimension of the first input, and of every other one of the same length there. ``free``
+        has the numbers of inputs with the dimensions of them.
         """
         first = self.inputs[0].shape[:1]
+        numbers = {each.name: number for number, each in enumerate(self.inputs)}
 
         def fixed(each: Input) -> Input:
             start = 1 if each.shape[:1] == first else 0
-            return replace(each, fixed=tuple(range(start, len(each.shape))))
+            dims = range(start, len(each.shape))
+            return replace(each, fixed=tuple(dim for dim in dims if (numbers[each.name], dim) not in free))
 
         parameters = tuple(fixed(each) if isinstance(each, Input) else each for each in self.parameters)
-        return Signature(parameters, why)
+        return replace(self, parameters=parameters, why=why)
+
+    def with_limits(self, limits: Limits, limited_by: str) -> "Signature":
+        """The signature of a graph that holds for some sizes only: where the code takes the same way as traced."""
+        numbers = {each.name: number for number, each in enumerate(self.inputs)}
+
+        def limited(each: Input) -> Input:
+            found = [(dim, *sizes) for (number, dim), sizes in limits.items() if number == numbers[each.name]]
+            return replace(each, limits=tuple(found))
+
+        parameters = tuple(limited(each) if isinstance(each, Input) else each for each in self.parameters)
+        return replace(self, parameters=parameters, limited_by=limited_by if limits else "")
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The inputs of the graph in its order, from a call as the original takes it.
@@ -169,6 +191,14 @@ class Signature:
                         f"input {known.name!r} has shape {_shape(given.shape)}, but its dimension {dim} is fixed at "
                         f"{known.shape[dim]}, as {self.why}; give that size, or compile with an example of the other."
                     )
+            for dim, least, most in known.limits:
+                if given.shape[dim] < least or (most is not None and given.shape[dim] > most):
+                    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+                    raise InputError(
+                        f"input {known.name!r} has shape {_shape(given.shape)}, but its dimension {dim} has to be "
+                        f"{allowed}, as the code goes another way for others at {self.limited_by}; give such a size, "
+                        f"or compile with an example of the other."
+                    )
 
     def has_shapes_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors in the order of the graph have the shapes of the example inputs."""
@@ -176,12 +206,19 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, for :meth:`from_dict`."""
-        return {"parameters": [_to_dict(each) for each in self.parameters], "why": self.why}
+        return {
+            "parameters": [_to_dict(each) for each in self.parameters],
+            "why": self.why,
+            "output": self.output and self.output.to_dict(),
+            "limited_by": self.limited_by,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Signature":
         """What :meth:`to_dict` wrote; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        return cls(tuple(_from_dict(each) for each in data["parameters"]), _word(data["why"]))
+        output = OutputForm.from_dict(data["output"]) if data.get("output") is not None else None
+        parameters = tuple(_from_dict(each) for each in data["parameters"])
+        return cls(parameters, _word(data["why"]), output, _word(data.get("limited_by", "")))
 
     def _refused(self, problem: str) -> InputError:
         names = [f"{each.name} (by name)" if each.given == "name" else each.name for each in self.inputs]
@@ -272,8 +309,9 @@ def _to_dict(parameter: Input | Omitted) -> dict[str, Any]:
     named = {"name": parameter.name, "given": parameter.given}
     if isinstance(parameter, Omitted):
         return {**named, "default": parameter.default}
+    limits = {"limits": [list(each) for each in parameter.limits]} if parameter.limits else {}
     fixed = list(parameter.fixed)
-    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed}
+    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed, **limits}
 
 
 def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
@@ -285,7 +323,11 @@ def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
     shape, fixed = tuple(data["shape"]), tuple(data["fixed"])
     if not set(fixed) <= set(range(len(shape))):
         raise ValueError(f"shape {shape} has not the dimensions {fixed}")
-    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed)
+    limits = tuple((dim, least, most) for dim, least, most in data.get("limits", ()))
+    numbers = [x for dim, least, most in limits for x in (dim, least, 0 if most is None else most)]
+    if not all(type(x) is int for x in numbers) or not {dim for dim, _, _ in limits} <= set(range(len(shape))):
+        raise ValueError(f"sizes of {shape} have not the limits {limits}")
+    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed, limits)
 
 
 def _word(value: Any) -> str:
