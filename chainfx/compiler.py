@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -15,9 +15,11 @@ from chainfx.deploy import CompressedModel
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture import (
     Signature,
+    batch_first,
     capture,
     capture_to_read,
     capture_with_report,
+    check_batch_first,
     export_to_read,
     signature_of,
     unwrapped,
@@ -43,6 +45,7 @@ def compile(
     *,
     example_inputs: Inputs,
     part: None = None,
+    batch_dim: int = 0,
     trainer: Trainer | None = None,
     calibration: Sequence[Inputs] | None = None,
     workdir: str | Path | None = None,
@@ -60,6 +63,7 @@ def compile(
     *,
     example_inputs: Any,
     part: str,
+    batch_dim: int = 0,
     trainer: None = None,
     calibration: Sequence[Any] | None = None,
     workdir: str | Path | None = None,
@@ -76,6 +80,7 @@ def compile(
     *,
     example_inputs: Any,
     part: str | None = None,
+    batch_dim: int = 0,
     trainer: Trainer | None = None,
     calibration: Sequence[Any] | None = None,
     workdir: str | Path | None = None,
@@ -92,12 +97,16 @@ def compile(
         model: the trained network; it is not changed.
         passes: the passes with their options, in any order, or a :class:`Plan`.
         example_inputs: one batch of inputs as the network takes them, in the order of its ``forward`` or by name, batch
-            first; shapes and dtypes count.
+            first (see ``batch_dim``); shapes and dtypes count.
         part: the dotted path of a module inside of ``model``, such as ``"backbone"``, to compress that alone. The
             result is then a copy of ``model``, of its own class and in eval mode, with the :class:`CompressedModel` in
             the place of the part. ``example_inputs`` and ``calibration`` stay those of ``model`` and may be whatever
             it takes, a list of images for instance: ``model`` is run on them to see what the part is given. A trainer
             is for whole networks: to tune a part, compile that module by itself, on its own inputs.
+        batch_dim: the dimension of the batch in the first input, and in each other one that is as long there: 1 for
+            recurrent networks that take (length, batch, features). The result is called as ``model`` is, and
+            ``calibration`` has the batch there too; within the chain the batch is first, so a trainer, its data and
+            ``calibration`` of its own have it first.
         trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
             passes that need no training run.
         calibration: batches of inputs from the training data, for quantization; the trainer's by default.
@@ -123,13 +132,14 @@ def compile(
         >>> small(x).shape, small.report.records[-1].after.macs
         (torch.Size([2, 4]), 192)
     """
-    model = _network(model)
+    model = unwrapped(model)
+    if type(seed) is not int:
+        raise InputError(f"seed={seed!r} is no whole number; give one, such as 0.")
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     if trainer is not None:
         _check_trainer(trainer, part)
-    if calibration is not None and not len(calibration):
-        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    given_batches = None if calibration is None else _listed(calibration)
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
     first = _stage(start)
     with recording():
@@ -137,16 +147,20 @@ def compile(
         held = None if part is None else Part.seen(model, part, example_inputs)
         module, given = (model, _checked(example_inputs, "example_inputs")) if held is None else held.as_called()
         signature, inputs = signature_of(module, given)
-        batches = None if calibration is None else [_batch(held, signature, item) for item in calibration]
         inputs = tuple(map(ordinary, inputs))
-        given = {name: ordinary(x) for name, x in given.items()} if isinstance(given, Mapping) else inputs
-        graph_module, how = capture_with_report(module, given)
+        if batch_dim != 0:
+            module, signature = batch_first(module, signature, inputs, batch_dim)
+        batches = None if given_batches is None else [_batch(held, signature, item) for item in given_batches]
+        first_batch = signature.to_graph(inputs)
+        graph_module, how = capture_with_report(module, _as_given(given, signature, first_batch))
+        check_batch_first(graph_module, first_batch)
+        signature = how.signature.with_batch_of(signature) if batch_dim else how.signature
         if held is not None:
-            held.check(how.signature)
+            held.check(signature)
         finished: list[Stage] = []
 
         def result() -> Any:
-            small = _result(finished, chain, inputs, how.signature)
+            small = _result(finished, chain, inputs, signature)
             return small if part is None else put_in_place(model, part, small)
 
         listener = TerminalListener()
@@ -154,7 +168,7 @@ def compile(
             stages = run(
                 _own_copy(graph_module),
                 chain,
-                example_inputs=inputs,
+                example_inputs=first_batch,
                 trainer=trainer,
                 calibration=batches,
                 store=StageStore(Path(workdir)) if workdir is not None else None,
@@ -181,28 +195,34 @@ def count(
     convention: str = "mac_bw_ba",
     exit_rates: Mapping[str, float] | None = None,
     encodings: Sequence[str] = ("dense", "nominal"),
+    batch_dim: int = 0,
 ) -> CostReport:
     """The cost of one sample: MACs, bit operations under a named convention, storage.
 
     ``model`` is any module (captured first; exported if it has no train form, as with ``torch.cond``), a graph in train
     or deploy form, or a :class:`CompressedModel`, whose measured exit rates are used unless others are given. Computed
     on shapes alone; ``encodings`` other than ``dense`` and ``nominal`` read weights or masks, see
-    :mod:`chainfx.bitops.storage`.
+    :mod:`chainfx.bitops.storage`. ``batch_dim`` is as in :func:`compile`, for modules.
 
     Example:
         >>> import torch, chainfx
         >>> chainfx.count(torch.nn.Linear(8, 4), torch.randn(1, 8)).macs
         32
     """
-    model = model if isinstance(model, CompressedModel) else unwrapped(model)
-    given = _checked(example_inputs, "example_inputs")
-    inputs = given if isinstance(given, tuple) else _in_order(model, given)
+    model, given = unwrapped(model), _checked(example_inputs, "example_inputs")
     if isinstance(model, CompressedModel):
+        inputs = given if isinstance(given, tuple) else model.signature.bind((), given)
         rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
-        return count_graph(model.graph_module, inputs, convention, rates, encodings)
+        return count_graph(model.graph_module, model.signature.to_graph(inputs), convention, rates, encodings)
+    signature, inputs = (None, given) if isinstance(given, tuple) and not batch_dim else signature_of(model, given)
+    if signature is not None and batch_dim:
+        model, signature = batch_first(model, signature, inputs, batch_dim)
+        inputs = signature.to_graph(inputs)
+        given = _as_given(given, signature, inputs)
     if isinstance(model, GraphModule):
         return count_graph(model, inputs, convention, exit_rates, encodings)
     graph_module = capture_to_read(model, given) or _captured(model, given)
+    check_batch_first(graph_module, inputs)
     return count_graph(graph_module, inputs, convention, exit_rates, encodings)
 
 
@@ -237,13 +257,6 @@ def _stage(start: Any) -> Stage | None:
     raise InputError(f"start is a {type(start).__name__}; give a finished Stage or its folder in a workdir.")
 
 
-def _network(model: Any) -> nn.Module:
-    """The network itself, without wrappers; raises :class:`InputError` for what is none."""
-    if isinstance(model, CompressedModel):
-        raise InputError("model is a CompressedModel, which is compressed already; give the network it was made from.")
-    return unwrapped(model)
-
-
 def _check_trainer(trainer: Any, part: str | None) -> None:
     """Raise :class:`InputError` for what has not all that a :class:`~chainfx.passes.Trainer` has."""
     if part is not None:
@@ -273,19 +286,27 @@ def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signat
     return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report, signature)
 
 
-def _in_order(model: nn.Module, named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Inputs by name in the order in which the graph of a model takes them."""
-    if isinstance(model, CompressedModel):
-        return model.signature.bind((), named)
-    return signature_of(model, named)[1]
+def _listed(calibration: Any) -> list[Any]:
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+        raise InputError(f"calibration is of type {type(calibration).__name__}; give a list of batches of inputs.")
+    batches = list(calibration)
+    if not batches:
+        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    return batches
+
+
+def _as_given(given: Any, signature: Signature, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Inputs of the graph by position or by name, as the example inputs were given."""
+    names = [each.name for each in signature.inputs]
+    return dict(zip(names, inputs, strict=True)) if isinstance(given, Mapping) else inputs
 
 
 def _batch(held: Part | None, signature: Signature, inputs: Any) -> tuple[Tensor, ...]:
-    """One batch of calibration in the order of the graph."""
+    """One batch of calibration as the graph takes it."""
     if held is not None:
-        return held.batch(signature, inputs)
+        return signature.to_graph(held.batch(signature, inputs))
     given = _checked(inputs, "calibration")
-    return given if isinstance(given, tuple) else signature.bind((), given)
+    return signature.to_graph(given if isinstance(given, tuple) else signature.bind((), given))
 
 
 def _checked(inputs: Any, name: str) -> tuple[Tensor, ...] | Mapping[str, Tensor]:

@@ -6,9 +6,8 @@ the whole network.
 """
 
 import copy
-import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from chainfx.deploy import CompressedModel
 from chainfx.errors import InputError
-from chainfx.ir.capture import Signature
+from chainfx.ir.capture import Signature, with_forward
 from chainfx.ir.graph import evaluating
 
 __all__ = ["Part", "put_in_place"]
@@ -181,16 +180,12 @@ def _takes_flags(module: nn.Module) -> bool:
 
 
 def _with_defaults(module: nn.Module, values: Mapping[str, Any]) -> nn.Module:
-    """The same module, its parameters and children shared, whose ``forward`` has other defaults."""
-    shell = copy.copy(module)
-    forward = functools.partial(type(module).forward, shell)
+    """The same module, whose ``forward`` has other defaults."""
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **{**values, **kwargs})
+    def given(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: forward(*args, **{**values, **kwargs})
 
-    called.__signature__ = _declared(module, values)  # type: ignore[attr-defined]  # where inspect looks first
-    shell.forward = called
-    return shell
+    return with_forward(module, given, _declared(module, values))
 
 
 def _declared(module: nn.Module, values: Mapping[str, Any]) -> inspect.Signature:

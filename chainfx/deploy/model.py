@@ -43,6 +43,9 @@ class CompressedModel(nn.Module):
         torch.Size([2, 4])
     """
 
+    in_deploy_form = True
+    """Capture does not enter a network that has this."""
+
     def __init__(
         self,
         graph_module: GraphModule,
@@ -55,7 +58,7 @@ class CompressedModel(nn.Module):
         self.signature = signature or Signature.by_position(names, example_inputs)
         self.graph_module = to_codes(graph_module)
         folded = fold_codes(self.graph_module)
-        propagate_shapes(folded, example_inputs)
+        propagate_shapes(folded, self.signature.to_graph(example_inputs))
         self.segments = nn.ModuleList(split_segments(folded))
         self.example_inputs = tuple(torch.zeros_like(tensor) for tensor in example_inputs)
         self.report = report
@@ -84,8 +87,7 @@ class CompressedModel(nn.Module):
             ) from error
 
     def _answer(self, *inputs: Tensor) -> Any:
-        form, plain = self.signature.output, self._run(*inputs)
-        return plain if form is None or self._thresholds else form.put(plain)
+        return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
 
     def _run(self, *inputs: Tensor) -> Any:
         if not self._thresholds:

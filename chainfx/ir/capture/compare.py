@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from chainfx.ir.capture.modes import in_mode
+from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import arguments
 from chainfx.ir.graph import evaluating, modules_by_path
 
@@ -68,7 +69,7 @@ def find_difference(
             wanted = [_answer(model, few, by_name)]
         given = [("on the example inputs", few)]
         for what, inputs in _others(few, sizes_free=sizes_free):
-            with suppress(Exception):  # what the model does not take says nothing about the graph
+            with suppress(Exception), quiet():  # what the model does not take says nothing about the graph
                 wanted.append(_answer(model, inputs, by_name))
                 given.append((what, inputs))
     with _afresh(model, graph_module, examples):

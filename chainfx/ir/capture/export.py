@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from chainfx.errors import CaptureError
 from chainfx.ir.capture.hooks import alone
 from chainfx.ir.capture.outputs import taken_apart
+from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import arguments, signature_of
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import LAYERS, evaluating, operator_of
@@ -67,7 +68,7 @@ def export_to_read(model: nn.Module, example_inputs: Sequence[Tensor] | Mapping[
     be counted, but passes cannot work on it, because it is not in train form.
     """
     try:
-        with alone(), evaluating(model), torch.no_grad():
+        with alone(), quiet(), evaluating(model), torch.no_grad():
             signature, examples = signature_of(model, example_inputs)
             args, kwargs = arguments(examples, signature.by_name)
             return export(model, args, kwargs).module(check_guards=False)

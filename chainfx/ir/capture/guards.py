@@ -3,7 +3,7 @@
 Code such as ``if x.shape[1] > 1:`` is followed one way while it is traced. The graph then holds for the sizes for which
 the condition comes out the same, and those are found by computing it, on shapes alone, for sizes from small to large.
 Only conditions made of sizes by sums, products and comparisons are followed: they change their value once or twice on
-the way up, not at every other size, as what is left over from a division does.
+the way up, not at every other size as the remainder of a division does.
 """
 
 import linecache
@@ -29,10 +29,8 @@ Limits = dict[tuple[int, int], tuple[int, int | None]]
 
 Evaluate = Callable[[Sequence[Tensor]], Mapping[Node, Any]]
 
-_SIMPLE = frozenset(
-    (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.getitem, getattr)
-    + (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne)
-)
+_COMPARED = (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne)
+_SIMPLE = frozenset((operator.add, operator.sub, operator.mul, operator.neg, operator.getitem, getattr, *_COMPARED))
 _OUTSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _TRIED = (1, 2, 3, 4, 5, 7, 128, 509, 1024, 4099)
 

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import keyword
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args
@@ -21,26 +21,47 @@ from torch.fx import Proxy
 
 from chainfx.errors import InputError
 
-__all__ = ["OutputForm", "taken_apart"]
+__all__ = ["OutputForm", "each_tensor", "taken_apart"]
 
 Kind = Literal["tuple", "list", "dict", "named tuple", "dataclass", "mapping", "model output"]
 
 _PLAIN = (Proxy, Tensor, bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 _DEEPEST = 20
 _OUTPUTS = "transformers.modeling_outputs"
-_OF_TRANSFORMERS = frozenset(
-    """
-    BackboneOutput BaseModelOutput BaseModelOutputWithCrossAttentions BaseModelOutputWithNoAttention
-    BaseModelOutputWithPast BaseModelOutputWithPastAndCrossAttentions BaseModelOutputWithPooling
-    BaseModelOutputWithPoolingAndCrossAttentions BaseModelOutputWithPoolingAndNoAttention
-    BaseModelOutputWithPoolingAndProjection CausalLMOutput CausalLMOutputWithCrossAttentions CausalLMOutputWithPast
-    DepthEstimatorOutput ImageClassifierOutput ImageClassifierOutputWithNoAttention ImageSuperResolutionOutput
-    MaskedImageModelingOutput MaskedLMOutput MultipleChoiceModelOutput NextSentencePredictorOutput
-    QuestionAnsweringModelOutput SemanticSegmenterOutput Seq2SeqLMOutput Seq2SeqModelOutput
-    Seq2SeqQuestionAnsweringModelOutput Seq2SeqSequenceClassifierOutput SequenceClassifierOutput
-    SequenceClassifierOutputWithPast TokenClassifierOutput Wav2Vec2BaseModelOutput XVectorOutput
-    """.split()
-)
+_OF_TRANSFORMERS = {
+    "BackboneOutput",
+    "BaseModelOutput",
+    "BaseModelOutputWithCrossAttentions",
+    "BaseModelOutputWithNoAttention",
+    "BaseModelOutputWithPast",
+    "BaseModelOutputWithPastAndCrossAttentions",
+    "BaseModelOutputWithPooling",
+    "BaseModelOutputWithPoolingAndCrossAttentions",
+    "BaseModelOutputWithPoolingAndNoAttention",
+    "BaseModelOutputWithPoolingAndProjection",
+    "CausalLMOutput",
+    "CausalLMOutputWithCrossAttentions",
+    "CausalLMOutputWithPast",
+    "DepthEstimatorOutput",
+    "ImageClassifierOutput",
+    "ImageClassifierOutputWithNoAttention",
+    "ImageSuperResolutionOutput",
+    "MaskedImageModelingOutput",
+    "MaskedLMOutput",
+    "MultipleChoiceModelOutput",
+    "NextSentencePredictorOutput",
+    "QuestionAnsweringModelOutput",
+    "SemanticSegmenterOutput",
+    "Seq2SeqLMOutput",
+    "Seq2SeqModelOutput",
+    "Seq2SeqQuestionAnsweringModelOutput",
+    "Seq2SeqSequenceClassifierOutput",
+    "SequenceClassifierOutput",
+    "SequenceClassifierOutputWithPast",
+    "TokenClassifierOutput",
+    "Wav2Vec2BaseModelOutput",
+    "XVectorOutput",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +162,15 @@ def taken_apart(value: Any, owner: str) -> tuple[Any, OutputForm | None]:
     return plain, OutputForm(kind, keys, forms, f"{made_by.__module__}.{made_by.__qualname__}", made_by)
 
 
+def each_tensor(plain: Any, change: Callable[[Any], Any]) -> Any:
+    """A plain output with every tensor, or proxy of one, changed; numbers, texts and ``None`` stay."""
+    if isinstance(plain, dict):
+        return {key: each_tensor(value, change) for key, value in plain.items()}
+    if isinstance(plain, tuple | list):
+        return type(plain)(each_tensor(value, change) for value in plain)
+    return change(plain) if isinstance(plain, Tensor | Proxy) else plain
+
+
 def _kind_of(value: Any, owner: str) -> Kind | None:
     """The kind of an object with parts; ``None`` for tensors, plain values, and the tuples that torch itself makes."""
     if isinstance(value, _PLAIN) or type(value).__module__ == "torch.return_types":
@@ -193,7 +223,7 @@ def class_named(name: str, kind: Kind, keys: tuple[str | int, ...]) -> Any:
 @cache
 def _alike(word: str, kind: Kind, keys: tuple[str, ...]) -> Any:
     if kind == "named tuple":
-        return collections.namedtuple(word, keys)  # noqa: PYI024  # its fields are known here only
+        return collections.namedtuple(word, keys)  # its fields are known here only
     base = getattr(_of_transformers("transformers.utils"), "ModelOutput", None) if kind == "model output" else None
     fields = [(key, Any, field(default=None)) for key in keys]
     return dataclasses.make_dataclass(word, fields, bases=(base,) if base else ())

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from chainfx.errors import InputError
 from chainfx.ir.capture.guards import Limits
-from chainfx.ir.capture.outputs import OutputForm
+from chainfx.ir.capture.outputs import OutputForm, each_tensor
+from chainfx.ir.capture.wrappers import check_readable
 
 __all__ = ["Input", "Omitted", "Signature", "arguments", "signature_of"]
 
@@ -23,6 +24,7 @@ Given = Literal["position", "either", "name"]
 
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _NONE = inspect.Parameter.empty
+_MOST_DIMENSIONS = 64  # of a tensor of torch
 _LITERALS = (bool, int, float, str, type(None))
 _GIVEN: dict[Any, Given] = {
     inspect.Parameter.POSITIONAL_ONLY: "position",
@@ -37,7 +39,8 @@ class Input:
 
     ``given``: whether callers give it by ``"position"``, by ``"name"``, or ``"either"`` way. ``shape`` and ``dtype``:
     of the example input. ``fixed``: the dimensions in which every call must have the size of the example. ``limits``:
-    (dimension, least size, largest size or ``None``) of dimensions whose size the code branches on.
+    (dimension, least size, largest size or ``None``) of dimensions whose size the code branches on. ``batch``: the
+    dimension that is moved to the front for the graph.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Input:
     dtype: torch.dtype
     fixed: tuple[int, ...] = ()
     limits: tuple[tuple[int, int, int | None], ...] = ()
+    batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class Signature:
     """How a captured network is called.
 
     ``parameters``: those of ``forward``, in its order. ``why``: what fixed the sizes, in words; empty if none is fixed.
-    ``limited_by``: the line of code that branches on a size, empty if none has limits.
+    ``limited_by``: the line of code that branches on a size, empty if none has limits. ``answers``: where the first
+    dimension of each tensor of the output of the graph is moved to; empty if all stay.
     ``output``: how to put the output of the graph into the classes that the original returns, ``None`` if it is plain.
 
     >>> signature, _ = signature_of(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3)))
@@ -83,6 +88,7 @@ class Signature:
     why: str = ""
     output: OutputForm | None = None
     limited_by: str = ""
+    answers: tuple[int, ...] = ()
 
     @classmethod
     def by_position(cls, names: Sequence[str], examples: Sequence[Tensor]) -> "Signature":
@@ -136,6 +142,33 @@ class Signature:
 
         parameters = tuple(limited(each) if isinstance(each, Input) else each for each in self.parameters)
         return replace(self, parameters=parameters, limited_by=limited_by if limits else "")
+
+    def with_batch_of(self, caller: "Signature") -> "Signature":
+        """The signature of a graph that has the batch first, for callers that have it where ``caller`` says."""
+        batch = {each.name: each.batch for each in caller.inputs}
+
+        def placed(each: Input) -> Input:
+            dims = list(range(1, len(each.shape)))
+            dims.insert(batch[each.name], 0)  # by the caller's dimensions those of the graph
+            fixed = tuple(dim for dim, own in enumerate(dims) if own in each.fixed)
+            limits = tuple((dims.index(own), *sizes) for own, *sizes in each.limits)
+            shape = tuple(each.shape[own] for own in dims)
+            return replace(each, shape=shape, fixed=fixed, limits=limits, batch=batch[each.name])
+
+        parameters = tuple(placed(each) if isinstance(each, Input) else each for each in self.parameters)
+        return replace(self, parameters=parameters, answers=caller.answers)
+
+    def to_graph(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Inputs as callers have them with the batch first, as the graph takes them."""
+        given = zip(self.inputs, tensors, strict=True)
+        return tuple(x.movedim(known.batch, 0) if known.batch else x for known, x in given)
+
+    def from_graph(self, plain: Any) -> Any:
+        """What the original returns, from what the graph does: its classes, and the batch where it has it."""
+        if any(self.answers):
+            dims = iter(self.answers)
+            plain = each_tensor(plain, lambda x: x.movedim(0, next(dims)))
+        return plain if self.output is None else self.output.put(plain)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The inputs of the graph in its order, from a call as the original takes it.
@@ -211,6 +244,7 @@ class Signature:
             "why": self.why,
             "output": self.output and self.output.to_dict(),
             "limited_by": self.limited_by,
+            "answers": list(self.answers),
         }
 
     @classmethod
@@ -218,7 +252,8 @@ class Signature:
         """What :meth:`to_dict` wrote; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
         output = OutputForm.from_dict(data["output"]) if data.get("output") is not None else None
         parameters = tuple(_from_dict(each) for each in data["parameters"])
-        return cls(parameters, _word(data["why"]), output, _word(data.get("limited_by", "")))
+        answers = tuple(map(_dimension, data.get("answers", ())))
+        return cls(parameters, _word(data["why"]), output, _word(data.get("limited_by", "")), answers)
 
     def _refused(self, problem: str) -> InputError:
         names = [f"{each.name} (by name)" if each.given == "name" else each.name for each in self.inputs]
@@ -234,6 +269,7 @@ def signature_of(
     default last; a mapping is by name. Raises :class:`~chainfx.errors.InputError` for examples that are no tensors or
     not those that ``forward`` takes.
     """
+    check_readable(model)
     names = list(example_inputs) if isinstance(example_inputs, Mapping) else None
     tensors = _tensors(example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs)
     declared = _declared(model, names or [], len(tensors) if names is None else 0)
@@ -310,8 +346,9 @@ def _to_dict(parameter: Input | Omitted) -> dict[str, Any]:
     if isinstance(parameter, Omitted):
         return {**named, "default": parameter.default}
     limits = {"limits": [list(each) for each in parameter.limits]} if parameter.limits else {}
+    batch = {"batch": parameter.batch} if parameter.batch else {}
     fixed = list(parameter.fixed)
-    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed, **limits}
+    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed, **limits, **batch}
 
 
 def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
@@ -327,7 +364,16 @@ def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
     numbers = [x for dim, least, most in limits for x in (dim, least, 0 if most is None else most)]
     if not all(type(x) is int for x in numbers) or not {dim for dim, _, _ in limits} <= set(range(len(shape))):
         raise ValueError(f"sizes of {shape} have not the limits {limits}")
-    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed, limits)
+    batch = _dimension(data.get("batch", 0))
+    if batch and batch >= len(shape):
+        raise ValueError(f"shape {shape} has not the dimension {batch}")
+    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed, limits, batch)
+
+
+def _dimension(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MOST_DIMENSIONS:
+        raise ValueError(f"{value!r} is no dimension")
+    return value
 
 
 def _word(value: Any) -> str:

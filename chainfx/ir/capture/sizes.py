@@ -7,8 +7,8 @@ batch; it stays a node of the graph, so that the graph works for every batch. A 
 the data themselves, cannot be followed; it raises ``torch.fx.proxy.TraceError``.
 
 Sizes beyond the batch can be kept free in the same way: the nodes are evaluated once more, with other sizes in those
-dimensions. Then what is computed from a number that differs stays a node as well, though it may come out the same. Where the code
-branches on such a node, the sizes for which it would take the same way are the limits of the graph
+dimensions. Then what is computed from a number that differs stays a node as well, though it may come out the same.
+Where the code branches on such a node, the sizes for which it would take the same way are the limits of the graph
 (:mod:`chainfx.ir.capture.guards`).
 
 A graph that is only read, for instance to be counted, needs no free batch. Then each node is evaluated once, and every

@@ -1,9 +1,9 @@
 """Capture: a model as a graph in train form.
 
 The ways, in order: symbolic tracing (batch and resolution stay free), tracing with the sizes of the example inputs (the
-batch stays free, and the other sizes unless the code depends on them in a way that no node can show), ``torch.export`` (the same), and the innermost module that none of them can follow kept as an
-opaque leaf. A module without parameters that cannot be followed becomes a leaf before ``torch.export`` is asked: it
-hides nothing.
+batch stays free, and the other sizes where the code allows it), ``torch.export`` (the batch stays free), and the
+innermost module that none of them can follow kept as an opaque leaf. A module without parameters that cannot be
+followed becomes a leaf before ``torch.export`` is asked: it hides nothing.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from chainfx.ir.capture.export import export_trace
 from chainfx.ir.capture.guards import SizeError
 from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
+from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import Signature, arguments, signature_of
 from chainfx.ir.capture.sizes import BATCH, DATA, SizesTracer, sizes_to_free
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
@@ -53,12 +54,12 @@ class OpaqueLeaf:
 class CaptureReport:
     """How a graph was captured, and what of the model it does not show.
 
-    ``method``: ``"symbolic"`` (batch and resolution free), ``"sizes"`` (batch free, and other sizes where the code allows
-    it) or ``"export"`` (batch free). ``opaque``: leaves
-    that hide matrix multiplications or could not be followed. ``dropped``: ``state_dict`` names of the model that the
-    graph does not use, such as auxiliary heads of train mode. ``aliases``: (other name, kept name) of tensors that have
-    several. ``eval_structure``: the model's own ``forward`` does other things in train mode; the graph does those of
-    eval mode. ``signature``: how the graph is called, and which sizes it has fixed.
+    ``method``: ``"symbolic"`` (batch and resolution free), ``"sizes"`` (batch free, and other sizes where the code
+    allows it) or ``"export"`` (batch free). ``opaque``: leaves that hide matrix multiplications or could not be
+    followed. ``dropped``: ``state_dict`` names of the model that the graph does not use, such as auxiliary heads of
+    train mode. ``aliases``: (other name, kept name) of tensors that have several. ``eval_structure``: the model's own
+    ``forward`` does other things in train mode; the graph does those of eval mode. ``signature``: how the graph is
+    called, and which sizes it has fixed.
     """
 
     method: Method
@@ -252,7 +253,8 @@ class _Capture:
             with in_mode(self.model, training):
                 if "export" in way:
                     strict = way.startswith("strict")
-                    trace = export_trace(self.model, inputs, self.examples, by_name, strict=strict)
+                    with quiet():
+                        trace = export_trace(self.model, inputs, self.examples, by_name, strict=strict)
                     return simplify(trace, self.model)
                 if way != "symbolic":
                     to_read, free = way == "to read", self.frees.get(way)
@@ -361,10 +363,23 @@ def _explained(model: nn.Module, failure: _Failure) -> CaptureError:
     frame = _user_frame(failure.cause)
     where = type(model).__name__ if frame is None else f"{type(model).__name__} at {frame.filename}:{frame.lineno}"
     code = "its forward" if frame is None else f"`{frame.line}`"
+    instead = _way_out(reason, (frame and frame.line) or "")
     return CaptureError(
-        f"cannot capture {where}: {code} {why}; replace the branch by torch.where, or move these lines into a "
-        "submodule without parameters, which then stays one opaque node."
+        f"cannot capture {where}: {code} {why}; {instead}move these lines into a submodule without parameters, which "
+        "then stays one opaque node."
     )
+
+
+def _way_out(reason: str, line: str) -> str:
+    """What the code could do instead, by what stands in the way."""
+    word = line.split(maxsplit=1)[0] if line else ""
+    if reason == DATA and word == "while":
+        return "run a number of steps that does not depend on the data, or "
+    if reason == DATA and (word in ("if", "elif", "assert") or " if " in line):
+        return "replace the branch by torch.where, or "
+    if reason == DATA:
+        return "compute it with tensors, without .item() and Python numbers, or "
+    return "compute all samples at once, without a loop over the batch, or " if reason == BATCH else ""
 
 
 def _told(model: nn.Module, found: Difference) -> CaptureError:
