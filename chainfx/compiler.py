@@ -159,7 +159,7 @@ def compile(
             held.check(signature)
         finished: list[Stage] = []
 
-        def result() -> Any:
+        def result() -> nn.Module:
             small = _result(finished, chain, inputs, signature)
             return small if part is None else put_in_place(model, part, small)
 

@@ -1,6 +1,8 @@
 """The compressed network as a module to call, compile, save and load."""
 
+import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,10 +59,8 @@ class CompressedModel(nn.Module):
         names = [str(node.target) for node in graph_module.graph.find_nodes(op="placeholder")]
         self.signature = signature or Signature.by_position(names, example_inputs)
         self.graph_module = to_codes(graph_module)
-        folded = fold_codes(self.graph_module)
-        propagate_shapes(folded, self.signature.to_graph(example_inputs))
-        self.segments = nn.ModuleList(split_segments(folded))
         self.example_inputs = tuple(torch.zeros_like(tensor) for tensor in example_inputs)
+        self.segments = self._split()
         self.report = report
         self._thresholds = tuple(mark.threshold for mark in exits_of(self.graph_module))
         super().train(False)
@@ -112,6 +112,27 @@ class CompressedModel(nn.Module):
         for index, segment in enumerate(self.segments):
             varies = {"dynamic": True} if index else {}
             segment.compile(*args, **{"fullgraph": True, **varies, **kwargs})
+
+    def _split(self) -> nn.ModuleList:
+        folded = fold_codes(self.graph_module)
+        propagate_shapes(folded, self.signature.to_graph(self.example_inputs))
+        return nn.ModuleList(split_segments(folded))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``.to``, ``.half`` and the like do, also to the example inputs and the dtypes of the signature."""
+        super()._apply(fn, recurse)
+        before = [x.dtype for x in self.example_inputs]
+        self.example_inputs = tuple(map(fn, self.example_inputs))
+        if [x.dtype for x in self.example_inputs] != before:
+            self.signature = self.signature.with_dtypes_of(self.example_inputs)
+            self.segments = self._split().train(False)  # weights decoded in the new precision, as after load
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: the network, not what :meth:`compile` made of it."""
+        segments = (copy.copy(each) if each._compiled_call_impl else each for each in self.segments)
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_modules": {**state["_modules"], "segments": nn.ModuleList(segments)}}
 
     def train(self, mode: bool = True) -> Self:
         """Eval mode only; raises :class:`InputError` for ``train(True)``."""

@@ -26,6 +26,7 @@ __all__ = ["OutputForm", "each_tensor", "taken_apart"]
 Kind = Literal["tuple", "list", "dict", "named tuple", "dataclass", "mapping", "model output"]
 
 _PLAIN = (Proxy, Tensor, bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+_OWN: dict[Any, Kind] = {tuple: "tuple", list: "list", dict: "dict"}
 _DEEPEST = 20
 _OUTPUTS = "transformers.modeling_outputs"
 _OF_TRANSFORMERS = {
@@ -78,7 +79,7 @@ class OutputForm:
     """
 
     kind: Kind
-    keys: tuple[str | int, ...]
+    keys: tuple[Any, ...]
     parts: "tuple[OutputForm | None, ...]"
     name: str = ""
     made_by: Any = field(default=None, compare=False, repr=False)
@@ -95,11 +96,11 @@ class OutputForm:
         if self.kind == "dict":
             return named
         made_by = self.made_by or class_named(self.name, self.kind, self.keys)
-        return made_by(named) if self.kind == "mapping" else made_by(**named)  # type: ignore[arg-type]  # see from_dict
+        return made_by(named) if self.kind == "mapping" else made_by(**named)
 
     def fits(self, plain: Any) -> bool:
         """Whether the output of a graph, nodes in place of tensors, has such parts."""
-        plain_kind = {"tuple": tuple, "list": list, "named tuple": tuple}.get(self.kind, dict)
+        plain_kind: Any = {"tuple": tuple, "list": list, "named tuple": tuple}.get(self.kind, dict)
         if not isinstance(plain, plain_kind) or len(plain) != len(self.parts):
             return False
         if isinstance(plain, dict) and tuple(plain) != self.keys:
@@ -153,9 +154,12 @@ def taken_apart(value: Any, owner: str) -> tuple[Any, OutputForm | None]:
         return value, None
     keys, values = _parts_of(value, kind)
     done = [taken_apart(each, owner) for each in values]
-    plain_parts, forms = [plain for plain, _ in done], tuple(form for _, form in done)
-    plain = dict(zip(keys, plain_parts, strict=True)) if kind not in ("tuple", "list", "named tuple") else plain_parts
-    plain = tuple(plain) if kind in ("tuple", "named tuple") else plain
+    forms = tuple(form for _, form in done)
+    plain: Any = [part for part, _ in done]
+    if kind in ("tuple", "named tuple"):
+        plain = tuple(plain)
+    elif kind != "list":
+        plain = dict(zip(keys, plain, strict=True))
     if kind in ("tuple", "list", "dict"):
         return plain, None if not any(forms) else OutputForm(kind, keys, forms)
     made_by = type(value)
@@ -175,8 +179,8 @@ def _kind_of(value: Any, owner: str) -> Kind | None:
     """The kind of an object with parts; ``None`` for tensors, plain values, and the tuples that torch itself makes."""
     if isinstance(value, _PLAIN) or type(value).__module__ == "torch.return_types":
         return None
-    if type(value) in (tuple, list, dict):
-        return type(value).__name__  # type: ignore[no-any-return]
+    if type(value) in _OWN:
+        return _OWN[type(value)]
     if isinstance(value, collections.defaultdict):
         return "dict"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -195,7 +199,7 @@ def _advice(value: Any) -> str:
     return " (without a cache of keys and values: use_cache=False)" if type(value).__name__.endswith("Cache") else ""
 
 
-def _parts_of(value: Any, kind: Kind) -> tuple[tuple[str | int, ...], list[Any]]:
+def _parts_of(value: Any, kind: Kind) -> tuple[tuple[Any, ...], list[Any]]:
     if kind in ("tuple", "list"):
         return (), list(value)
     if kind == "named tuple":
@@ -206,7 +210,7 @@ def _parts_of(value: Any, kind: Kind) -> tuple[tuple[str | int, ...], list[Any]]
     return tuple(value), list(value.values())
 
 
-def class_named(name: str, kind: Kind, keys: tuple[str | int, ...]) -> Any:
+def class_named(name: str, kind: Kind, keys: tuple[Any, ...]) -> Any:
     """The class of a saved form: one of an exact list, else one with the same name and fields."""
     module, _, word = name.rpartition(".")
     if name == "collections.OrderedDict":

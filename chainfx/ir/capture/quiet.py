@@ -48,7 +48,7 @@ def quiet() -> Iterator[None]:
     others = _OtherThreads(thread)
     for handler in handlers:
         handler.addFilter(others)
-    sys.stderr = _Stream(stream, thread)  # type: ignore[assignment]  # all that is asked of a stream goes through
+    sys.stderr = _Stream(stream, thread)  # all that is asked of a stream goes through
     try:
         yield
     finally:

@@ -137,8 +137,8 @@ class Signature:
         numbers = {each.name: number for number, each in enumerate(self.inputs)}
 
         def limited(each: Input) -> Input:
-            found = [(dim, *sizes) for (number, dim), sizes in limits.items() if number == numbers[each.name]]
-            return replace(each, limits=tuple(found))
+            own = {dim: sizes for (number, dim), sizes in limits.items() if number == numbers[each.name]}
+            return replace(each, limits=tuple((dim, least, most) for dim, (least, most) in own.items()))
 
         parameters = tuple(limited(each) if isinstance(each, Input) else each for each in self.parameters)
         return replace(self, parameters=parameters, limited_by=limited_by if limits else "")
@@ -151,12 +151,28 @@ class Signature:
             dims = list(range(1, len(each.shape)))
             dims.insert(batch[each.name], 0)  # by the caller's dimensions those of the graph
             fixed = tuple(dim for dim, own in enumerate(dims) if own in each.fixed)
-            limits = tuple((dims.index(own), *sizes) for own, *sizes in each.limits)
+            limits = tuple((dims.index(own), least, most) for own, least, most in each.limits)
             shape = tuple(each.shape[own] for own in dims)
             return replace(each, shape=shape, fixed=fixed, limits=limits, batch=batch[each.name])
 
         parameters = tuple(placed(each) if isinstance(each, Input) else each for each in self.parameters)
         return replace(self, parameters=parameters, answers=caller.answers)
+
+    def with_batches(self, batches: Mapping[str, int], answers: tuple[int, ...]) -> "Signature":
+        """The signature of a graph that has inputs with these dimensions at the front, and answers moved back."""
+        parameters = tuple(
+            replace(each, batch=batches.get(each.name, 0)) if isinstance(each, Input) else each
+            for each in self.parameters
+        )
+        return replace(self, parameters=parameters, answers=answers)
+
+    def with_dtypes_of(self, tensors: Sequence[Tensor]) -> "Signature":
+        """The signature of the same graph in another precision, for example inputs in it."""
+        dtypes = {each.name: x.dtype for each, x in zip(self.inputs, tensors, strict=True)}
+        parameters = tuple(
+            replace(each, dtype=dtypes[each.name]) if isinstance(each, Input) else each for each in self.parameters
+        )
+        return replace(self, parameters=parameters)
 
     def to_graph(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Inputs as callers have them with the batch first, as the graph takes them."""

@@ -23,7 +23,8 @@ def unwrapped(model: Any) -> nn.Module:
     True
     """
     if not isinstance(model, nn.Module):
-        seen = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        name = type(model).__name__
+        seen = f"the class {model.__name__}" if isinstance(model, type) else f"a{'n' * (name[0] in 'AEIOU')} {name}"
         raise InputError(f"model is {seen}, not a torch.nn.Module; give the network itself.")
     if isinstance(model, _PARALLEL):
         return unwrapped(model.module)

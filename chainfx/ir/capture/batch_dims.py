@@ -9,7 +9,6 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,8 +42,7 @@ def batch_first(
             f"number from 0 to {first.dim() - 1}."
         )
     held = {each.name: _holds(x, first, batch_dim) for each, x in zip(signature.inputs, examples, strict=True)}
-    found = replace(signature, answers=_where_answered(model, signature, examples, [*held.values()], batch_dim))
-    parameters = [replace(each, batch=batch_dim) if held.get(each.name) else each for each in signature.parameters]
+    answers = _where_answered(model, signature, examples, [*held.values()], batch_dim)
     declared = inspect.signature(model.forward)
 
     def moving(forward: Forward) -> Forward:
@@ -52,15 +50,16 @@ def batch_first(
             bound = declared.bind(*args, **kwargs)
             for name, value in bound.arguments.items():
                 if held.get(name) and value is not None:
-                    bound.arguments[name] = value.movedim(0, batch_dim)
+                    bound.arguments[name] = _moved(value, 0, batch_dim)
             plain, form = taken_apart(forward(*bound.args, **bound.kwargs), type(model).__name__)
-            dims = iter(found.answers)
-            done = each_tensor(plain, lambda x: x.movedim(dim, 0) if (dim := next(dims)) else x)
+            dims = iter(answers)
+            done = each_tensor(plain, lambda x: _moved(x, next(dims), 0))
             return done if form is None else form.put(done)
 
         return called
 
-    return with_forward(model, moving, declared), replace(found, parameters=tuple(parameters))
+    batches = {name: batch_dim for name, here in held.items() if here}
+    return with_forward(model, moving, declared), signature.with_batches(batches, answers)
 
 
 def check_batch_first(graph_module: GraphModule, examples: Sequence[Tensor]) -> None:
@@ -112,6 +111,10 @@ def with_forward(module: nn.Module, changed: Callable[[Forward], Forward], decla
     return shell
 
 
+def _moved(x: Any, source: int, target: int) -> Any:
+    return x if source == target else x.movedim(source, target)
+
+
 def _holds(x: Tensor, first: Tensor, dim: int) -> bool:
     return x.dim() > dim and x.shape[dim] == first.shape[dim]
 
@@ -126,10 +129,14 @@ def _where_answered(
         with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(model, False):
             args, kwargs = arguments(inputs, signature.by_name)
             plain, _ = taken_apart(model(*args, **kwargs), type(model).__name__)
-        found: list[torch.Size] = []
-        each_tensor(plain, lambda x, found=found: found.append(x.shape))
-        shapes.append(found)
+        shapes.append(_shapes_of(plain))
     return tuple(_grown(few, many, dim) for few, many in zip(*shapes, strict=True))
+
+
+def _shapes_of(plain: Any) -> list[torch.Size]:
+    found: list[torch.Size] = []
+    each_tensor(plain, lambda x: found.append(x.shape))
+    return found
 
 
 def _grown(few: torch.Size, many: torch.Size, batch_dim: int) -> int:
