@@ -10,7 +10,7 @@ import linecache
 import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,10 +22,10 @@ from torch.fx.proxy import TraceError
 
 from chainfx.ir.graph import without_data
 
-__all__ = ["Guard", "Limits", "SizeError", "is_simple", "limits_of", "line_here"]
+__all__ = ["Bounds", "Guard", "SizeError", "bounds_of", "is_simple", "line_here"]
 
-Limits = dict[tuple[int, int], tuple[int, int | None]]
-"""The least and the largest size (``None`` without bound) by the number of an input and the dimension of it."""
+Place = tuple[int, int]
+"""The number of an input and a dimension of it."""
 
 Evaluate = Callable[[Sequence[Tensor]], Mapping[Node, Any]]
 
@@ -42,6 +42,18 @@ class Guard:
     node: Node
     value: Any
     line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """For which sizes a graph holds: ``limits`` are the least and the largest (``None`` without bound) by place.
+
+    Places of the same number in ``tied`` have to have one size. ``line``: of the code that is why, empty if all may be.
+    """
+
+    limits: Mapping[Place, tuple[int, int | None]] = field(default_factory=dict)
+    tied: Mapping[Place, int] = field(default_factory=dict)
+    line: str = ""
 
 
 class SizeError(TraceError):
@@ -65,34 +77,37 @@ def is_simple(node: Node, is_number: Callable[[Node], bool]) -> bool:
     return True
 
 
-def limits_of(
-    guards: Sequence[Guard], examples: Sequence[Tensor], free: Iterable[tuple[int, int]], evaluate: Evaluate
-) -> tuple[Limits, str]:
-    """The sizes of the ``free`` dimensions for which all guards keep their value, and the line of one that does not.
+def bounds_of(guards: Sequence[Guard], examples: Sequence[Tensor], free: Iterable[Place], evaluate: Evaluate) -> Bounds:
+    """The sizes of the ``free`` dimensions for which all guards keep their value.
 
-    There is no entry for a dimension without limits. ``evaluate`` gives what the nodes of the graph give for inputs
-    without data. Dimensions of the same size in the examples change together. Raises :class:`SizeError` where another
-    size in one of them alone changes a guard, or the next sizes on both sides do.
+    ``evaluate`` gives what the nodes of the graph give for inputs without data. Dimensions of the same size in the
+    examples change together; where one of them alone would change a guard, they are tied. Raises :class:`SizeError`
+    where the next sizes on both sides change one.
     """
-    groups: dict[int, list[tuple[int, int]]] = {}
+    groups: dict[int, list[Place]] = {}
     for index, dim in free:
         groups.setdefault(examples[index].shape[dim], []).append((index, dim))
-    found: Limits = {}
-    line = ""
+    limits: dict[Place, tuple[int, int | None]] = {}
+    tied: dict[Place, int] = {}
+    lines: list[str] = []
     for size, dims in groups.items():
-        for other in (size + 1, 2 * size) if len(dims) > 1 else ():
-            for one in dims:
-                if changed := _changed(guards, _resized(examples, [one], other), evaluate):
-                    raise SizeError(changed)
-        tried = {*_TRIED, size - 1, size + 1, 2 * size + 1, 3 * size - 1} - {0, size}
-        sides = (sorted((x for x in tried if x < size), reverse=True), sorted(x for x in tried if x > size))
+        tried = sorted({*_TRIED, size - 1, size + 1, 2 * size + 1, 3 * size - 1} - {0, size})
+        alone = [_changed(guards, _resized(examples, [dim], x), evaluate) for dim in _several(dims) for x in tried]
+        if any(alone):
+            lines += filter(None, alone)
+            tied |= dict.fromkeys(dims, size)
+        sides = ([x for x in reversed(tried) if x < size], [x for x in tried if x > size])
         (least, below), (most, above) = (_end(guards, size, side, examples, dims, evaluate) for side in sides)
         if least == most == size:
             raise SizeError(below)
         if below or above:
-            found |= dict.fromkeys(dims, (least if below else 0, most if above else None))
-            line = line or below or above
-    return found, line
+            limits |= dict.fromkeys(dims, (least if below else 0, most if above else None))
+            lines += filter(None, (below, above))
+    return Bounds(limits, tied, lines[0] if lines else "")
+
+
+def _several(dims: Sequence[Place]) -> Sequence[Place]:
+    return dims if len(dims) > 1 else ()
 
 
 def _end(
@@ -100,7 +115,7 @@ def _end(
     size: int,
     others: Sequence[int],
     examples: Sequence[Tensor],
-    dims: Sequence[tuple[int, int]],
+    dims: Sequence[Place],
     evaluate: Evaluate,
 ) -> tuple[int, str]:
     """The last of ``others`` before a guard changes and the line of that guard, empty if none ever does."""
@@ -122,7 +137,7 @@ def _changed(guards: Sequence[Guard], inputs: Sequence[Tensor], evaluate: Evalua
     return next((guard.line for guard in guards if values[guard.node] != guard.value), "")
 
 
-def _resized(examples: Sequence[Tensor], dims: Sequence[tuple[int, int]], size: int) -> list[Tensor]:
+def _resized(examples: Sequence[Tensor], dims: Sequence[Place], size: int) -> list[Tensor]:
     found = [without_data(x) for x in examples]
     for index, dim in dims:
         shape = list(found[index].shape)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from chainfx.errors import InputError
-from chainfx.ir.capture.guards import Limits
+from chainfx.ir.capture.guards import Bounds
 from chainfx.ir.capture.outputs import OutputForm, each_tensor
 from chainfx.ir.capture.wrappers import check_readable
 
@@ -39,8 +39,9 @@ class Input:
 
     ``given``: whether callers give it by ``"position"``, by ``"name"``, or ``"either"`` way. ``shape`` and ``dtype``:
     of the example input. ``fixed``: the dimensions in which every call must have the size of the example. ``limits``:
-    (dimension, least size, largest size or ``None``) of dimensions whose size the code branches on. ``batch``: the
-    dimension that is moved to the front for the graph.
+    (dimension, least size, largest size or ``None``) of dimensions whose size the code branches on. ``tied``:
+    (dimension, group) of those that have to be of one size in each group. ``batch``: the dimension that is moved to the
+    front for the graph.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Input:
     dtype: torch.dtype
     fixed: tuple[int, ...] = ()
     limits: tuple[tuple[int, int, int | None], ...] = ()
+    tied: tuple[tuple[int, int], ...] = ()
     batch: int = 0
 
 
@@ -73,7 +75,7 @@ class Signature:
     """How a captured network is called.
 
     ``parameters``: those of ``forward``, in its order. ``why``: what fixed the sizes, in words; empty if none is fixed.
-    ``limited_by``: the line of code that branches on a size, empty if none has limits. ``answers``: where the first
+    ``bounded_by``: the line of code that branches on a size, empty if none is bounded. ``answers``: where the first
     dimension of each tensor of the output of the graph is moved to; empty if all stay.
     ``output``: how to put the output of the graph into the classes that the original returns, ``None`` if it is plain.
 
@@ -87,7 +89,7 @@ class Signature:
     parameters: tuple[Input | Omitted, ...]
     why: str = ""
     output: OutputForm | None = None
-    limited_by: str = ""
+    bounded_by: str = ""
     answers: tuple[int, ...] = ()
 
     @classmethod
@@ -132,16 +134,18 @@ class Signature:
         parameters = tuple(fixed(each) if isinstance(each, Input) else each for each in self.parameters)
         return replace(self, parameters=parameters, why=why)
 
-    def with_limits(self, limits: Limits, limited_by: str) -> "Signature":
+    def with_bounds(self, bounds: Bounds) -> "Signature":
         """The signature of a graph that holds for some sizes only: where the code takes the same way as traced."""
         numbers = {each.name: number for number, each in enumerate(self.inputs)}
 
-        def limited(each: Input) -> Input:
-            own = {dim: sizes for (number, dim), sizes in limits.items() if number == numbers[each.name]}
-            return replace(each, limits=tuple((dim, least, most) for dim, (least, most) in own.items()))
+        def bounded(each: Input) -> Input:
+            places = [(numbers[each.name], dim) for dim in range(len(each.shape))]
+            limits = tuple((dim, *bounds.limits[place]) for dim, place in enumerate(places) if place in bounds.limits)
+            tied = tuple((dim, bounds.tied[place]) for dim, place in enumerate(places) if place in bounds.tied)
+            return replace(each, limits=limits, tied=tied)
 
-        parameters = tuple(limited(each) if isinstance(each, Input) else each for each in self.parameters)
-        return replace(self, parameters=parameters, limited_by=limited_by if limits else "")
+        parameters = tuple(bounded(each) if isinstance(each, Input) else each for each in self.parameters)
+        return replace(self, parameters=parameters, bounded_by=bounds.line)
 
     def with_batch_of(self, caller: "Signature") -> "Signature":
         """The signature of a graph that has the batch first, for callers that have it where ``caller`` says."""
@@ -152,8 +156,9 @@ class Signature:
             dims.insert(batch[each.name], 0)  # by the caller's dimensions those of the graph
             fixed = tuple(dim for dim, own in enumerate(dims) if own in each.fixed)
             limits = tuple((dims.index(own), least, most) for own, least, most in each.limits)
+            tied = tuple((dims.index(own), group) for own, group in each.tied)
             shape = tuple(each.shape[own] for own in dims)
-            return replace(each, shape=shape, fixed=fixed, limits=limits, batch=batch[each.name])
+            return replace(each, shape=shape, fixed=fixed, limits=limits, tied=tied, batch=batch[each.name])
 
         parameters = tuple(placed(each) if isinstance(each, Input) else each for each in self.parameters)
         return replace(self, parameters=parameters, answers=caller.answers)
@@ -245,9 +250,10 @@ class Signature:
                     allowed = f"{least} or more" if most is None else f"{least} to {most}"
                     raise InputError(
                         f"input {known.name!r} has shape {_shape(given.shape)}, but its dimension {dim} has to be "
-                        f"{allowed}, as the code goes another way for others at {self.limited_by}; give such a size, "
+                        f"{allowed}, as the code goes another way for others at {self.bounded_by}; give such a size, "
                         f"or compile with an example of the other."
                     )
+        self._check_tied(tensors)
 
     def has_shapes_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors in the order of the graph have the shapes of the example inputs."""
@@ -259,7 +265,7 @@ class Signature:
             "parameters": [_to_dict(each) for each in self.parameters],
             "why": self.why,
             "output": self.output and self.output.to_dict(),
-            "limited_by": self.limited_by,
+            "bounded_by": self.bounded_by,
             "answers": list(self.answers),
         }
 
@@ -269,7 +275,19 @@ class Signature:
         output = OutputForm.from_dict(data["output"]) if data.get("output") is not None else None
         parameters = tuple(_from_dict(each) for each in data["parameters"])
         answers = tuple(map(_dimension, data.get("answers", ())))
-        return cls(parameters, _word(data["why"]), output, _word(data.get("limited_by", "")), answers)
+        return cls(parameters, _word(data["why"]), output, _word(data.get("bounded_by", "")), answers)
+
+    def _check_tied(self, tensors: Sequence[Tensor]) -> None:
+        first: dict[int, tuple[str, int, int]] = {}
+        for known, given in zip(self.inputs, tensors, strict=True):
+            for dim, group in known.tied:
+                name, other, size = first.setdefault(group, (known.name, dim, given.shape[dim]))
+                if given.shape[dim] != size:
+                    raise InputError(
+                        f"input {known.name!r} has size {given.shape[dim]} in dimension {dim}, and {name!r} has {size} "
+                        f"in dimension {other}, but they have to be equal, as the code goes another way for others at "
+                        f"{self.bounded_by}; give equal sizes, or compile with an example of the other."
+                    )
 
     def _refused(self, problem: str) -> InputError:
         names = [f"{each.name} (by name)" if each.given == "name" else each.name for each in self.inputs]
@@ -361,10 +379,11 @@ def _to_dict(parameter: Input | Omitted) -> dict[str, Any]:
     named = {"name": parameter.name, "given": parameter.given}
     if isinstance(parameter, Omitted):
         return {**named, "default": parameter.default}
-    limits = {"limits": [list(each) for each in parameter.limits]} if parameter.limits else {}
+    named_bounds = {"limits": parameter.limits, "tied": parameter.tied}
+    bounds = {name: [list(each) for each in found] for name, found in named_bounds.items() if found}
     batch = {"batch": parameter.batch} if parameter.batch else {}
     fixed = list(parameter.fixed)
-    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed, **limits, **batch}
+    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed, **bounds, **batch}
 
 
 def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
@@ -377,13 +396,14 @@ def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
     if not set(fixed) <= set(range(len(shape))):
         raise ValueError(f"shape {shape} has not the dimensions {fixed}")
     limits = tuple((dim, least, most) for dim, least, most in data.get("limits", ()))
-    numbers = [x for dim, least, most in limits for x in (dim, least, 0 if most is None else most)]
-    if not all(type(x) is int for x in numbers) or not {dim for dim, _, _ in limits} <= set(range(len(shape))):
-        raise ValueError(f"sizes of {shape} have not the limits {limits}")
+    tied = tuple((dim, group) for dim, group in data.get("tied", ()))
+    numbers = [x for bound in (*limits, *tied) for x in bound if x is not None]
+    if not all(type(x) is int for x in numbers) or not {bound[0] for bound in (*limits, *tied)} <= {*range(len(shape))}:
+        raise ValueError(f"sizes of {shape} have not the bounds {limits} and {tied}")
     batch = _dimension(data.get("batch", 0))
     if batch and batch >= len(shape):
         raise ValueError(f"shape {shape} has not the dimension {batch}")
-    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed, limits, batch)
+    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed, limits, tied, batch)
 
 
 def _dimension(value: Any) -> int:

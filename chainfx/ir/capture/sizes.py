@@ -8,7 +8,7 @@ the data themselves, cannot be followed; it raises ``torch.fx.proxy.TraceError``
 
 Sizes beyond the batch can be kept free in the same way: the nodes are evaluated once more, with other sizes in those
 dimensions. Then what is computed from a number that differs stays a node as well, though it may come out the same.
-Where the code branches on such a node, the sizes for which it would take the same way are the limits of the graph
+Where the code branches on such a node, the sizes for which it would take the same way are the bounds of the graph
 (:mod:`chainfx.ir.capture.guards`).
 
 A graph that is only read, for instance to be counted, needs no free batch. Then each node is evaluated once, and every
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.fx.proxy import TraceError
 
-from chainfx.ir.capture.guards import Guard, SizeError, is_simple, limits_of, line_here
+from chainfx.ir.capture.guards import Guard, SizeError, bounds_of, is_simple, line_here
 from chainfx.ir.capture.hooks import watched_by
 from chainfx.ir.capture.tracer import Trace, TrainFormProxy, TrainFormTracer
 from chainfx.ir.graph import MetaEvaluator, modules_by_path, needs_data, without_data
@@ -131,7 +131,7 @@ class SizesTracer(TrainFormTracer):
         self._evaluator = MetaEvaluator(modules_by_path(model))
         trace = super().run(model)
         if self._guards and not model.training:
-            trace.limits, trace.limited_by = limits_of(self._guards, self._given, self.free, self._evaluated)
+            trace.bounds = bounds_of(self._guards, self._given, self.free, self._evaluated)
         return trace
 
     def number(self, node: Node) -> Any:

@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.capture.attention import attend
-from chainfx.ir.capture.guards import Limits
+from chainfx.ir.capture.guards import Bounds
 from chainfx.ir.capture.hooks import alone, hooked, recorded, replaced, seen_here, watched_by, watcher_here
 from chainfx.ir.capture.outputs import OutputForm, taken_apart
 from chainfx.ir.capture.signature import arguments
@@ -60,8 +60,7 @@ class Trace:
     ``scopes``: the path of the module that made each node, also of those erased since. ``steps``: per module path, in
     order, the nodes that it made itself and the paths of the modules that it entered. ``constants``: tensors that
     belong to no module, by name. ``output``: how to put what the graph returns into the classes that the model returns.
-    ``limits``: the least and largest size in dimensions that are free but for what the code branches on, and the line
-    that does, ``limited_by``.
+    ``bounds``: of sizes that are free but for what the code branches on.
     """
 
     graph: Graph
@@ -69,8 +68,7 @@ class Trace:
     steps: dict[str, list[Node | str]] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     output: OutputForm | None = None
-    limits: Limits = field(default_factory=dict)
-    limited_by: str = ""
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 def normal_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -206,7 +206,7 @@ class _Capture:
                 evaluation, training = self._trace(way, False), self._trace(way, True)
         self.eval_structure = bool(differing)
         known = replace(self.signature, output=evaluation.output)
-        self.signature = known.with_limits(evaluation.limits, evaluation.limited_by)
+        self.signature = known.with_bounds(evaluation.bounds)
         graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
         if way != "sizes":
             self._check_shapes(graph_module)

@@ -107,6 +107,24 @@ def test_sequences_of_any_length(masked, tmp_path):
         assert str(caught.value).endswith("; give such a size, or compile with an example of the other.")
 
 
+@pytest.mark.parametrize("condition", [lambda h, w: h == w, lambda h, w: h - w > -20], ids=["square", "not too wide"])
+def test_sizes_that_the_code_compares_have_to_stay_equal(condition, tmp_path):
+    net = Branching(condition).eval()
+    small = chainfx.compile(net, [Fuse()], example_inputs=torch.randn(2, 3, 16, 16))
+    small.save(tmp_path)
+    for model in (small, chainfx.load(tmp_path)):
+        x = torch.randn(2, 3, 40, 40)
+        assert torch.allclose(model(x), net(x), atol=1e-6)
+        with pytest.raises(InputError) as caught:
+            model(torch.randn(2, 3, 16, 40))
+        assert str(caught.value) == (
+            "input 'x' has size 40 in dimension 3, and 'x' has 16 in dimension 2, but they have to be equal, as the "
+            f"code goes another way for others at {model.signature.bounded_by}; give equal sizes, or compile with an "
+            "example of the other."
+        )
+        assert model.signature.bounded_by.startswith("`if self.condition(x.shape[2], x.shape[3]):` at test_guards.py:")
+
+
 def test_signals_of_any_length():
     net = Signal().eval()
     graph_module, report = captured(net, torch.randn(2, 2, 12))
@@ -130,7 +148,6 @@ class Branching(nn.Module):
 CONDITIONS = {
     "odd": lambda h, w: h % 2 == 1,
     "in steps": lambda h, w: h // 8 == 2,
-    "square": lambda h, w: h == w,
     "one size": lambda h, w: h == 16,
     "far": lambda h, w: h > 20,
 }
