@@ -28,7 +28,16 @@ PASSES = [
     Quantize(8, 8),
     Quantize(4, 4, granularity="tensor"),
     Quantize(1, 2, scheme="dorefa"),
-    *(PruneChannels(0.5, importance=each, compensate=True) for each in importance_names()),
+    PruneChannels(0.5, compensate=True),
+]
+ALL = [
+    *((one, dtype) for one in PASSES for dtype in (torch.float16, torch.bfloat16)),
+    *(pytest.param(one, torch.float64, marks=pytest.mark.slow) for one in PASSES),
+    *(
+        pytest.param(PruneChannels(0.5, importance=each, compensate=True), dtype, marks=pytest.mark.slow)
+        for each in importance_names()
+        for dtype in DTYPES
+    ),
 ]
 
 
@@ -56,8 +65,7 @@ def floats_of(model):
     return {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("one", PASSES, ids=lambda one: one.label)
+@pytest.mark.parametrize(("one", "dtype"), ALL, ids=lambda value: getattr(value, "label", str(value)))
 def test_every_pass_keeps_the_dtype_of_the_network(one, dtype, tmp_path):
     net, x = network_for(one)
     net, x = net.to(dtype), x.to(dtype)
@@ -84,7 +92,7 @@ def test_a_compressed_network_changes_its_dtype_and_is_saved(dtype, tmp_path):
     assert torch.equal(chainfx.load(tmp_path)(x.to(dtype)), answer)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
 )

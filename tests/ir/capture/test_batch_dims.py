@@ -1,22 +1,25 @@
 """Networks whose batch is not the first dimension."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
 import chainfx
 from chainfx.errors import InputError
-from chainfx.passes import Fuse, PruneWeights, Quantize
+from chainfx.passes import Fuse, Granularity, Kind, Pass, PassInfo, PassResult, PruneWeights
 from chainfx.training import Trainer, from_loaders
 
 
 class Recurrent(nn.Module):
     """(length, batch, 5) to the answers of all steps, those of the last one, and the state."""
 
-    def __init__(self, parts, batch_first=False):
+    def __init__(self, parts):
         super().__init__()
         self.words, self.out = nn.Linear(5, 6), nn.Linear(8, 3)
-        self.body, self.parts = nn.LSTM(6, 8, batch_first=batch_first), parts
+        self.body, self.parts = nn.LSTM(6, 8), parts
 
     def forward(self, x, state=None):
         steps, state = self.body(self.words(x), None if state is None else (state, state))
@@ -73,22 +76,23 @@ def test_costs_are_those_of_one_sample():
     assert small.report.records[0].after.macs == steps
 
 
-def test_calibration_has_the_batch_where_the_network_has_it():
-    def small(batch_dim, calibration):
-        torch.manual_seed(0)
-        net = Recurrent(last if batch_dim else lambda steps, state: steps[:, -1], batch_first=not batch_dim).eval()
-        x = torch.randn(7, 2, 5)
-        return chainfx.compile(
-            net,
-            [Quantize(8, 8)],
-            example_inputs=x if batch_dim else x.transpose(0, 1),
-            batch_dim=batch_dim,
-            calibration=[calibration],
-        )
+@dataclass(frozen=True)
+class Look(Pass):
+    """Changes nothing and notes the shapes of what it is given for calibration."""
 
-    x, batch = torch.randn(6, 3, 5), torch.randn(7, 8, 5)
-    answer = small(1, batch)(x)
-    assert torch.equal(answer, small(0, batch.transpose(0, 1))(x.transpose(0, 1)))
+    info: ClassVar[PassInfo] = PassInfo(
+        "look", Kind.STATIC, Granularity.LAYER, needs=frozenset({"calibration"}), domain="network"
+    )
+    seen: ClassVar[list[tuple[int, ...]]] = []
+
+    def apply(self, graph_module, context, /):
+        self.seen[:] = [tuple(batch[0].shape) for batch in context.calibration]
+        return PassResult(graph_module, modified=False)
+
+
+def test_calibration_has_the_batch_where_the_network_has_it():
+    compiled(last, Look(), calibration=[torch.randn(6, 8, 5), torch.randn(4, 3, 5)])
+    assert Look.seen == [(8, 6, 5), (3, 4, 5)]
 
 
 def test_a_trainer_has_the_batch_first():

@@ -222,6 +222,7 @@ def test_a_file_whose_form_does_not_fit_is_refused(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_follows_the_classes():
     x = torch.randn(2, 4)

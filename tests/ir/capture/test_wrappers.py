@@ -10,7 +10,7 @@ import chainfx
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture import capture, export_to_read
 from chainfx.passes import Fuse
-from chainfx.training import Trainer, digits
+from chainfx.training import Trainer
 
 
 def net():
@@ -38,12 +38,18 @@ TAKEN = {
     "compiled": lambda: torch.compile(net(), backend="eager"),
     "compiled in place": compiled_in_place,
     "parallel": lambda: nn.DataParallel(net()),
+}
+TAKEN_TOO = {
     "several": lambda: torch.compile(nn.DataParallel(torch.compile(net(), backend="eager")), backend="eager"),
     "compiled within": lambda: within(lambda layer: torch.compile(layer, backend="eager")),
 }
 
 
-@pytest.mark.parametrize("make", TAKEN.values(), ids=TAKEN)
+@pytest.mark.parametrize(
+    "make",
+    [*TAKEN.values(), *(pytest.param(make, marks=pytest.mark.slow) for make in TAKEN_TOO.values())],
+    ids=[*TAKEN, *TAKEN_TOO],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_wrappers_are_taken_off(make):
     model, x = make(), torch.randn(2, 4)
@@ -58,6 +64,10 @@ def test_a_wrapped_compressed_network_is_counted():
     assert chainfx.count(torch.compile(compressed(), backend="eager"), x).macs == 4 * 8 + 8 * 3
 
 
+def exported():
+    return torch.export.export(net(), (torch.zeros(2, 4),)).module()
+
+
 SCRIPTED = "of torch.jit, whose Python code is gone; give the module that it was made from."
 REFUSED = {
     "scripted": (lambda: torch.jit.script(net()), f"model is a RecursiveScriptModule {SCRIPTED}"),
@@ -66,10 +76,6 @@ REFUSED = {
     "parallel within": (
         lambda: within(nn.DataParallel),
         "module '0' is a DataParallel; put the module inside of it, its .module, in its place.",
-    ),
-    "exported": (
-        lambda: torch.export.export(net(), (torch.zeros(2, 4),)).module(),
-        "model is a graph of torch.export, which has no train mode; give the module that was exported.",
     ),
     "a program": (
         lambda: torch.export.export(net(), (torch.zeros(2, 4),)),
@@ -102,6 +108,19 @@ def test_what_cannot_be_read_is_one_sentence(make, message, do):
     with pytest.raises(InputError) as caught:
         do(make())
     assert str(caught.value) == message
+
+
+def test_a_graph_of_export_is_counted():
+    assert chainfx.count(exported(), torch.zeros(2, 4)).macs == 4 * 8 + 8 * 3
+    for do in (
+        lambda model, x: chainfx.compile(model, [Fuse()], example_inputs=x),
+        lambda model, x: capture(model, (x,)),
+    ):
+        with pytest.raises(InputError) as caught:
+            do(exported(), torch.zeros(2, 4))
+        assert str(caught.value) == (
+            "model is a graph of torch.export, which has no train mode; give the module that was exported."
+        )
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: torch.compile(model, backend="eager")])
@@ -254,5 +273,5 @@ def test_options_that_nobody_knows():
         chainfx.passes.PruneChannels(0.5, rounding=8)
     assert str(caught.value) == "PruneChannels.__init__() got an unexpected keyword argument 'rounding'"
     with pytest.raises(TypeError) as caught:
-        Trainer(digits(), rate=0.1)
+        Trainer(None, rate=0.1)
     assert str(caught.value) == "Trainer.__init__() got an unexpected keyword argument 'rate'"
