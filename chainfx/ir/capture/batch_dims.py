@@ -8,18 +8,18 @@ batch of the answers back to the front. :class:`~chainfx.ir.capture.signature.Si
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from chainfx.errors import InputError
 from chainfx.ir.capture.modes import in_mode
 from chainfx.ir.capture.outputs import each_tensor, taken_apart
 from chainfx.ir.capture.signature import Signature, arguments
-from chainfx.ir.graph import evaluate_graph, modules_by_path
+from chainfx.ir.graph import MetaEvaluator, modules_by_path
 
 __all__ = ["batch_first", "check_batch_first", "with_forward"]
 
@@ -65,25 +65,38 @@ def batch_first(
 def check_batch_first(graph_module: GraphModule, examples: Sequence[Tensor]) -> None:
     """Raise :class:`~chainfx.errors.InputError` if a recurrent layer takes the first dimension of the inputs as time.
 
-    Seen on shapes alone, from two sizes of that dimension; nothing is said of a graph that takes one size only.
+    Seen on shapes alone, from what the first such layer is given for two sizes of that dimension; nothing is said of a
+    graph that takes one size only.
     """
     modules = modules_by_path(graph_module)
     calls = graph_module.graph.find_nodes(op="call_module")
-    recurrent = [node for node in calls if getattr(modules[str(node.target)], "batch_first", None) is False]
+    first = next((node for node in calls if isinstance(modules[str(node.target)], nn.RNNBase)), None)
     length = examples[0].shape[0] if examples[0].dim() else 0
-    if not recurrent or not length:
+    if first is None or modules[str(first.target)].batch_first or not length:
         return
     try:
-        values = [evaluate_graph(graph_module, _longer(examples, size)) for size in (length, 2 * length)]
+        few, many = (_shape_before(graph_module, modules, first, _longer(examples, n)) for n in (length, 2 * length))
     except Exception:  # the graph takes no other size
         return
-    for node in recurrent:
-        few, many = (each[node.all_input_nodes[0]].shape for each in values)
-        if isinstance(modules[str(node.target)], nn.RNNBase) and len(few) == 3 and few[0] != many[0]:
-            raise InputError(
-                f"module {str(node.target)!r} takes dimension 0 of the inputs as time, so the batch is in another; "
-                f"give batch_dim=1, or build the layer with batch_first=True."
-            )
+    if len(few) == 3 and few[0] != many[0]:
+        raise InputError(
+            f"module {str(first.target)!r} takes dimension 0 of the inputs as time, so the batch is in another; give "
+            f"batch_dim=1, or build the layer with batch_first=True."
+        )
+
+
+def _shape_before(
+    graph_module: GraphModule, modules: Mapping[str, nn.Module], layer: Node, inputs: Sequence[Tensor]
+) -> torch.Size:
+    """The shape of what a layer is given; neither it nor what follows is evaluated, since that takes long."""
+    evaluator, waiting = MetaEvaluator(modules), iter(inputs)
+    values: dict[Node, Any] = {}
+    for node in graph_module.graph.nodes:
+        if node is layer:
+            break
+        values[node] = next(waiting) if node.op == "placeholder" else evaluator.value(node, values.__getitem__)
+    shape: torch.Size = values[layer.all_input_nodes[0]].shape
+    return shape
 
 
 def _longer(examples: Sequence[Tensor], size: int) -> list[Tensor]:
