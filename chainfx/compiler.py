@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -122,7 +123,7 @@ def compile(
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
             ran out, an exception of ``on_stage``, Ctrl-C) are in ``workdir``, and in the exception's ``partial``
-            attribute as a :class:`CompressedModel`.
+            attribute as what this function returns.
 
     Example:
         >>> import torch, chainfx
@@ -144,33 +145,22 @@ def compile(
     first = _stage(start)
     with recording():
         model = _own_copy(model) if has_inference_tensors(model) else model
-        held = None if part is None else Part.seen(model, part, example_inputs)
-        module, given = (model, _checked(example_inputs, "example_inputs")) if held is None else held.as_called()
-        signature, inputs = signature_of(module, given)
-        inputs = tuple(map(ordinary, inputs))
-        if batch_dim != 0:
-            module, signature = batch_first(module, signature, inputs, batch_dim)
-        batches = None if given_batches is None else [_batch(held, signature, item) for item in given_batches]
-        first_batch = signature.to_graph(inputs)
-        graph_module, how = capture_with_report(module, _as_given(given, signature, first_batch))
-        check_batch_first(graph_module, first_batch)
-        signature = how.signature.with_batch_of(signature) if batch_dim else how.signature
-        if held is not None:
-            held.check(signature)
+        held = None if part is None else Part.seen(model, _own_copy(model), part, example_inputs)
+        taken = _captured_network(model, held, example_inputs, given_batches, batch_dim)
         finished: list[Stage] = []
 
         def result() -> nn.Module:
-            small = _result(finished, chain, inputs, signature)
+            small = _result(finished, chain, taken)
             return small if part is None else put_in_place(model, part, small)
 
         listener = TerminalListener()
         try:
             stages = run(
-                _own_copy(graph_module),
+                _own_copy(taken.graph_module),
                 chain,
-                example_inputs=first_batch,
+                example_inputs=taken.signature.to_graph(taken.inputs),
                 trainer=trainer,
-                calibration=batches,
+                calibration=taken.calibration,
                 store=StageStore(Path(workdir)) if workdir is not None else None,
                 seed=seed,
                 listener=listener,
@@ -224,6 +214,35 @@ def count(
     graph_module = capture_to_read(model, given) or _captured(model, given)
     check_batch_first(graph_module, inputs)
     return count_graph(graph_module, inputs, convention, exit_rates, encodings)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A captured network: its graph, its inputs as callers have them, and calibration as the graph takes it."""
+
+    graph_module: GraphModule
+    signature: Signature
+    inputs: tuple[Tensor, ...]
+    calibration: list[tuple[Tensor, ...]] | None
+
+
+def _captured_network(
+    model: nn.Module, held: Part | None, example_inputs: Any, calibration: list[Any] | None, batch_dim: int
+) -> _Taken:
+    """The graph of a model, or of the part of it that is ``held``."""
+    module, given = (model, _checked(example_inputs, "example_inputs")) if held is None else held.as_called()
+    signature, inputs = signature_of(module, given)
+    inputs = tuple(map(ordinary, inputs))
+    if batch_dim != 0:
+        module, signature = batch_first(module, signature, inputs, batch_dim)
+    batches = None if calibration is None else [_batch(held, signature, item) for item in calibration]
+    in_order = signature.to_graph(inputs)
+    graph_module, how = capture_with_report(module, _as_given(given, signature, in_order))
+    check_batch_first(graph_module, in_order)
+    signature = how.signature.with_batch_of(signature)
+    if held is not None:
+        held.check(signature)
+    return _Taken(graph_module, signature, inputs, batches)
 
 
 def _own_copy(model: _M) -> _M:
@@ -281,9 +300,9 @@ def _attach(error: BaseException, finished: list[Stage], result: Callable[[], nn
         error.partial = result()  # type: ignore[attr-defined]  # documented there
 
 
-def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature) -> CompressedModel:
+def _result(stages: list[Stage], chain: Plan, taken: _Taken) -> CompressedModel:
     report = ChainReport(str(chain), tuple(stage.record for stage in stages))
-    return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report, signature)
+    return CompressedModel(copy.deepcopy(stages[-1].graph_module), taken.inputs, report, taken.signature)
 
 
 def _listed(calibration: Any) -> list[Any]:

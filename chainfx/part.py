@@ -32,21 +32,25 @@ Call = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """The module at a dotted path of a model, and the calls of it that were seen on example inputs."""
+    """The module at a dotted path of a model, and the calls of it that were seen on example inputs.
+
+    ``running``: a copy of the model to be run, since running may change what a model keeps.
+    """
 
     model: nn.Module
+    running: nn.Module
     path: str
     calls: tuple[Call, ...]
 
     @classmethod
-    def seen(cls, model: nn.Module, path: str, example_inputs: Any) -> Self:
+    def seen(cls, model: nn.Module, running: nn.Module, path: str, example_inputs: Any) -> Self:
         """The part as the model calls it, in eval mode, on one batch of the model's own inputs.
 
         Inputs are a tuple or list of the arguments of the model, a mapping of them by name, or its only argument.
         Raises :class:`~chainfx.errors.InputError` where there is no such part, the model fails on the inputs or does
         not call the part, or calls it with what a graph cannot take.
         """
-        return cls(model, path, tuple(_calls(model, path, example_inputs, "example_inputs")))
+        return cls(model, running, path, tuple(_calls(running, path, example_inputs, "example_inputs")))
 
     def as_called(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The part with the plain values of its first call as defaults of ``forward``, and the tensors of that call."""
@@ -67,7 +71,7 @@ class Part:
 
     def batch(self, signature: Signature, inputs: Any) -> tuple[Tensor, ...]:
         """What the graph of the part is given first while the model runs on a batch of calibration."""
-        return self._inputs(signature, _calls(self.model, self.path, inputs, "calibration"))[0]
+        return self._inputs(signature, _calls(self.running, self.path, inputs, "calibration"))[0]
 
     def _inputs(self, signature: Signature, calls: Sequence[Call]) -> list[tuple[Tensor, ...]]:
         found = []

@@ -11,7 +11,7 @@ from torch import nn
 
 import chainfx
 from chainfx.deploy import CompressedModel
-from chainfx.errors import InputError
+from chainfx.errors import CaptureError, InputError
 from chainfx.passes import Fuse, PruneChannels, Quantize
 from tests.trainers import FakeTrainer
 
@@ -45,6 +45,20 @@ class Detector(nn.Module):
         return [{"boxes": self.head(row)} for row in features["high"]], self.backbone.out_channels * Backbone.stride
 
 
+class Counting(nn.Module):
+    """Counts its calls, in a buffer and in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.calls = nn.Linear(4, 4), 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += 1
+        return self.body(x)
+
+
 class Twice(nn.Module):
     def __init__(self, body, second):
         super().__init__()
@@ -65,7 +79,7 @@ def detector(**options):
 
 
 def message_of(*args, **kwargs):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises((InputError, CaptureError)) as caught:
         chainfx.compile(*args, **kwargs)
     return str(caught.value)
 
@@ -107,6 +121,13 @@ def test_calibration_is_for_the_whole_network():
     assert message_of(net, [Quantize(8, 8)], part="backbone", example_inputs=(given,), calibration=[(5,)]).startswith(
         "Detector does not accept calibration: "
     )
+
+
+def test_the_network_is_not_changed_by_being_looked_at():
+    net, x = Counting().eval(), torch.randn(2, 4)
+    small = chainfx.compile(net, [Quantize(8, 8)], part="body", example_inputs=x, calibration=[x, x])
+    assert (net.calls, int(net.seen), small.calls, int(small.seen)) == (0, 0, 0, 0)
+    assert not net.body._forward_pre_hooks and not small.body._forward_pre_hooks
 
 
 def test_what_was_finished_before_a_failure_is_the_whole_network():

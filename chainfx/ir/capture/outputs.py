@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-from chainfx.errors import InputError
+from chainfx.errors import CaptureError
 
 __all__ = ["OutputForm", "each_tensor", "taken_apart"]
 
@@ -147,7 +147,7 @@ def taken_apart(value: Any, owner: str) -> tuple[Any, OutputForm | None]:
     """What a model returned as tensors, tuples, lists and dictionaries, and the form to put it together again.
 
     The form is ``None`` for what is plain already. Tensors may be proxies. Raises
-    :class:`~chainfx.errors.InputError`, which calls the model ``owner``, for objects that are none of these.
+    :class:`~chainfx.errors.CaptureError`, which calls the model ``owner``, for objects that are none of these.
     """
     kind = _kind_of(value, owner)
     if kind is None:
@@ -189,7 +189,7 @@ def _kind_of(value: Any, owner: str) -> Kind | None:
         return "model output" if dataclasses.is_dataclass(value) else "mapping"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return "dataclass"
-    raise InputError(
+    raise CaptureError(
         f"{owner} returns a {type(value).__name__}, which no graph can hold; have it return tensors, alone or in "
         f"tuples, lists, dictionaries, named tuples and dataclasses{_advice(value)}."
     )

@@ -168,7 +168,7 @@ class _Capture:
             if not isinstance(result, _Failure):
                 return result
             _check_runs(self.model, self.examples, self.signature.by_name)
-            if isinstance(result.cause, InputError):
+            if isinstance(result.cause, InputError | CaptureError):  # said already, and not by the way of capture
                 raise result.cause
             hides = bool(result.path) and _count_parameters(self.model.get_submodule(result.path)) > 0
             if (hides or not result.path) and not exported:

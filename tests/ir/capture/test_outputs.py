@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import chainfx
-from chainfx.errors import InputError
+from chainfx.errors import ArtifactError, CaptureError
+from chainfx.ir.artifact import read_document, write_document
 from chainfx.ir.capture import capture, capture_with_report
 from chainfx.ir.capture.outputs import OutputForm, class_named, taken_apart
 from chainfx.passes import Fuse
@@ -150,7 +151,7 @@ def test_an_exported_graph_has_the_form_too():
     ],
 )
 def test_what_no_graph_can_return_is_one_sentence(made, kind, advice):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(CaptureError) as caught:
         capture(Net(lambda y: {"logits": y, "state": made()}).eval(), (torch.randn(2, 4),))
     assert str(caught.value) == (
         f"Net returns a {kind}, which no graph can hold; have it return tensors, alone or in tuples, lists, "
@@ -207,9 +208,6 @@ def test_a_form_fits_its_plain_output_alone():
 
 
 def test_a_file_whose_form_does_not_fit_is_refused(tmp_path):
-    from chainfx.errors import ArtifactError
-    from chainfx.ir.artifact import read_document, write_document
-
     _, small = compiled(FORMS["named tuple"], torch.randn(2, 4))
     small.save(tmp_path)
     body = read_document(tmp_path / "manifest.json")
