@@ -187,9 +187,10 @@ def load(path: str | Path) -> CompressedModel:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
         check_rules(graph_module)
-        if signature and signature.output and not signature.output.fits(graph_module.graph.output_node().args[0]):
+        model = CompressedModel(graph_module, examples, report, signature)
+        if not model.signature.fits(model.segments[-1].graph.output_node().args[0]):
             raise ValueError("it does not return what its signature says")
-        return CompressedModel(graph_module, examples, report, signature)
+        return model
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ArtifactError(f"{path} holds a graph that cannot run: {reason}; save the model again.") from error

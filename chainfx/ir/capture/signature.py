@@ -6,68 +6,39 @@ check never waits for a device.
 """
 
 import inspect
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_arg
 
 from chainfx.errors import InputError
 from chainfx.ir.capture.guards import Bounds
 from chainfx.ir.capture.outputs import OutputForm, each_tensor
+from chainfx.ir.capture.parameters import (
+    LITERALS,
+    Given,
+    Input,
+    Omitted,
+    dimension,
+    parameter_from_dict,
+    parameter_to_dict,
+    word,
+)
 from chainfx.ir.capture.wrappers import check_readable
+from chainfx.ir.graph import shape_of
 
-__all__ = ["Input", "Omitted", "Signature", "arguments", "signature_of"]
+__all__ = ["Signature", "arguments", "signature_of"]
 
-Given = Literal["position", "either", "name"]
-
-_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _NONE = inspect.Parameter.empty
-_MOST_DIMENSIONS = 64  # of a tensor of torch
-_LITERALS = (bool, int, float, str, type(None))
 _GIVEN: dict[Any, Given] = {
     inspect.Parameter.POSITIONAL_ONLY: "position",
     inspect.Parameter.POSITIONAL_OR_KEYWORD: "either",
     inspect.Parameter.KEYWORD_ONLY: "name",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A parameter of ``forward`` that is an input of the graph.
-
-    ``given``: whether callers give it by ``"position"``, by ``"name"``, or ``"either"`` way. ``shape`` and ``dtype``:
-    of the example input. ``fixed``: the dimensions in which every call must have the size of the example. ``limits``:
-    (dimension, least size, largest size or ``None``) of dimensions whose size the code branches on. ``tied``:
-    (dimension, group) of those that have to be of one size in each group. ``batch``: the dimension that is moved to the
-    front for the graph.
-    """
-
-    name: str
-    given: Given
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    fixed: tuple[int, ...] = ()
-    limits: tuple[tuple[int, int, int | None], ...] = ()
-    tied: tuple[tuple[int, int], ...] = ()
-    batch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Omitted:
-    """A parameter of ``forward`` that had no example input: the graph has its default written down.
-
-    ``default``: the default as Python writes it; ``"..."`` if it is not a number, a text, a truth value or ``None``.
-    """
-
-    name: str
-    given: Given
-    default: str
-
-    def is_default(self, value: Any) -> bool:
-        """Whether a value is the default that the graph has written down."""
-        return isinstance(value, _LITERALS) and repr(value) == self.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +132,7 @@ class Signature:
             return replace(each, shape=shape, fixed=fixed, limits=limits, tied=tied, batch=batch[each.name])
 
         parameters = tuple(placed(each) if isinstance(each, Input) else each for each in self.parameters)
-        return replace(self, parameters=parameters, answers=caller.answers)
+        return replace(self, parameters=parameters, answers=caller.answers if any(caller.answers) else ())
 
     def with_batches(self, batches: Mapping[str, int], answers: tuple[int, ...]) -> "Signature":
         """The signature of a graph that has inputs with these dimensions at the front, and answers moved back."""
@@ -190,6 +161,15 @@ class Signature:
             dims = iter(self.answers)
             plain = each_tensor(plain, lambda x: x.movedim(0, next(dims)))
         return plain if self.output is None else self.output.put(plain)
+
+    def fits(self, plain: Any) -> bool:
+        """Whether the output of a graph is what the signature says, nodes that know their shape in place of tensors."""
+        if self.output is not None and not self.output.fits(plain):
+            return False
+        ranks: list[int] = []
+        if self.answers:
+            map_arg(plain, lambda node: ranks.append(len(shape_of(node))))
+        return len(ranks) == len(self.answers) and all(map(operator.lt, self.answers, ranks))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The inputs of the graph in its order, from a call as the original takes it.
@@ -261,21 +241,19 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, for :meth:`from_dict`."""
-        return {
-            "parameters": [_to_dict(each) for each in self.parameters],
-            "why": self.why,
-            "output": self.output and self.output.to_dict(),
-            "bounded_by": self.bounded_by,
-            "answers": list(self.answers),
-        }
+        output = {"output": self.output.to_dict()} if self.output is not None else {}
+        bounded = {"bounded_by": self.bounded_by} if self.bounded_by else {}
+        answers = {"answers": list(self.answers)} if any(self.answers) else {}
+        parameters = [parameter_to_dict(each) for each in self.parameters]
+        return {"parameters": parameters, "why": self.why, **output, **bounded, **answers}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Signature":
         """What :meth:`to_dict` wrote; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        output = OutputForm.from_dict(data["output"]) if data.get("output") is not None else None
-        parameters = tuple(_from_dict(each) for each in data["parameters"])
-        answers = tuple(map(_dimension, data.get("answers", ())))
-        return cls(parameters, _word(data["why"]), output, _word(data.get("bounded_by", "")), answers)
+        output = OutputForm.from_dict(data["output"]) if "output" in data else None
+        parameters = tuple(parameter_from_dict(each) for each in data["parameters"])
+        answers = tuple(map(dimension, data.get("answers", ())))
+        return cls(parameters, word(data["why"]), output, word(data.get("bounded_by", "")), answers)
 
     def _check_tied(self, tensors: Sequence[Tensor]) -> None:
         first: dict[int, tuple[str, int, int]] = {}
@@ -359,7 +337,7 @@ def _declared(model: nn.Module, names: Sequence[Any], count: int) -> list[tuple[
 def _parameter(name: str, given: Given, default: Any, examples: Mapping[str, Tensor]) -> Input | Omitted:
     example = examples.get(name)
     if example is None:
-        return Omitted(name, given, repr(default) if isinstance(default, _LITERALS) else "...")
+        return Omitted(name, given, repr(default) if isinstance(default, LITERALS) else "...")
     return Input(name, given, tuple(example.shape), example.dtype)
 
 
@@ -373,46 +351,3 @@ def _kind(dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return "complex"
     return "boolean" if dtype == torch.bool else "integer"
-
-
-def _to_dict(parameter: Input | Omitted) -> dict[str, Any]:
-    named = {"name": parameter.name, "given": parameter.given}
-    if isinstance(parameter, Omitted):
-        return {**named, "default": parameter.default}
-    named_bounds = {"limits": parameter.limits, "tied": parameter.tied}
-    bounds = {name: [list(each) for each in found] for name, found in named_bounds.items() if found}
-    batch = {"batch": parameter.batch} if parameter.batch else {}
-    fixed = list(parameter.fixed)
-    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed, **bounds, **batch}
-
-
-def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
-    name, given = _word(data["name"]), data["given"]
-    if given not in get_args(Given):
-        raise ValueError(f"an input is not given by {given!r}")
-    if "default" in data:
-        return Omitted(name, given, _word(data["default"]))
-    shape, fixed = tuple(data["shape"]), tuple(data["fixed"])
-    if not set(fixed) <= set(range(len(shape))):
-        raise ValueError(f"shape {shape} has not the dimensions {fixed}")
-    limits = tuple((dim, least, most) for dim, least, most in data.get("limits", ()))
-    tied = tuple((dim, group) for dim, group in data.get("tied", ()))
-    numbers = [x for bound in (*limits, *tied) for x in bound if x is not None]
-    if not all(type(x) is int for x in numbers) or not {bound[0] for bound in (*limits, *tied)} <= {*range(len(shape))}:
-        raise ValueError(f"sizes of {shape} have not the bounds {limits} and {tied}")
-    batch = _dimension(data.get("batch", 0))
-    if batch and batch >= len(shape):
-        raise ValueError(f"shape {shape} has not the dimension {batch}")
-    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed, limits, tied, batch)
-
-
-def _dimension(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MOST_DIMENSIONS:
-        raise ValueError(f"{value!r} is no dimension")
-    return value
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import chainfx
-from chainfx.errors import InputError
+from chainfx.errors import ArtifactError, InputError
+from chainfx.ir.artifact import read_document, write_document
 from chainfx.passes import Fuse, Granularity, Kind, Pass, PassInfo, PassResult, PruneWeights
 from chainfx.training import Trainer, from_loaders
 
@@ -56,6 +57,18 @@ def test_the_result_is_called_as_the_original(parts, tmp_path):
             assert len(pairs) == (1 if parts is last else 3)
             assert all(torch.allclose(found, wanted, atol=1e-6) for found, wanted in pairs)
     assert small.signature.inputs[0].shape == (3, 2, 5) and small.example_inputs[0].shape == (3, 2, 5)
+
+
+@pytest.mark.parametrize("answers", [[1], [1, 1, 3], [1, 1, 1, 1]])
+def test_a_file_that_moves_what_is_not_there_is_refused(answers, tmp_path):
+    _, small = compiled(everything)
+    assert small.signature.answers == (1, 0, 1)
+    small.save(tmp_path)
+    body = read_document(tmp_path / "manifest.json")
+    body["extra"]["signature"]["answers"] = answers
+    write_document(tmp_path / "manifest.json", body)
+    with pytest.raises(ArtifactError, match="it does not return what its signature says; save the model again"):
+        chainfx.load(tmp_path)
 
 
 def test_a_second_input_has_its_batch_there_too():

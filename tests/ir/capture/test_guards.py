@@ -7,7 +7,7 @@ from torch import nn
 
 import chainfx
 from chainfx.errors import InputError
-from chainfx.ir.capture import capture_with_report
+from chainfx.ir.capture import Signature, capture_with_report
 from chainfx.passes import Fuse
 
 
@@ -177,3 +177,36 @@ def test_a_condition_that_holds_for_a_range_is_a_limit(condition, limits):
     assert known.fixed == (1,)
     assert known.limits == (() if limits is None else ((2, *limits), (3, *limits)))
     assert agree(net, graph_module, torch.randn(1, 3, 24, 40))
+
+
+KNOWN = {
+    "parameters": [{"name": "x", "given": "either", "shape": [2, 3], "dtype": "torch.float32", "fixed": []}],
+    "why": "",
+}
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"limits": [[2, 1, 4]]},
+        {"limits": [[1, "a", 4]]},
+        {"limits": [[1, 1]]},
+        {"limits": [[None, 1, 4]]},
+        {"tied": [[5, 1]]},
+        {"tied": [[0]]},
+        {"tied": [[0, None]]},
+        {"batch": 2},
+        {"batch": -1},
+        {"batch": "1"},
+    ],
+)
+def test_bounds_that_nobody_wrote_are_refused(bounds):
+    assert Signature.from_dict(KNOWN).to_dict() == KNOWN
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        Signature.from_dict({**KNOWN, "parameters": [{**KNOWN["parameters"][0], **bounds}]})
+
+
+@pytest.mark.parametrize("answers", [[64], ["a"], [-1], [True]])
+def test_answers_that_nobody_wrote_are_refused(answers):
+    with pytest.raises((ValueError, TypeError)):
+        Signature.from_dict({**KNOWN, "answers": answers})
