@@ -22,7 +22,7 @@ from torch.fx.proxy import TraceError
 
 from chainfx.ir.graph import without_data
 
-__all__ = ["Bounds", "Guard", "SizeError", "bounds_of", "is_simple", "line_here"]
+__all__ = ["Bounds", "Guard", "Place", "SizeError", "bounds_of", "is_simple", "line_here"]
 
 Place = tuple[int, int]
 """The number of an input and a dimension of it."""

@@ -19,6 +19,7 @@ import itertools
 import math
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -27,19 +28,19 @@ from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.fx.proxy import TraceError
 
-from chainfx.ir.capture.guards import Guard, SizeError, bounds_of, is_simple, line_here
+from chainfx.ir.capture.guards import Guard, Place, SizeError, bounds_of, is_simple, line_here
 from chainfx.ir.capture.hooks import watched_by
 from chainfx.ir.capture.tracer import Trace, TrainFormProxy, TrainFormTracer
 from chainfx.ir.graph import MetaEvaluator, modules_by_path, needs_data, without_data
 
-__all__ = ["BATCH", "DATA", "SizesTracer", "sizes_to_free"]
+__all__ = ["BATCH", "DATA", "Sizes", "SizesTracer", "sizes_to_free"]
 
 DATA = "a value that only the data give"
 BATCH = "a value that changes with the batch size"
 
 _Values = tuple[Any, ...]
-Sizes = dict[tuple[int, int], int]
-"""Another size by the number of an input and the dimension of it that has it."""
+Sizes = dict[Place, int]
+"""Another size by the place that has it."""
 _PLAIN = (bool, int, float, str, torch.Size)
 _WHOLE = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear})
 
@@ -130,8 +131,10 @@ class SizesTracer(TrainFormTracer):
         """Trace a model, as the base class does."""
         self._evaluator = MetaEvaluator(modules_by_path(model))
         trace = super().run(model)
-        if self._guards and not model.training:
-            trace.bounds = bounds_of(self._guards, self._given, self.free, self._evaluated)
+        guards = [guard for guard in self._guards if guard.node in self.values]  # what was given up asks for nothing
+        if guards and not model.training:
+            evaluate = partial(self._evaluated, guards[-1].node)
+            trace.bounds = bounds_of(guards, self._given, self.free, evaluate)
         return trace
 
     def number(self, node: Node) -> Any:
@@ -206,10 +209,10 @@ class SizesTracer(TrainFormTracer):
     def _is_number(self, node: Node) -> bool:
         return not isinstance(self.values[node][0], Tensor | tuple | list)
 
-    def _evaluated(self, inputs: Sequence[Tensor]) -> Mapping[Node, Any]:
-        """What the nodes up to the last guard give for inputs of other sizes."""
+    def _evaluated(self, last: Node, inputs: Sequence[Tensor]) -> Mapping[Node, Any]:
+        """What the nodes up to the ``last`` give for inputs of other sizes."""
         values: dict[Node, Any] = {}
-        waiting, last = iter(inputs), self._guards[-1].node
+        waiting = iter(inputs)
         with watched_by(None):
             for node in self.graph.nodes:
                 if node.op == "placeholder":

@@ -28,7 +28,7 @@ from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
 from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import Signature, arguments, signature_of
-from chainfx.ir.capture.sizes import BATCH, DATA, SizesTracer, sizes_to_free
+from chainfx.ir.capture.sizes import BATCH, DATA, Sizes, SizesTracer, sizes_to_free
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.capture.wrappers import unwrapped
 from chainfx.ir.graph import evaluate_graph, evaluating, modules_by_path, needs_data
@@ -157,7 +157,7 @@ class _Capture:
     compare: bool = False
 
     @cached_property
-    def frees(self) -> dict[str, dict[tuple[int, int], int]]:
+    def frees(self) -> dict[str, Sizes]:
         """The ways that keep sizes free while they trace with sizes, most free first: what each frees, by its name."""
         return {f"free sizes {number}": sizes for number, sizes in enumerate(sizes_to_free(self.examples))}
 

@@ -125,6 +125,33 @@ def test_sizes_that_the_code_compares_have_to_stay_equal(condition, tmp_path):
         assert model.signature.bounded_by.startswith("`if self.condition(x.shape[2], x.shape[3]):` at test_guards.py:")
 
 
+@torch.fx.wrap
+def half_of(x):
+    """Wrapped by its author: entered while tracing, and given up where it wants a tensor itself."""
+    if x.shape[2] > 6 and type(x) is not torch.Tensor:
+        raise TypeError("a tensor, please")
+    return x / 2
+
+
+class Wrapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        if x.shape[2] < 3:
+            return x
+        return half_of(self.a(x))
+
+
+def test_a_function_that_was_given_up_asks_for_no_size():
+    net = Wrapping().eval()
+    graph_module, report = captured(net, torch.randn(2, 3, 8, 8))
+    (known,) = report.signature.inputs
+    assert [limit[1:] for limit in known.limits] == [(3, None), (3, None)]
+    assert agree(net, graph_module, torch.randn(2, 3, 3, 5))
+
+
 def test_signals_of_any_length():
     net = Signal().eval()
     graph_module, report = captured(net, torch.randn(2, 2, 12))
