@@ -54,14 +54,17 @@ def difference_of(before: CostReport, after: CostReport, rates: dict[str, float]
 def cross_checked(name: str, inputs: Inputs) -> CrossCheck:
     """The MACs of a network by chainfx and by other tools, with the reason for every difference."""
     network, given = network_of(name, inputs)
-    return cross_check(network.graph_module if isinstance(network, CompressedModel) else network, given)
+    if isinstance(network, CompressedModel):
+        return cross_check(network.graph_module, network.signature.to_graph(given))
+    return cross_check(network, given)
 
 
 def channels_of(name: str, inputs: Inputs) -> ChannelAnalysis:
     """The channel groups of a network."""
     network, given = network_of(name, inputs)
-    graph_module = network.graph_module if isinstance(network, CompressedModel) else capture(network, given)
-    return analyse_channels(graph_module, given)
+    if isinstance(network, CompressedModel):
+        return analyse_channels(network.graph_module, network.signature.to_graph(given))
+    return analyse_channels(capture(network, given), given)
 
 
 def network_of(name: str, inputs: Inputs, *, on_meta: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:

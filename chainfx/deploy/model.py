@@ -1,6 +1,8 @@
 """The compressed network as a module to call, compile, save and load."""
 
+import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +12,7 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.artifact import dtype_of, load_graph, read_document, save_graph, write_document
+from chainfx.ir.artifact import dtype_of, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
 from chainfx.ir.graph import check_rules, exits_of, leaving, propagate_shapes
 from chainfx.scheduler import ChainReport
@@ -43,6 +45,9 @@ class CompressedModel(nn.Module):
         torch.Size([2, 4])
     """
 
+    in_deploy_form = True
+    """Capture does not enter a network that has this."""
+
     def __init__(
         self,
         graph_module: GraphModule,
@@ -54,10 +59,8 @@ class CompressedModel(nn.Module):
         names = [str(node.target) for node in graph_module.graph.find_nodes(op="placeholder")]
         self.signature = signature or Signature.by_position(names, example_inputs)
         self.graph_module = to_codes(graph_module)
-        folded = fold_codes(self.graph_module)
-        propagate_shapes(folded, example_inputs)
-        self.segments = nn.ModuleList(split_segments(folded))
         self.example_inputs = tuple(torch.zeros_like(tensor) for tensor in example_inputs)
+        self.segments = self._split()
         self.report = report
         self._thresholds = tuple(mark.threshold for mark in exits_of(self.graph_module))
         super().train(False)
@@ -70,9 +73,9 @@ class CompressedModel(nn.Module):
         inputs = self.signature.bind(args, kwargs)
         self.signature.check(inputs)
         if torch.compiler.is_compiling() or self.signature.has_shapes_of(inputs):
-            return self._run(*inputs)
+            return self._answer(*inputs)
         try:
-            return self._run(*inputs)
+            return self._answer(*inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -82,6 +85,9 @@ class CompressedModel(nn.Module):
             raise InputError(
                 f"the network was captured with inputs of shape {captured} and fails on {shapes}: {reason}."
             ) from error
+
+    def _answer(self, *inputs: Tensor) -> Any:
+        return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
 
     def _run(self, *inputs: Tensor) -> Any:
         if not self._thresholds:
@@ -107,6 +113,27 @@ class CompressedModel(nn.Module):
             varies = {"dynamic": True} if index else {}
             segment.compile(*args, **{"fullgraph": True, **varies, **kwargs})
 
+    def _split(self) -> nn.ModuleList:
+        folded = fold_codes(self.graph_module)
+        propagate_shapes(folded, self.signature.to_graph(self.example_inputs))
+        return nn.ModuleList(split_segments(folded))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``.to``, ``.half`` and the like do, also to the example inputs and the dtypes of the signature."""
+        super()._apply(fn, recurse)
+        before = [x.dtype for x in self.example_inputs]
+        self.example_inputs = tuple(map(fn, self.example_inputs))
+        if [x.dtype for x in self.example_inputs] != before:
+            self.signature = self.signature.with_dtypes_of(self.example_inputs)
+            self.segments = self._split().train(False)  # weights decoded in the new precision, as after load
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: the network, not what :meth:`compile` made of it."""
+        segments = (copy.copy(each) if each._compiled_call_impl else each for each in self.segments)
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_modules": {**state["_modules"], "segments": nn.ModuleList(segments)}}
+
     def train(self, mode: bool = True) -> Self:
         """Eval mode only; raises :class:`InputError` for ``train(True)``."""
         if mode:
@@ -123,7 +150,7 @@ class CompressedModel(nn.Module):
         module of the user's own that could not be captured.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         written = write_document(folder / _REPORT, self.report.to_dict())
         save_graph(self.graph_module, folder, {"signature": self.signature.to_dict(), "report": written})
 
@@ -160,7 +187,10 @@ def load(path: str | Path) -> CompressedModel:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
         check_rules(graph_module)
-        return CompressedModel(graph_module, examples, report, signature)
+        model = CompressedModel(graph_module, examples, report, signature)
+        if not model.signature.fits(model.segments[-1].graph.output_node().args[0]):
+            raise ValueError("it does not return what its signature says")
+        return model
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ArtifactError(f"{path} holds a graph that cannot run: {reason}; save the model again.") from error

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -241,7 +242,7 @@ def _replace(graph_module: GraphModule, weight: _Weight, choice: _Choice) -> Non
     old = edit.get_tensor(graph_module, weight.name)
     paths = _paths(graph_module, weight.name, len(choice))
     for path, value in zip(paths, weight.factors.weights(choice), strict=True):
-        new = value.to(old.device, old.dtype).contiguous()
+        new = value.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
         trains = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         edit.place_tensor(graph_module, path, trains)
     graph = graph_module.graph

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from chainfx.ir.capture.modes import in_mode
+from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import arguments
 from chainfx.ir.graph import evaluating, modules_by_path
 
@@ -68,7 +69,7 @@ def find_difference(
             wanted = [_answer(model, few, by_name)]
         given = [("on the example inputs", few)]
         for what, inputs in _others(few, sizes_free=sizes_free):
-            with suppress(Exception):  # what the model does not take says nothing about the graph
+            with suppress(Exception), quiet():  # what the model does not take says nothing about the graph
                 wanted.append(_answer(model, inputs, by_name))
                 given.append((what, inputs))
     with _afresh(model, graph_module, examples):
@@ -147,7 +148,7 @@ def _others(few: tuple[Tensor, ...], *, sizes_free: bool) -> Iterator[tuple[str,
     batch = _batch_of(few)
     if few[0].dim() and batch:
         yield f"called again, on a batch of {batch + 1}", _batched(few, batch + 1)
-    for grow in (_larger_images, _longer_sequences) if sizes_free else ():
+    for grow in (_larger_images, _longer_sequences, _longer_signals) if sizes_free else ():
         larger = tuple(grow(x) for x in few)
         if any(a.shape != b.shape for a, b in zip(few, larger, strict=True)):
             shapes = ", ".join(str(tuple(x.shape)) for x in larger)
@@ -166,6 +167,11 @@ def _larger_images(x: Tensor) -> Tensor:
 def _longer_sequences(x: Tensor) -> Tensor:
     """One more position."""
     return torch.cat([x, x[:, :1]], 1) if x.dim() in (2, 3) and x.shape[1] > 1 else x
+
+
+def _longer_signals(x: Tensor) -> Tensor:
+    """One more value of each channel."""
+    return torch.cat([x, x[:, :, :1]], 2) if x.dim() == 3 and x.shape[2] > 1 else x
 
 
 def _copied(value: Any) -> Any:

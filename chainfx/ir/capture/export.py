@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
 from chainfx.ir.capture.hooks import alone
+from chainfx.ir.capture.outputs import taken_apart
+from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import arguments, signature_of
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import LAYERS, evaluating, operator_of
@@ -66,7 +68,7 @@ def export_to_read(model: nn.Module, example_inputs: Sequence[Tensor] | Mapping[
     be counted, but passes cannot work on it, because it is not in train form.
     """
     try:
-        with alone(), evaluating(model), torch.no_grad():
+        with alone(), quiet(), evaluating(model), torch.no_grad():
             signature, examples = signature_of(model, example_inputs)
             args, kwargs = arguments(examples, signature.by_name)
             return export(model, args, kwargs).module(check_guards=False)
@@ -111,9 +113,9 @@ class _Translator:
 
     def _output(self, node: Node, structure: Any) -> None:
         flat = [self._proxy(value) for value in pytree.tree_leaves(node.args[0])]
-        self.tracer.create_node(
-            "output", "output", (self.tracer.create_arg(pytree.tree_unflatten(flat, structure)),), {}
-        )
+        whole = pytree.tree_unflatten(flat, structure)
+        plain, self.result.output = taken_apart(whole, type(self.model).__name__)
+        self.tracer.create_node("output", "output", (self.tracer.create_arg(plain),), {})
 
     def _proxy(self, value: Any) -> Any:
         return Proxy(self._node(value), self.tracer) if isinstance(value, Node) else value

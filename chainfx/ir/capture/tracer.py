@@ -22,7 +22,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.capture.attention import attend
+from chainfx.ir.capture.guards import Bounds
 from chainfx.ir.capture.hooks import alone, hooked, recorded, replaced, seen_here, watched_by, watcher_here
+from chainfx.ir.capture.outputs import OutputForm, taken_apart
 from chainfx.ir.capture.signature import arguments
 from chainfx.ir.graph import (
     DEPTHWISE,
@@ -58,13 +60,16 @@ class Trace:
 
     ``scopes``: the path of the module that made each node, also of those erased since. ``steps``: per module path, in
     order, the nodes that it made itself and the paths of the modules that it entered. ``constants``: tensors that
-    belong to no module, by name.
+    belong to no module, by name. ``output``: how to put what the graph returns into the classes that the model returns.
+    ``bounds``: of sizes that are free but for what the code branches on.
     """
 
     graph: Graph
     scopes: dict[Node, str] = field(default_factory=dict)
     steps: dict[str, list[Node | str]] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    output: OutputForm | None = None
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 def normal_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -171,8 +176,9 @@ class TrainFormTracer(Tracer):
             function, args = self.create_args_for_root(self._forward_of(root), True, concrete_args)
             returns = inspect.get_annotations(inspect.unwrap(function)).get("return")
             with watched_by(self):
-                output = self.create_arg(function(*args))
-                self.create_node("output", "output", (output,), {}, type_expr=returns)
+                plain, self.result.output = taken_apart(function(*args), type(root).__name__)
+                returns = returns if self.result.output is None else None
+                self.create_node("output", "output", (self.create_arg(plain),), {}, type_expr=returns)
         self.submodule_paths = None
         return self.graph
 
