@@ -46,6 +46,7 @@ def set_threshold(graph_module, threshold):
 
 def test_all_exits_are_returned_and_the_final_answer_is_unchanged_exactly():
     original, result, _, x = with_exits()
+    assert result.modified
     outputs = result.graph_module(x)
     assert [mark.name for mark in exits_of(result.graph_module)] == ["exit1", "exit2"]
     assert [tuple(part.shape) for part in outputs] == [(32, 10)] * 3

@@ -64,6 +64,11 @@ def test_a_second_run_reads_what_the_first_one_kept(tmp_path):
         assert places(place) == ["manifest.json", "model.safetensors", "record.json"]
 
 
+def test_a_working_folder_is_made_with_the_folders_above_it(tmp_path):
+    run(tmp_path / "runs" / "monday", passes=[PruneChannels(0.5)])
+    assert len(places(tmp_path / "runs" / "monday")) == 1
+
+
 def edit(path, old, new):
     text = path.read_text()
     assert old in text
