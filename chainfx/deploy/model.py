@@ -120,7 +120,7 @@ class CompressedModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to``, ``.half`` and the like do, also to the example inputs and the dtypes of the signature."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch says nothing of its types
         before = [x.dtype for x in self.example_inputs]
         self.example_inputs = tuple(map(fn, self.example_inputs))
         if [x.dtype for x in self.example_inputs] != before:
@@ -131,7 +131,7 @@ class CompressedModel(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles are made of: the network, not what :meth:`compile` made of it."""
         segments = (copy.copy(each) if each._compiled_call_impl else each for each in self.segments)
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # nor of these
         return {**state, "_modules": {**state["_modules"], "segments": nn.ModuleList(segments)}}
 
     def train(self, mode: bool = True) -> Self:
@@ -188,7 +188,8 @@ def load(path: str | Path) -> CompressedModel:
     try:
         check_rules(graph_module)
         model = CompressedModel(graph_module, examples, report, signature)
-        if not model.signature.fits(model.segments[-1].graph.output_node().args[0]):
+        last: Any = model.segments[-1]
+        if not model.signature.fits(last.graph.output_node().args[0]):
             raise ValueError("it does not return what its signature says")
         return model
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
