@@ -7,11 +7,13 @@ is not to be run elsewhere meanwhile.
 """
 
 from chainfx.ir.capture.export import export_to_read
+from chainfx.ir.capture.folding import FoldedWeight
 from chainfx.ir.capture.signature import Input, Omitted, Signature, signature_of
 from chainfx.ir.capture.ways import CaptureReport, OpaqueLeaf, capture, capture_to_read, capture_with_report
 
 __all__ = [
     "CaptureReport",
+    "FoldedWeight",
     "Input",
     "Omitted",
     "OpaqueLeaf",

@@ -19,9 +19,10 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
-from chainfx.ir.capture.build import build, build_to_read, simplify
+from chainfx.ir.capture.build import build, build_to_read, rename, simplify
 from chainfx.ir.capture.compare import Difference, find_difference, source_of
 from chainfx.ir.capture.export import export_trace
+from chainfx.ir.capture.folding import FoldedWeight, fold_weights
 from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
 from chainfx.ir.capture.signature import Signature, arguments, signature_of
@@ -54,7 +55,9 @@ class CaptureReport:
     that hide matrix multiplications or could not be followed. ``dropped``: ``state_dict`` names of the model that the
     graph does not use, such as auxiliary heads of train mode. ``aliases``: (other name, kept name) of tensors that have
     several. ``eval_structure``: the model's own ``forward`` does other things in train mode; the graph does those of
-    eval mode. ``signature``: how the graph is called, and which sizes it has fixed.
+    eval mode. ``folded``: weights that the model computes from its parameters, each with these; the graph stores what
+    is computed, and no longer computes it, also in training. ``signature``: how the graph is called, and which sizes it
+    has fixed.
     """
 
     method: Method
@@ -63,6 +66,7 @@ class CaptureReport:
     dropped: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     eval_structure: bool = False
+    folded: tuple[FoldedWeight, ...] = ()
 
 
 Examples = Sequence[Tensor] | Mapping[str, Tensor]
@@ -147,6 +151,7 @@ class _Capture:
     unfollowed: set[str] = field(default_factory=set)
     by_mode: set[str] = field(default_factory=set)
     eval_structure: bool = False
+    folded: tuple[FoldedWeight, ...] = ()
     not_symbolic: _Failure | None = None
     compare: bool = False
 
@@ -194,6 +199,9 @@ class _Capture:
                 evaluation, training = self._trace(way, False), self._trace(way, True)
         self.eval_structure = bool(differing)
         graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
+        self.folded = fold_weights(graph_module, self.model)
+        if self.folded:
+            rename(graph_module)
         if way != "sizes":
             self._check_shapes(graph_module)
         if self.compare:
@@ -253,7 +261,8 @@ class _Capture:
     def _report(self, way: str, graph_module: GraphModule) -> CaptureReport:
         kept = graph_module.state_dict(keep_vars=True)
         names = {id(tensor): name for name, tensor in reversed(kept.items())}
-        missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in kept}
+        used = {*kept, *(source for each in self.folded for source in each.sources)}
+        missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in used}
         return CaptureReport(
             method=way,  # type: ignore[arg-type]  # the strict way counts as export
             signature=self.signature if way == "symbolic" else self.signature.with_fixed_sizes(self._why_fixed()),
@@ -261,6 +270,7 @@ class _Capture:
             dropped=tuple(name for name, tensor in missing.items() if id(tensor) not in names),
             aliases=tuple((name, names[id(tensor)]) for name, tensor in missing.items() if id(tensor) in names),
             eval_structure=self.eval_structure,
+            folded=self.folded,
         )
 
     def _why_fixed(self) -> str:
