@@ -30,8 +30,8 @@ HEADER = """# What chainfx can take
 
 Written by `.venv/bin/python -m tools.models_table` ({versions}); do not edit by hand.
 
-Networks that were tried: one of each family of torchvision, forty of timm, three of transformers. Each is built without
-weights (narrow or shallow where it is heavy), gets seeded random values in float64, and is captured by
+Networks that were tried, of the families of torchvision, forty of timm, and three of transformers. Each is built
+without weights (narrow or shallow where it is heavy), gets seeded random values in float64, and is captured by
 `chainfx.capture`. Then `PruneChannels(0.5, importance="l2")` prunes it, and this is checked: it equals the masked
 original, the full-size network that ignores what was removed, to 1e-10; it is saved and loaded, and gives the same.
 {enough}.
@@ -40,8 +40,8 @@ original, the full-size network that ignores what was removed, to 1e-10; it is s
 the sizes of the example inputs down, as the next column says. *folded*: weights that the network computes from
 parameters (weight standardization, a weight norm, the turned weights of GPT-2) are computed once and stored. *lost*:
 the share of all parameters that pruning removed; where nothing stands in its way it is three quarters. The last column
-has parameters of two or more dimensions that were left whole, as a share of what is left; the layer before an output
-keeps its outputs everywhere.
+has parameters that were left whole and layers that keep outputs, as a share of what is left; the layer before an output
+of the network keeps its outputs everywhere.
 
 | {columns} |
 |{rule}|

@@ -208,7 +208,7 @@ class TrainFormTracer(Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Enter or record a module, and remember the innermost one that raises."""
-        if type(m) is nn.Identity:
+        if type(m) is nn.Identity or (type(m) is nn.Sequential and not len(m)):
             return args[0]
         if (drop := dropping(m)) is not None and len(args) == 1:
             return self.create_proxy("call_function", drop.func, args, drop.keywords)

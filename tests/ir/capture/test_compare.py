@@ -72,6 +72,28 @@ def test_a_network_for_images_is_compared_at_other_sizes_too():
     assert find_difference(net, graph_module, (x,), sizes_free=False) is None
 
 
+class Picky(nn.Module):
+    """A convolution that may take one size of image only."""
+
+    def __init__(self, size=None):
+        super().__init__()
+        self.conv, self.size = nn.Conv2d(3, 4, 3), size
+
+    def forward(self, x):
+        assert self.size in (None, x.shape[-1])
+        return self.conv(x)
+
+
+@pytest.mark.parametrize(("size", "last"), [(None, (3, 3, 64, 64)), (128, (3, 3, 128, 128))])
+def test_one_later_call_tells_of_batches_and_sizes(size, last):
+    net, x = Picky(size).eval(), torch.randn(5, 3, 128, 128)
+    graph_module = captured(net.conv, x)
+    seen = []
+    net.conv.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    assert find_difference(net, graph_module, (x,), sizes_free=True) is None
+    assert seen == [(2, 4, 126, 126), (last[0], 4, last[2] - 2, last[3] - 2)]
+
+
 def test_the_module_whose_inputs_agree_is_named(outer):
     graph_module = edited(outer, "mean", lambda node: node.replace_all_uses_with(node.args[0]))
     assert find_difference(outer, graph_module, (X,), sizes_free=True) == Difference("inner", "on the example inputs")

@@ -112,7 +112,9 @@ def test_it_is_pruned_saved_and_captured_again(name, tmp_path):
 def test_a_hook_of_an_opened_norm_counts_once():
     net = network(Spelled(8)).eval()
     net[1].register_forward_hook(lambda module, args, out: out + 1)
-    torch.testing.assert_close(chainfx.capture(net, (X,))(X), net(X))
+    graph_module, report = capture_with_report(net, (X,))
+    assert report.opaque == ()
+    torch.testing.assert_close(graph_module(X), net(X))
 
 
 class Frozen(nn.BatchNorm2d):

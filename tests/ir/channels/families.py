@@ -109,7 +109,7 @@ TORCHVISION = tuple(
         *(("deeplabv3_mobilenet_v3_large", 64, _AS_THEY_ARE), ("lraspp_mobilenet_v3_large", 64, _AS_THEY_ARE)),
     )
 )
-"""One network of each family of torchvision."""
+"""Networks of the families of torchvision."""
 
 
 def measured(family: Family) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def measured(family: Family) -> dict[str, Any]:
         "folded": len(report.folded),
         "parameters": before,
         "lost": 1 - parameters(graph_module) / before,
-        "stays": _reasons(graph_module, {path: analysis.outside[path] for path in analysis.outside}),
+        "stays": _reasons(graph_module, analysis),
         "named": len(result.skipped),
         "difference": difference(answer, wanted),
         "loaded": difference(loaded, answer),
@@ -155,11 +155,17 @@ def _pruned(graph_module, inputs):
     return seen[0], result
 
 
-def _reasons(graph_module, outside) -> dict[str, float]:
-    """Why parameters of two or more dimensions stay whole, each reason with their share of what is left."""
+def _reasons(graph_module, analysis) -> dict[str, float]:
+    """Why parameters stay whole, or layers keep outputs, each reason with their share of what is left.
+
+    Without the outputs of the network, which stay everywhere.
+    """
     sizes = {path: parameter.numel() for path, parameter in graph_module.named_parameters()}
+    whys = {each.path: each.reason for each in analysis.frozen} | dict(analysis.outside)
     found: dict[str, float] = {}
-    for path, reason in outside.items():
+    for path, reason in whys.items():
+        if reason == "it is an output of the network":
+            continue
         bare = re.sub(r" \(node '[^']*'\)", "", reason)
         found[bare] = found.get(bare, 0) + sizes[path] / sum(sizes.values())
     return dict(sorted(found.items(), key=lambda each: -each[1]))
