@@ -335,6 +335,12 @@ def test_subclasses():
     assert [node.name for node in graph_module.graph.nodes if node.target in LAYERS] == ["conv", "head"]
 
 
+def test_what_does_nothing_leaves_no_node():
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 3), nn.Sequential(), nn.Linear(3, 2))
+    graph_module, _ = check(model, (torch.randn(2, 4),), (torch.randn(3, 4),))
+    assert calls(graph_module, "call_module") == []
+
+
 def test_shared_modules_keep_their_first_name():
     graph_module, report = check(Shared(), image(), ignored=("second.weight", "second.bias"))
     assert report.aliases == (("second.weight", "first.weight"), ("second.bias", "first.bias"))

@@ -3,15 +3,19 @@
 import importlib
 
 import pytest
+import torch
 
+import chainfx
+from chainfx.ir.channels import analyse_channels
 from tests.ir.channels.families import LITTLE, LOST, TIMM, TORCHVISION, TRANSFORMERS, Family, measured
-from tests.ir.channels.masked import TOLERANCE
+from tests.ir.channels.masked import TOLERANCE, assert_equals_masked
+from tests.ir.channels.prune_models import give_values
 
 QUICK = (
-    Family("timm", "lcnet_050"),
-    Family("timm", "test_resnet"),
-    Family("timm", "test_nfnet"),
-    Family("timm", "test_byobnet"),
+    Family("timm", "lcnet_050", 32),
+    Family("timm", "test_resnet", 32),
+    Family("timm", "test_nfnet", 32),
+    Family("timm", "test_byobnet", 32),
     Family(
         "timm",
         "swin_tiny_patch4_window7_224",
@@ -33,6 +37,24 @@ def check(family):
 @pytest.mark.parametrize("family", QUICK, ids=lambda family: family.name)
 def test_a_small_network_of_every_kind(family):
     assert check(family)["opaque"] == []
+
+
+NORMED = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 4, "qk_norm": True}
+
+
+@pytest.mark.parametrize(
+    "family", [*TRANSFORMERS, Family("timm", "vit_tiny_patch16_224", 32, NORMED)], ids=lambda family: family.name
+)
+def test_attention_loses_whole_heads(family):
+    pytest.importorskip(family.package)
+    torch.manual_seed(0)
+    model, inputs = family.built().double().eval(), family.inputs()
+    give_values(model)
+    graph_module = chainfx.capture(model, inputs)
+    analysis = analyse_channels(graph_module, inputs, fold="heads")
+    heads = [group for group in analysis.groups if group.name in analysis.attention]
+    assert [group.size for group in heads] == [4, 4]
+    assert_equals_masked(graph_module, analysis, {group.name: [0, 3] for group in heads}, inputs)
 
 
 @pytest.mark.slow
