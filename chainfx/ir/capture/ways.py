@@ -78,13 +78,14 @@ def capture(model: nn.Module, example_inputs: Examples, *, compare: bool = True)
     ``example_inputs`` are the inputs in the order of ``forward``, or by the names it has for them, batch first, on the
     model's device (meta included). Other arguments of ``forward`` keep their defaults. The graph takes the inputs by
     position, in the order of ``forward``. It *shares* parameters, buffers and leaf modules with ``model``, as
-    ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. Weights that the model computes from parameters,
-    as under a weight norm, are computed once and belong to the graph alone (:attr:`CaptureReport.folded`). The mode of ``model`` is left as it was, and
-    the graph starts in it; no other thread may run the model itself meanwhile, as its mode changes for moments. Other
-    models may run, be compiled and be captured in other threads: captures wait for each other.
+    ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. Weights that the model computes from
+    parameters, as under a weight norm, are computed once and belong to the graph alone
+    (:attr:`CaptureReport.folded`). The mode of ``model`` is left as it was, and the graph starts in it; no other thread
+    may run the model itself meanwhile, as its mode changes for moments. Other models may run, be compiled and be
+    captured in other threads: captures wait for each other.
 
-    The graph is compared with the model: both run on a few of the samples, on another batch size, and on another image
-    size or length where none is fixed. ``compare=False`` leaves that out, for graphs whose answers do not matter;
+    The graph is compared with the model: both run on a few of the samples, and on another batch, of another image size
+    or length where none is fixed. ``compare=False`` leaves that out, for graphs whose answers do not matter;
     nothing on the meta device is compared.
 
     Raises :class:`~chainfx.errors.InputError` if the model does not accept the inputs, and
