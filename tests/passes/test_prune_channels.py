@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from chainfx.errors import PassError
 from chainfx.ir.capture.ways import capture
@@ -15,7 +14,7 @@ from chainfx.ir.graph import edit, layers_of
 from chainfx.passes.base import Granularity, Kind, PassContext, TuneRequest
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.pruning.importance import importance_names
-from tests.nets import graph_of
+from tests.nets import Scaled, graph_of
 
 
 class Tiny(nn.Module):
@@ -167,7 +166,7 @@ class Partly(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.places, self.enter = nn.Parameter(torch.randn(6, 8)), weight_norm(nn.Linear(5, 8))
+        self.places, self.enter = nn.Parameter(torch.randn(6, 8)), Scaled(nn.Linear(5, 8))
         self.lstm, self.middle, self.out = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 8), nn.Linear(8, 3)
 
     def forward(self, x):
@@ -186,7 +185,7 @@ def test_what_is_in_no_group_is_named_with_the_reason_of_the_analysis():
     reasons, result = said(PruneChannels(0.5), Partly(), 2, 6, 5)
     assert reasons == {
         "out": "3 channels stay: it is an output of the network",
-        "enter_parametrizations_weight_original0_1": "its weight is computed",
+        "enter_layer": "its weight is computed",
         "lstm": "the inside of module LSTM is not visible",
         "places": "none of its dimensions has channels that can go",
     }

@@ -8,6 +8,7 @@ is not to be run elsewhere meanwhile.
 
 from chainfx.ir.capture.batch_dims import batch_first, check_batch_first, with_forward
 from chainfx.ir.capture.export import export_to_read
+from chainfx.ir.capture.folding import FoldedWeight
 from chainfx.ir.capture.parameters import Input, Omitted
 from chainfx.ir.capture.signature import Signature, signature_of
 from chainfx.ir.capture.ways import CaptureReport, OpaqueLeaf, capture, capture_to_read, capture_with_report
@@ -15,6 +16,7 @@ from chainfx.ir.capture.wrappers import unwrapped
 
 __all__ = [
     "CaptureReport",
+    "FoldedWeight",
     "Input",
     "Omitted",
     "OpaqueLeaf",

@@ -120,7 +120,7 @@ class SizesTracer(TrainFormTracer):
         # where every size is a number, mathematics is done on numbers
         super().__init__(inputs, leaves, () if to_read else (math,))
         self.values: dict[Node, _Values] = {}
-        self.to_read = to_read
+        self.to_read, self.keeps_layers = to_read, not to_read
         self.free = free or {}
         batches = [(without_data(example),) for example in examples] if to_read else _variants(examples, self.free)
         self._given, self._guards = tuple(examples), list[Guard]()

@@ -20,9 +20,10 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
-from chainfx.ir.capture.build import build, build_to_read, simplify
+from chainfx.ir.capture.build import build, build_to_read, rename, simplify
 from chainfx.ir.capture.compare import Difference, find_difference, source_of
 from chainfx.ir.capture.export import export_trace
+from chainfx.ir.capture.folding import FoldedWeight, fold_weights
 from chainfx.ir.capture.guards import SizeError
 from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
@@ -58,8 +59,9 @@ class CaptureReport:
     allows it) or ``"export"`` (batch free). ``opaque``: leaves that hide matrix multiplications or could not be
     followed. ``dropped``: ``state_dict`` names of the model that the graph does not use, such as auxiliary heads of
     train mode. ``aliases``: (other name, kept name) of tensors that have several. ``eval_structure``: the model's own
-    ``forward`` does other things in train mode; the graph does those of eval mode. ``signature``: how the graph is
-    called, and which sizes it has fixed.
+    ``forward`` does other things in train mode; the graph does those of eval mode. ``folded``: weights that the model
+    computes from its parameters, each with these; the graph stores what is computed, and no longer computes it, also in
+    training. ``signature``: how the graph is called, and which sizes it has fixed.
     """
 
     method: Method
@@ -68,6 +70,7 @@ class CaptureReport:
     dropped: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     eval_structure: bool = False
+    folded: tuple[FoldedWeight, ...] = ()
 
 
 Examples = Sequence[Tensor] | Mapping[str, Tensor]
@@ -79,12 +82,14 @@ def capture(model: nn.Module, example_inputs: Examples, *, compare: bool = True)
     ``example_inputs`` are the inputs in the order of ``forward``, or by the names it has for them, batch first, on the
     model's device (meta included). Other arguments of ``forward`` keep their defaults. The graph takes the inputs by
     position, in the order of ``forward``. It *shares* parameters, buffers and leaf modules with ``model``, as
-    ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. The mode of ``model`` is left as it was, and
-    the graph starts in it; no other thread may run the model itself meanwhile, as its mode changes for moments. Other
-    models may run, be compiled and be captured in other threads: captures wait for each other.
+    ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. Weights that the model computes from
+    parameters, as under a weight norm, are computed once and belong to the graph alone
+    (:attr:`CaptureReport.folded`). The mode of ``model`` is left as it was, and the graph starts in it; no other thread
+    may run the model itself meanwhile, as its mode changes for moments. Other models may run, be compiled and be
+    captured in other threads: captures wait for each other.
 
-    The graph is compared with the model: both run on a few of the samples, on another batch size, and on another image
-    size or length where none is fixed. ``compare=False`` leaves that out, for graphs whose answers do not matter;
+    The graph is compared with the model: both run on a few of the samples, and on another batch, of another image size
+    or length where none is fixed. ``compare=False`` leaves that out, for graphs whose answers do not matter;
     nothing on the meta device is compared.
 
     Raises :class:`~chainfx.errors.InputError` if the model does not accept the inputs, and
@@ -153,6 +158,7 @@ class _Capture:
     unfollowed: set[str] = field(default_factory=set)
     by_mode: set[str] = field(default_factory=set)
     eval_structure: bool = False
+    folded: tuple[FoldedWeight, ...] = ()
     not_free: _Failure | None = None
     compare: bool = False
 
@@ -208,6 +214,9 @@ class _Capture:
         known = replace(self.signature, output=evaluation.output)
         self.signature = known.with_bounds(evaluation.bounds)
         graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
+        self.folded = fold_weights(graph_module, self.model)
+        if self.folded:
+            rename(graph_module)
         if way != "sizes":
             self._check_shapes(graph_module)
         if self.compare:
@@ -269,7 +278,8 @@ class _Capture:
     def _report(self, way: str, graph_module: GraphModule) -> CaptureReport:
         kept = graph_module.state_dict(keep_vars=True)
         names = {id(tensor): name for name, tensor in reversed(kept.items())}
-        missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in kept}
+        used = {*kept, *(source for each in self.folded for source in each.sources)}
+        missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in used}
         return CaptureReport(
             method="symbolic" if way == "symbolic" else "export" if "export" in way else "sizes",
             signature=self._signature(way),
@@ -277,6 +287,7 @@ class _Capture:
             dropped=tuple(name for name, tensor in missing.items() if id(tensor) not in names),
             aliases=tuple((name, names[id(tensor)]) for name, tensor in missing.items() if id(tensor) in names),
             eval_structure=self.eval_structure,
+            folded=self.folded,
         )
 
     def _signature(self, way: str) -> Signature:

@@ -36,7 +36,7 @@ from chainfx.ir.graph.layer import (
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.matrices import Matrix, matrices_of
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
-from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
+from chainfx.ir.graph.mutation import AUGMENTED, changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.randomness import derived_generator
@@ -44,6 +44,7 @@ from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordina
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 
 __all__ = [
+    "AUGMENTED",
     "DEPTHWISE",
     "DIALECT",
     "FACTS",
