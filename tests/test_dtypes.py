@@ -18,10 +18,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 PASSES = [
     Distill(depth=0.5),
     Distill(width=0.5),
-    EarlyExit(exits=1, threshold=0.5),
+    EarlyExit(exits=1, threshold=0.5, keep=True),
     Fuse(),
-    LowRank(energy=0.6),
-    LowRank(macs=0.8, scheme="spatial"),
+    LowRank(energy=0.6, keep=True),
+    LowRank(macs=0.8, scheme="spatial", keep=True),
     PruneHeads(0.5),
     PruneWeights(0.5),
     PruneWeights(pattern="2:4"),
@@ -98,7 +98,7 @@ WAYS = {"copy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps
 def exits():
     x = images(4)
     small = chainfx.compile(
-        small_resnet((1, 1)), [EarlyExit(exits=1, threshold=0.5)], example_inputs=x, trainer=FakeTrainer(x)
+        small_resnet((1, 1)), [EarlyExit(exits=1, threshold=0.5, keep=True)], example_inputs=x, trainer=FakeTrainer(x)
     )
     return small, x, small(x)
 
