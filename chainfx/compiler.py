@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,9 +13,10 @@ from torch.fx import GraphModule
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel
-from chainfx.errors import CaptureError, InputError
+from chainfx.errors import CaptureError, InputError, LintError
 from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
+from chainfx.linting import findings_of
 from chainfx.passes import Pass, Trainer
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
@@ -39,6 +41,7 @@ def compile(
     seed: int = 0,
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
+    refuse: Literal["errors"] | None = None,
 ) -> CompressedModel:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -55,11 +58,13 @@ def compile(
         workdir: a folder that keeps every finished stage; a second call with the same arguments resumes after them, in
             the same process or another; :class:`~chainfx.scheduler.StageKey` has what must be the same. A stage that
             cannot be read is computed again, with a :class:`~chainfx.errors.StageWarning`.
-        order: ``"auto"``, or ``"given"`` to run the passes as written, with the plan's findings in the report.
+        order: ``"auto"``, or ``"given"`` to run the passes as written; what :func:`chainfx.lint` finds is then shown
+            before anything is trained. It is in the report for both.
         seed: determines everything random.
         on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
+        refuse: ``"errors"`` to stop, before anything is trained, if lint finds an error.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -85,7 +90,10 @@ def compile(
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     if trainer is not None:
         _check_trainer(trainer)
-    chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
+    if refuse not in (None, "errors"):
+        raise InputError(f"refuse={refuse!r} is not known; use 'errors' or None.")
+    tunes = trainer is not None
+    chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
     first = _stage(start)
     with recording():
         inputs = tuple(map(ordinary, inputs))
@@ -93,6 +101,10 @@ def compile(
         graph_module, how = capture_with_report(_own_copy(model) if has_inference_tensors(model) else model, given)
         captured = _own_copy(graph_module)
         listener = TerminalListener()
+        has_data = tunes or batches is not None
+        chain = _linted(chain, captured, inputs, tunes, has_data, refuse)
+        if order == "given":
+            listener.found(chain.findings)
         finished: list[Stage] = []
         try:
             stages = run(
@@ -161,6 +173,26 @@ def _own_copy(model: _M) -> _M:
         ) from error
 
 
+def _linted(
+    chain: Plan,
+    graph_module: GraphModule,
+    inputs: tuple[Tensor, ...],
+    trainer: bool,
+    calibration: bool,
+    refuse: str | None,
+) -> Plan:
+    """The plan with all that lint finds in it; raises :class:`LintError` for errors, if they are to be refused."""
+    found = findings_of(chain.passes, chain.findings, graph_module, inputs, trainer=trainer, calibration=calibration)
+    errors = [finding for finding in found if finding.severity == "error"]
+    if errors and refuse is not None:
+        listed = "\n".join(f"  {finding}" for finding in errors)
+        raise LintError(
+            f"the chain {' -> '.join(chain.order)} is not run because lint finds errors in it (refuse='errors'); "
+            f"mend it or leave refuse out.\n{listed}"
+        )
+    return dataclasses.replace(chain, findings=found)
+
+
 def _captured(model: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> GraphModule:
     """The graph of a model to be counted: as torch exports it where it has no train form, as with ``torch.cond``."""
     try:
@@ -202,7 +234,8 @@ def _attach(
 
 
 def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature) -> CompressedModel:
-    report = ChainReport(str(chain), tuple(stage.record for stage in stages))
+    order = str(dataclasses.replace(chain, findings=()))
+    report = ChainReport(order, tuple(stage.record for stage in stages), chain.findings)
     return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report, signature)
 
 

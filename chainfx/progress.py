@@ -1,12 +1,13 @@
 """Progress on standard error: stage, epoch, metric and remaining time."""
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from chainfx.passes import Epoch
-from chainfx.scheduler import Listener, Stage
+from chainfx.scheduler import Finding, Listener, Stage
 
 __all__ = ["TerminalListener"]
 
@@ -39,6 +40,11 @@ class TerminalListener(Listener):
         self._progress = Progress(*columns, console=self._console, transient=True)
         self._progress.start()
         self._progress.add_task(running, total=None)
+
+    def found(self, findings: Sequence[Finding]) -> None:
+        """Say what lint found in a chain, a line for each finding, before it runs."""
+        for finding in findings:
+            self._say(str(finding))
 
     def begin(self, index: int, total: int, label: str) -> None:
         """Start the bar of a stage."""

@@ -33,7 +33,15 @@ class Fuse(Pass):
     statistics.
     """
 
-    info: ClassVar[PassInfo] = PassInfo("fuse", Kind.STATIC, Granularity.LAYER, domain="network")
+    info: ClassVar[PassInfo] = PassInfo(
+        "fuse",
+        Kind.STATIC,
+        Granularity.LAYER,
+        domain="network",
+        family="graph-optimization",
+        exact=True,
+        tunes=False,
+    )
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Fold what can be folded; ``skipped`` names every BatchNorm that stays."""

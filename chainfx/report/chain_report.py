@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from chainfx.report.lint_report import findings_text
 from chainfx.report.text_tables import amount, size, stage_table, text_of, times
 from chainfx.scheduler import ChainReport, Costs, StageRecord
 
@@ -12,11 +13,13 @@ _HEADINGS = ("stage", "accuracy", "MACs", "BitOps", "worst", "parameters", "stor
 
 
 def chain_text(report: ChainReport) -> str:
-    """The plan, the table of stages, and a line for every layer that a pass left alone, with the reason."""
+    """The plan, what lint found, the table of stages, and a line for every layer left alone, with the reason."""
     left_alone = [
         f"{record.name} left {item.node} alone: {item.reason}" for record in report.records for item in record.skipped
     ]
-    return f"{report.plan}\n\n{text_of(chain_table(report), *left_alone, width=_WIDTH).rstrip()}"
+    table = text_of(chain_table(report), *left_alone, width=_WIDTH).rstrip()
+    found = [f"found before it ran:\n{findings_text(report.findings)}"] if report.findings else []
+    return "\n\n".join([report.plan, *found, table])
 
 
 def chain_table(report: ChainReport) -> Table:
