@@ -71,9 +71,14 @@ def explain_model(
     model: Annotated[str, typer.Argument(help=f"{MODEL}.")], shape: Shape = None, as_json: Json = False
 ) -> None:
     """Say what each pass could do to a network, what must stay as it is, and why; nothing is trained."""
+    import torch
+
     from chainfx.counting import graph_of, parse_inputs
 
-    explained = explain_graph(*graph_of(model, parse_inputs(shape or ())))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a network by name has weights at random, on which ranks depend
+        graph_module, inputs = graph_of(model, parse_inputs(shape or ()))
+    explained = explain_graph(graph_module, inputs)
     write(json.dumps(explained.to_dict()) if as_json else str(explained))
 
 

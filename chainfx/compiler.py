@@ -58,8 +58,8 @@ def compile(
         workdir: a folder that keeps every finished stage; a second call with the same arguments resumes after them, in
             the same process or another; :class:`~chainfx.scheduler.StageKey` has what must be the same. A stage that
             cannot be read is computed again, with a :class:`~chainfx.errors.StageWarning`.
-        order: ``"auto"``, or ``"given"`` to run the passes as written; what :func:`chainfx.lint` finds is then shown
-            before anything is trained. It is in the report for both.
+        order: ``"auto"``, or ``"given"`` to run the passes as written; the errors and warnings of :func:`chainfx.lint`
+            are then shown before anything is trained. All that it finds is in the report for both.
         seed: determines everything random.
         on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
@@ -102,8 +102,9 @@ def compile(
         captured = _own_copy(graph_module)
         listener = TerminalListener()
         has_data = tunes or batches is not None
+        as_written = order == "given" or bool(chain.findings)
         chain = _linted(chain, captured, inputs, tunes, has_data, refuse)
-        if order == "given":
+        if as_written:
             listener.found(chain.findings)
         finished: list[Stage] = []
         try:

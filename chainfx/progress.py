@@ -42,9 +42,10 @@ class TerminalListener(Listener):
         self._progress.add_task(running, total=None)
 
     def found(self, findings: Sequence[Finding]) -> None:
-        """Say what lint found in a chain, a line for each finding, before it runs."""
+        """Say what lint found in a chain before it runs: a line for each error and each warning."""
         for finding in findings:
-            self._say(str(finding))
+            if finding.severity != "info":
+                self._say(str(finding))
 
     def begin(self, index: int, total: int, label: str) -> None:
         """Start the bar of a stage."""

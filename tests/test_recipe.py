@@ -109,7 +109,7 @@ def test_every_option_of_every_installed_pass_can_be_written(write):
 
 
 MODEL = "model: {name: resnet20}\n"
-KEYS = "data, input, model, order, output, passes, seed, trainer, workdir"
+KEYS = "data, input, model, order, output, passes, refuse, seed, trainer, workdir"
 PASSES = ", ".join(pass_names())
 
 

@@ -83,7 +83,7 @@ def no_recovery(chain: Chain) -> Iterator[Finding]:
                 "warning",
                 (first.position, second.position),
                 f"nothing is tuned between {first.name} and {second.name}, so that the errors of both add up",
-                "arXiv 2403.17447, sec. 2: fine-tuning follows every compression",
+                "arXiv 2403.17447, whose protocol fine-tunes right after every compression",
                 _how_to_tune(chain, first),
             )
 

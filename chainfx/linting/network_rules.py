@@ -76,7 +76,7 @@ def depthwise_integers(chain: Chain) -> Iterator[Finding]:
     for step in chain.of("quantization"):
         if step.option("granularity") == "tensor":
             reason = f"{share}, whose channels differ too much in range for one scale a tensor"
-            source, fix = "arXiv 1806.08342 (Krishnamoorthi 2018), sec. 3.2", "use granularity='channel'"
+            source, fix = "arXiv 1806.08342 (Krishnamoorthi 2018)", "use granularity='channel'"
             yield step.finding("depthwise", "warning", reason, source, fix)
         else:
             reason = f"{share}, which move much data for little arithmetic and gain little from 8-bit integers"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from chainfx.linting import Explanation, PassOutlook
-from chainfx.report.text_tables import amount, size, stage_table, text_of
+from chainfx.report.text_tables import amount, size, stage_table, text_of, wrapped
 
 __all__ = ["explanation_text"]
 
@@ -28,14 +28,15 @@ def explanation_text(explanation: Explanation) -> str:
         f"low rank at 90 % of the energy: {_listed(f'{name} {list(r)}' for name, r in explanation.ranks.items())}",
     ]
     notes = [note for outlook in explanation.outlooks for note in _notes(outlook)]
-    return text_of(*lines, "", _table(explanation.outlooks), "", *notes, width=_WIDTH).rstrip()
+    facts, reasons = ("\n".join(wrapped(text, _WIDTH) for text in texts) for texts in (lines, notes))
+    return "\n\n".join([facts, text_of(_table(explanation.outlooks), width=_WIDTH).strip("\n"), reasons])
 
 
 def _frozen(explanation: Explanation) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for each in explanation.frozen:
         by_reason.setdefault(each.reason, []).append(each.node)
-    return [f"  frozen, because {reason}: {_listed(nodes)}" for reason, nodes in by_reason.items()]
+    return [f"frozen, because {reason}: {_listed(nodes)}" for reason, nodes in by_reason.items()]
 
 
 def _table(outlooks: Iterable[PassOutlook]) -> Table:

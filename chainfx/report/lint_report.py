@@ -1,13 +1,12 @@
 """What lint found as text: the chain, each finding with its source and what to do, the corrected chain, the costs."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
 from chainfx.linting import LintReport, StagePrediction
 from chainfx.passes import Pass
-from chainfx.report.text_tables import amount, size, stage_table, text_of, times
+from chainfx.report.text_tables import amount, size, stage_table, text_of, times, wrapped
 from chainfx.scheduler import SEVERITIES, Finding
 
 __all__ = ["findings_text", "lint_text"]
@@ -38,11 +37,7 @@ def _lines(finding: Finding) -> list[str]:
     details += [f"contested: {finding.contested}"] if finding.contested else []
     details.append(f"fix: {finding.fix}")
     head = f"{finding.severity}{where}, {finding.rule}: {finding.reason}"
-    return [_wrapped(head, "  "), *(_wrapped(detail, _INDENT) for detail in details)]
-
-
-def _wrapped(text: str, indent: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
+    return [wrapped(head, _WIDTH, "  "), *(wrapped(detail, _WIDTH, _INDENT) for detail in details)]
 
 
 def _counted(findings: Sequence[Finding]) -> str:
@@ -52,7 +47,7 @@ def _counted(findings: Sequence[Finding]) -> str:
 
 
 def _chain(passes: Sequence[Pass]) -> str:
-    return " -> ".join(one.label for one in passes) or "no passes"
+    return " -> ".join(" ".join(one.label.split()) for one in passes) or "no passes"
 
 
 def _predicted(stages: Sequence[StagePrediction]) -> Table:

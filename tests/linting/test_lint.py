@@ -299,9 +299,10 @@ def test_compile_attaches_the_findings_and_shows_them_before_training(capfd):
     chain = [Quantize(4, 4), PruneChannels(0.4)]
     small = chainfx.compile(small_resnet(), chain, example_inputs=x, trainer=FakeTrainer(x), order="given")
     found = small.report.findings
-    assert [(f.severity, f.rule, f.positions) for f in found[:1]] == [("warning", "order", (1, 2))]
+    told = [finding for finding in found if finding.severity != "info"]
+    assert [(f.severity, f.rule, f.positions) for f in told] == [("warning", "order", (1, 2))] and len(found) > 1
     shown = capfd.readouterr().err.splitlines()
-    assert shown[: len(found)] == [str(finding) for finding in found] and shown[len(found)].startswith("original:")
+    assert shown[0] == str(told[0]) and shown[1].startswith("original:")
     assert "found before it ran:" in str(small.report) and "broken" not in small.report.plan
     assert chainfx.scheduler.ChainReport.from_dict(json.loads(json.dumps(small.report.to_dict()))).findings
     chainfx.compile(small_resnet(), chain, example_inputs=x, trainer=FakeTrainer(x))

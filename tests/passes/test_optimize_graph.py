@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import chainfx
 from chainfx.ir.graph import facts_of, verify
 from chainfx.passes import EarlyExit, LowRank, OptimizeGraph, PassContext, PruneWeights, Quantize
 from chainfx.testing import check_pass
@@ -278,8 +279,6 @@ def test_it_does_not_undo_a_factorization_and_keeps_exits():
 
 
 def test_it_goes_after_training_in_a_chain():
-    import chainfx
-
     x = images(4)
     model = nn.Sequential(small_resnet(), nn.Dropout(0.1), nn.Linear(10, 16), nn.Linear(16, 4)).eval()
     passes = [OptimizeGraph(), Quantize(8, 8, skip=("2", "3"))]
@@ -287,6 +286,15 @@ def test_it_goes_after_training_in_a_chain():
     assert [record.name for record in small.report.records] == ["original", "quantize", "optimize-graph"]
     assert small.report.records[-1].profile == {"identities": 1, "pairs": 1}
     assert check_pass(OptimizeGraph(), model, (x,)).modified
+
+
+def test_an_optimized_network_is_saved_and_loaded(tmp_path):
+    layers = {"n": nn.LayerNorm(4), "a": nn.Linear(4, 8), "b": nn.Linear(8, 2)}
+    model = net(lambda s, x: s.b(s.a(s.n(x + (torch.arange(4) * 2).sin()))), **layers)
+    small = chainfx.compile(model, [OptimizeGraph()], example_inputs=X)
+    assert small.report.records[-1].profile == {"constants": 1, "norms": 1, "pairs": 1}
+    small.save(tmp_path)
+    torch.testing.assert_close(chainfx.load(tmp_path)(X), model(X))
 
 
 def test_what_nobody_reads_goes():
