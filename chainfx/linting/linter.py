@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import InputError
-from chainfx.ir.capture import capture
+from chainfx.ir.capture import capture, signature_of
 from chainfx.linting.chain import Chain
 from chainfx.linting.chain_rules import CHAIN_RULES, milder
 from chainfx.linting.machine import Machine
@@ -110,8 +110,8 @@ def lint(
     known = gather(evidence)
     _check_known(known, passes)
     planned = plan(passes, order="given", law=law, evidence=known, tunes=trainer)
-    sorted_ = plan(passes, law=law, evidence=known, tunes=trainer).passes
-    running = planned.passes if order == "given" else sorted_
+    ordered = plan(passes, law=law, evidence=known, tunes=trainer)
+    running = planned.passes if order == "given" else ordered.passes
     steps = Chain.steps_of(running, planned.passes, trainer)
     graph_module, inputs = (None, ()) if model is None else _captured(model, example_inputs)
     network = None if graph_module is None else Network.of(graph_module, inputs)
@@ -160,8 +160,6 @@ def _sorted(found: Sequence[Finding]) -> tuple[Finding, ...]:
 
 def _captured(model: nn.Module, inputs: Any) -> tuple[GraphModule, tuple[Tensor, ...]]:
     """The graph of a network, which may be captured already, and its inputs in the order of the graph."""
-    from chainfx.ir.capture import signature_of
-
     given = (inputs,) if isinstance(inputs, Tensor) else inputs if isinstance(inputs, Mapping) else tuple(inputs)
     if isinstance(model, GraphModule):
         return model, tuple(given)

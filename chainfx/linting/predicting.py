@@ -86,7 +86,9 @@ def predict(
     """
     context = PassContext(graph_module, inputs, calibration=[inputs], tunes=trainer)
     original = _costs(graph_module, inputs)
-    second = None if samples is None else _seconds_a_sample(graph_module, inputs) / max(original.macs, 1)
+    pace = None
+    if samples is not None:
+        pace = _BACKWARD * samples * _seconds_a_sample(graph_module, inputs) / max(original.macs, 1)
     stages, found, current = [StagePrediction(0, "original", original)], [], graph_module
     for step in steps:
         try:
@@ -100,8 +102,7 @@ def predict(
             reason = f"{step.one.label} changes nothing in this network"
             found.append(step.finding("dry-run", "info", reason, _why(done.skipped), "leave it out"))
         current, costs = done.graph_module, _costs(done.graph_module, inputs)
-        known = second is not None and samples is not None and step.tuned
-        seconds = _BACKWARD * second * costs.macs * samples * step.one.rounds if known else None  # type: ignore[operator]
+        seconds = None if pace is None or not step.tuned else pace * costs.macs * step.one.rounds
         stages.append(StagePrediction(step.position, step.one.label, costs, seconds))
     return tuple(stages), tuple(found)
 

@@ -131,10 +131,7 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence], tunes:
         found += [
             _from_evidence(row, before.name, after.name)
             for row in evidence
-            if row.confidence != "contested" and row.rating != "moderate"
-            if row.applies(
-                *((chain[second], chain[first]) if row.rating == "poor" else (chain[first], chain[second])), tunes
-            )
+            if _orders(row, chain[first], chain[second], tunes)
         ]
         for fact in sorted((before.establishes - before.requires) & after.requires):
             found.append(
@@ -149,6 +146,14 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence], tunes:
                 _fact(before.name, after.name, f"{before.name} invalidates {fact!r}, which {after.name} establishes")
             )
         yield from (_Link(first, second, edge, []) for edge in found)
+
+
+def _orders(row: Evidence, first: Pass, second: Pass, tunes: bool) -> bool:
+    """Whether evidence says that pass ``first`` goes before pass ``second``."""
+    if row.confidence == "contested" or row.rating == "moderate":
+        return False
+    written = (second, first) if row.rating == "poor" else (first, second)
+    return row.applies(*written, tunes)
 
 
 def _from_evidence(row: Evidence, before: str, after: str) -> Edge:

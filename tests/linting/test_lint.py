@@ -183,6 +183,14 @@ def test_advice_follows_from_the_kind_of_network(kind):
     assert rules(alone, "architecture", model=graph_module, example_inputs=x) == []
 
 
+def test_as_many_classes_as_words_make_no_language_model():
+    class Classifier(Reader):
+        def forward(self, ids):
+            return super().forward(ids).mean(1)
+
+    assert Network.of(graph_of(Classifier().eval(), WORDS), (WORDS,)).kind == "transformer"
+
+
 def test_depthwise_layers_lose_most_and_gain_least():
     x = images(1, 32, 3)
     graph_module = graph_of(zoo.mobilenet_v2(width=0.1).eval(), x)

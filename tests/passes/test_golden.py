@@ -90,6 +90,14 @@ class Normed(nn.Module):
         return self.norm(self.conv(x))
 
 
+class Spread(Normed):
+    """A BatchNorm that scales each channel by another factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm.running_var.copy_(torch.arange(1.0, 5.0))
+
+
 class NormedLinear(nn.Module):
     """A linear layer and its BatchNorm."""
 
@@ -281,7 +289,15 @@ CASES = [
     Case("convolution", Fuse(), Normed, WIDE),
     Case("linear", Fuse(), NormedLinear, (2, 5)),
     Case("beneath-the-mask", Fuse(), Normed, WIDE, (PruneWeights(0.5),)),
-    Case("a-quantized-weight", Fuse(), Normed, WIDE, (Quantize(4, 4),), unchanged=True),
+    Case(
+        "a-quantized-weight",
+        Fuse(),
+        Spread,
+        WIDE,
+        (Quantize(4, 4, first=None, last=None, scheme="dorefa"),),
+        unchanged=True,
+    ),
+    Case("levels-that-scale-with-the-weight", Fuse(), Spread, WIDE, (Quantize(4, 4, first=None, last=None),)),
     Case("an-output-read-twice", Fuse(), ReadTwice, WIDE, unchanged=True),
     Case("no-running-statistics", Fuse(), lambda: Normed(track_running_stats=False), WIDE, unchanged=True),
     Case("no-batch-norm", Fuse(), Plain, unchanged=True),

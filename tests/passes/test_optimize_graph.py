@@ -304,3 +304,14 @@ def test_what_nobody_reads_goes():
         graph_module.graph.call_function(torch.sin, (x,))
     result = OptimizeGraph().apply(graph_module, PassContext(graph_module, (X,)))
     assert result.profile == {"dead nodes": 1} and result.modified
+
+
+def test_a_tensor_that_two_nodes_read_is_one_tensor():
+    model = net(lambda s, x: (x * s.p).sin() + (x * s.p).cos(), p=nn.Parameter(torch.ones(4)))
+    graph_module = graph_of(model, X)
+    second = [node for node in graph_module.graph.nodes if node.name.startswith("mul")][1]
+    with graph_module.graph.inserting_before(second):
+        second.update_arg(1, graph_module.graph.get_attr("p"))
+    result = OptimizeGraph().apply(graph_module, PassContext(graph_module, (X,)))
+    assert result.profile == {"duplicates": 1}
+    torch.testing.assert_close(result.graph_module(X), model(X))

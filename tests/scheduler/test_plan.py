@@ -241,6 +241,15 @@ def test_the_evidence_decides_how_bad_a_broken_order_is(confidence, rating, seve
     assert plan((PRUNE, QUANTIZE), evidence=(known,)).order == ("quantize", "prune-channels")
 
 
+@pytest.mark.parametrize(
+    ("confidence", "rating"), [("measured", "moderate"), ("contested", "good"), ("contested", "poor")]
+)
+def test_what_is_moderate_or_contested_orders_nothing(confidence, rating):
+    known = Evidence("quantize", "distill", confidence, "a study", "so", rating)
+    assert plan((DISTILL, QUANTIZE), law=Law((), "none"), evidence=(known,)).edges == ()
+    assert plan((QUANTIZE, DISTILL), law=Law((), "none"), evidence=(known,)).edges == ()
+
+
 def test_the_order_of_an_exact_pass_is_worth_knowing_and_no_more():
     fuse = make("fuse", Kind.STATIC, Granularity.LAYER, family="graph-optimization", exact=True)
     made = plan((fuse, QUANTIZE), order="given")

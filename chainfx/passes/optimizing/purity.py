@@ -14,7 +14,10 @@ _RANDOM = frozenset(
 
 
 def changing_nodes(graph_module: GraphModule) -> set[Node]:
-    """The nodes whose memory something changes in place: what changes it, what is changed, and all views of that."""
+    """The nodes whose memory something changes in place: what changes it, what is changed, and what that is a view of.
+
+    A graph in train form has no view that is read after what it is a view of was changed: capture refuses such a model.
+    """
     views = names_with(Trait.VIEW)
     at = graph_module.get_submodule
     found: set[Node] = set()
@@ -29,7 +32,6 @@ def changing_nodes(graph_module: GraphModule) -> set[Node]:
             waiting.append(node.args[0])
         if node.op == "get_attr":
             waiting += [same for same in graph_module.graph.find_nodes(op="get_attr") if same.target == node.target]
-        waiting += [user for user in node.users if operator_of(user, at).name in views]
     return found
 
 
