@@ -1,9 +1,10 @@
 """Run the failed chain of the compatibility exercise and its correction on real data, and print the tables of the docs.
 
-Usage: .venv/bin/python -W ignore -m tools.lint_table          (a few minutes on one thread)
+Usage: .venv/bin/python -W ignore -m tools.lint_table          (about a minute on one thread)
 
-The network is a small ResNet trained on scikit-learn's digits. Both chains end in the same kind of small network of its
-own and train equally long; accuracy is on the 360 test images, used here only, and bytes are those of the saved folder.
+The network is a small ResNet trained on scikit-learn's digits. Both chains end in the same small network of its own,
+distilled for the same ten epochs; accuracy is on the 360 test images, used here only, and bytes are those of the saved
+folder.
 The failed chain is run as the exercise has it: nothing is tuned before the distillation, and the student learns from
 what is left of the teacher. ``chainfx.compile`` refuses that student, which would lose bit widths and masks in silence;
 so the third step is done by hand, with the trainer.

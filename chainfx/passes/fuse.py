@@ -1,7 +1,7 @@
 """Folding BatchNorm into the convolution or linear layer before it."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -109,10 +109,10 @@ def _levels_scale(layer: Layer, quantizer: Node, norm: _BatchNorm) -> bool:
     weight = layer.tensor.detach()
     shape = [-1 if dim == layer.out_axis else 1 for dim in range(weight.dim())]
     scale = _affine(norm)[0].reshape(shape)
-    bits, scheme, axis = quantizer.args[1:]
+    literals: Any = quantizer.args[1:]
 
     def quantized(values: Tensor) -> Tensor:
-        return ops.quantize_weight(values, bits, scheme, axis).double()
+        return ops.quantize_weight(values, *literals).double()
 
     expected, found = quantized(weight) * scale, quantized((weight.double() * scale).to(weight.dtype))
     others = [dim for dim in range(weight.dim()) if dim != layer.out_axis]
