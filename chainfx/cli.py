@@ -1,4 +1,4 @@
-"""The command line: ``chainfx demo``, ``passes``, ``plan``, ``count``, ``channels`` and ``compile``."""
+"""The command line: ``demo``, ``lint``, ``explain``, ``passes``, ``plan``, ``count``, ``channels`` and ``compile``."""
 
 import json
 import sys
@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from chainfx.bitops import CostDiff, CostReport
+from chainfx.cli_advice import explain_model, lint_recipe
+from chainfx.cli_options import MODEL, Json, Shape, write
 from chainfx.errors import ChainfxError, InputError
 from chainfx.passes import Pass, PassSummary, get_pass, pass_names
 from chainfx.report import render
@@ -62,16 +64,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_MODEL = "A torchvision or chainfx.zoo name, package.module:factory, or the folder of a saved CompressedModel"
-Shape = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        help="An input's shape with the batch, e.g. 1,3,224,224, or 1,16:int; once for each input. "
-        "A saved model knows its own.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Order = Annotated[str, typer.Option(help="auto: sort; given: keep the order and list what it breaks.")]
 
 
@@ -106,11 +98,15 @@ def demo() -> None:
         raise typer.Exit(_INTERRUPTED) from error
 
 
+app.command("lint")(lint_recipe)
+app.command("explain")(explain_model)
+
+
 @app.command("passes")
 def list_passes(as_json: Json = False) -> None:
     """List every installed pass: what it does, its options and their defaults."""
     found = [PassSummary.of(get_pass(name)) for name in pass_names()]
-    _write(json.dumps([each.to_dict() for each in found]) if as_json else "\n\n".join(map(str, found)))
+    write(json.dumps([each.to_dict() for each in found]) if as_json else "\n\n".join(map(str, found)))
 
 
 @app.command()
@@ -124,15 +120,16 @@ def plan(
     if len(passes) == 1 and Path(passes[0]).suffix in (".yaml", ".yml"):
         from chainfx.recipe import load_recipe
 
-        chain: list[Pass] = list(load_recipe(passes[0]).passes)
+        recipe = load_recipe(passes[0])
+        chain, tunes = list(recipe.passes), recipe.has_trainer
     else:
-        chain = [_declared(name) for name in passes]
-    typer.echo(str(make_plan(chain, order=order)))  # type: ignore[arg-type]  # plan refuses other words itself
+        chain, tunes = [_declared(name) for name in passes], True
+    typer.echo(str(make_plan(chain, order=order, tunes=tunes)))  # type: ignore[arg-type]  # plan refuses other words itself
 
 
 @app.command()
 def count(
-    model: Annotated[str, typer.Argument(help=f"{_MODEL}; or a report that --json wrote.")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL}; or a report that --json wrote.")],
     shape: Shape = None,
     convention: Annotated[
         str | None, typer.Option(help="How bit operations are counted: mac_bw_ba unless said.")
@@ -163,7 +160,7 @@ def count(
     _alone("--csv", as_csv, arranged)
     inputs, rates = parse_inputs(shape or ()), None if exit_rates is None else parse_rates(exit_rates)
     if cross_check:
-        _write(str(cross_checked(model, inputs)), output)
+        write(str(cross_checked(model, inputs)), output)
         return
     report = report_of(model, inputs, convention)
     if against is not None:
@@ -173,18 +170,18 @@ def count(
     else:
         shown = report if rates is None else report.reprice(exit_rates=rates)
         text = render(shown, depth=depth, sort=sort, memory=memory)  # type: ignore[arg-type]  # render refuses other words
-    _write(json.dumps(shown.to_dict()) if as_json else shown.to_csv() if as_csv else text, output)
+    write(json.dumps(shown.to_dict()) if as_json else shown.to_csv() if as_csv else text, output)
 
 
 @app.command()
 def channels(
-    model: Annotated[str, typer.Argument(help=f"{_MODEL}.")], shape: Shape = None, as_json: Json = False
+    model: Annotated[str, typer.Argument(help=f"{MODEL}.")], shape: Shape = None, as_json: Json = False
 ) -> None:
     """Show which channels of a network go together, and which cannot be removed and why."""
     from chainfx.counting import channels_of, parse_inputs
 
     analysis = channels_of(model, parse_inputs(shape or ()))
-    _write(json.dumps(analysis.to_dict()) if as_json else str(analysis))
+    write(json.dumps(analysis.to_dict()) if as_json else str(analysis))
 
 
 @app.command("compile")
@@ -228,6 +225,7 @@ def _compile(recipe: "Recipe") -> None:
         calibration=without_trainer,
         workdir=recipe.workdir,
         order=recipe.order,
+        refuse=recipe.refuse,
         seed=recipe.seed,
         warn_drop=recipe.warn_drop,
     )
@@ -264,17 +262,6 @@ def _alone(name: str, given: object, others: Mapping[str, object]) -> None:
     found = [other for other, value in others.items() if given and value]
     if found:
         raise InputError(f"{name} and {found[0]} do not go together; leave one of them out.")
-
-
-def _write(text: str, output: Path | None = None) -> None:
-    """Print a text, or write it to a file."""
-    if output is None:
-        typer.echo(text.rstrip("\n"))
-        return
-    try:
-        output.write_text(text.rstrip("\n") + "\n")
-    except OSError as error:
-        raise InputError(f"--output {str(output)!r} cannot be written ({error.strerror}).") from error
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel
-from chainfx.errors import CaptureError, InputError
+from chainfx.errors import CaptureError, InputError, LintError
 from chainfx.ir.capture import (
     Signature,
     batch_first,
@@ -26,6 +26,7 @@ from chainfx.ir.capture import (
     unwrapped,
 )
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
+from chainfx.linting import findings_of
 from chainfx.part import Part, put_in_place
 from chainfx.passes import Metric, Pass, Trainer, is_number, metric_of
 from chainfx.progress import TerminalListener
@@ -55,6 +56,7 @@ def compile(
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
     warn_drop: float | None = 0.05,
+    refuse: Literal["errors"] | None = None,
 ) -> CompressedModel: ...
 
 
@@ -74,6 +76,7 @@ def compile(
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
     warn_drop: float | None = 0.05,
+    refuse: Literal["errors"] | None = None,
 ) -> _M: ...
 
 
@@ -92,6 +95,7 @@ def compile(
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
     warn_drop: float | None = 0.05,
+    refuse: Literal["errors"] | None = None,
 ) -> nn.Module:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -118,7 +122,8 @@ def compile(
         workdir: a folder that keeps every finished stage; a second call with the same arguments resumes after them, in
             the same process or another; :class:`~chainfx.scheduler.StageKey` has what must be the same. A stage that
             cannot be read is computed again, with a :class:`~chainfx.errors.StageWarning`.
-        order: ``"auto"``, or ``"given"`` to run the passes as written, with the plan's findings in the report.
+        order: ``"auto"``, or ``"given"`` to run the passes as written; the errors and warnings of :func:`chainfx.lint`
+            are then shown before anything is trained. All that it finds is in the report for both.
         seed: determines everything random.
         on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
@@ -126,6 +131,7 @@ def compile(
         warn_drop: a stage that loses more than this, in units of the trainer's metric (0.05 is five points of
             accuracy), names the likely causes in the report and in a :class:`~chainfx.errors.DropWarning`; ``None`` for
             never.
+        refuse: ``"errors"`` to stop, before anything is trained, if lint finds an error.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -149,25 +155,35 @@ def compile(
         _check_trainer(trainer, part)
     if warn_drop is not None and not is_number(warn_drop, 0):
         raise InputError(f"warn_drop={warn_drop!r} is out of range; use a number from 0, or None for no warning.")
+    if refuse not in (None, "errors"):
+        raise InputError(f"refuse={refuse!r} is not known; use 'errors' or None.")
     given_batches = None if calibration is None else _listed(calibration)
-    chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
+    tunes = trainer is not None
+    chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
     first = _stage(start)
     with recording():
         model = _own_copy(model) if has_inference_tensors(model) else model
         held = None if part is None else Part.seen(model, _own_copy(model), part, example_inputs)
         taken = _captured_network(model, held, example_inputs, given_batches, batch_dim)
+        inputs = taken.signature.to_graph(taken.inputs)
+        captured = _own_copy(taken.graph_module)
+        listener = TerminalListener(metric=metric_of(trainer))
+        has_data = tunes or taken.calibration is not None
+        as_written = order == "given" or bool(chain.findings)
+        chain = _linted(chain, captured, inputs, tunes, has_data, refuse)
+        if as_written:
+            listener.found(chain.findings)
         finished: list[Stage] = []
 
         def result() -> nn.Module:
             small = _result(finished, chain, taken)
             return small if part is None else put_in_place(model, part, small)
 
-        listener = TerminalListener(metric=metric_of(trainer))
         try:
             stages = run(
-                _own_copy(taken.graph_module),
+                captured,
                 chain,
-                example_inputs=taken.signature.to_graph(taken.inputs),
+                example_inputs=inputs,
                 trainer=trainer,
                 calibration=taken.calibration,
                 store=StageStore(Path(workdir)) if workdir is not None else None,
@@ -267,6 +283,26 @@ def _own_copy(model: _M) -> _M:
         ) from error
 
 
+def _linted(
+    chain: Plan,
+    graph_module: GraphModule,
+    inputs: tuple[Tensor, ...],
+    trainer: bool,
+    calibration: bool,
+    refuse: str | None,
+) -> Plan:
+    """The plan with all that lint finds in it; raises :class:`LintError` for errors, if they are to be refused."""
+    found = findings_of(chain.passes, chain.findings, graph_module, inputs, trainer=trainer, calibration=calibration)
+    errors = [finding for finding in found if finding.severity == "error"]
+    if errors and refuse is not None:
+        listed = "\n".join(f"  {finding}" for finding in errors)
+        raise LintError(
+            f"the chain {' -> '.join(chain.order)} is not run because lint finds errors in it (refuse='errors'); "
+            f"mend it or leave refuse out.\n{listed}"
+        )
+    return replace(chain, findings=found)
+
+
 def _captured(model: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> GraphModule:
     """The graph of a model to be counted: as torch exports it where it has no train form, as with ``torch.cond``."""
     try:
@@ -317,7 +353,8 @@ def _attach(error: BaseException, finished: list[Stage], result: Callable[[], nn
 
 
 def _result(stages: list[Stage], chain: Plan, taken: _Taken) -> CompressedModel:
-    report = ChainReport(str(chain), tuple(stage.record for stage in stages))
+    order = str(replace(chain, findings=()))
+    report = ChainReport(order, tuple(stage.record for stage in stages), chain.findings)
     return CompressedModel(copy.deepcopy(stages[-1].graph_module), taken.inputs, report, taken.signature)
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "DropWarning",
     "GraphError",
     "InputError",
+    "LintError",
     "PassError",
     "RecipeError",
     "ScheduleError",
@@ -39,6 +40,10 @@ class PassError(ChainfxError):
 
 class ScheduleError(ChainfxError):
     """No order satisfies the constraints; prints the cycle, each edge with its reason and source."""
+
+
+class LintError(ChainfxError):
+    """Lint finds errors in a chain, and ``refuse="errors"`` says not to run it so; lists them."""
 
 
 class CostError(ChainfxError):

@@ -1,12 +1,13 @@
 """Progress on standard error: stage, epoch, metric and remaining time."""
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from chainfx.passes import Epoch, Metric
-from chainfx.scheduler import Listener, Stage
+from chainfx.scheduler import Finding, Listener, Stage
 
 __all__ = ["TerminalListener"]
 
@@ -41,6 +42,12 @@ class TerminalListener(Listener):
         self._progress = Progress(*columns, console=self._console, transient=True)
         self._progress.start()
         self._progress.add_task(running, total=None)
+
+    def found(self, findings: Sequence[Finding]) -> None:
+        """Say what lint found in a chain before it runs: a line for each error and each warning."""
+        for finding in findings:
+            if finding.severity != "info":
+                self._say(str(finding))
 
     def begin(self, index: int, total: int, label: str) -> None:
         """Start the bar of a stage."""

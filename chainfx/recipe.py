@@ -91,6 +91,7 @@ class _Top(_Section):
     input: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
     trainer: dict[str, Any] | None = None
     order: Literal["auto", "given"] = "auto"
+    refuse: Literal["errors"] | None = None
     seed: int = 0
     warn_drop: Annotated[float, Field(ge=0)] | None = 0.05
     workdir: RecipePath | None = None
@@ -117,6 +118,7 @@ class Recipe:
     path: Path
     passes: tuple[Pass, ...]
     order: Literal["auto", "given"]
+    refuse: Literal["errors"] | None
     seed: int
     workdir: Path | None
     output: Path | None
@@ -127,6 +129,21 @@ class Recipe:
     _trainer: Mapping[str, Any] | None
     _input: tuple[int, ...] | None
     _text: "_Text"
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the recipe names data."""
+        return self._data is not None
+
+    @property
+    def has_trainer(self) -> bool:
+        """Whether the recipe has a trainer."""
+        return self._trainer is not None
+
+    @property
+    def lines(self) -> Mapping[int, int]:
+        """The line of the recipe at which each pass stands, by the position of the pass, from 1."""
+        return {position: self._text.lines["passes", position - 1] for position in range(1, len(self.passes) + 1)}
 
     def model(self) -> nn.Module:
         """The network, with the weights the recipe names, else at random as the recipe's seed says; in eval mode."""
@@ -186,6 +203,7 @@ def load_recipe(path: str | Path) -> Recipe:
         path=path,
         passes=tuple(_pass(text, item, ("passes", index)) for index, item in enumerate(top.passes)),
         order=top.order,
+        refuse=top.refuse,
         seed=top.seed,
         workdir=top.workdir,
         output=top.output,

@@ -110,7 +110,7 @@ def test_every_option_of_every_installed_pass_can_be_written(write):
 
 
 MODEL = "model: {name: resnet20}\n"
-KEYS = "data, input, model, order, output, passes, seed, trainer, warn_drop, workdir"
+KEYS = "data, input, model, order, output, passes, refuse, seed, trainer, warn_drop, workdir"
 PASSES = ", ".join(pass_names())
 
 

@@ -18,8 +18,10 @@ from chainfx.passes.base import (
 )
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.exiting import exit_places
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.low_rank import LowRank
+from chainfx.passes.optimize_graph import OptimizeGraph
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
@@ -36,6 +38,7 @@ __all__ = [
     "Kind",
     "LowRank",
     "Metric",
+    "OptimizeGraph",
     "Pass",
     "PassContext",
     "PassInfo",
@@ -48,6 +51,7 @@ __all__ = [
     "Skipped",
     "Trainer",
     "TuneRequest",
+    "exit_places",
     "get_pass",
     "is_number",
     "metric_of",

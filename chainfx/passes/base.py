@@ -81,6 +81,10 @@ class PassInfo:
     ``domain`` says what the pass works on, and so what it owes an answer about. ``"weights"``: after the pass every
     parameter of two or more dimensions is changed, or named in ``skipped`` with a reason. ``"network"``: the pass adds,
     takes out or replaces parts of the network as a whole, and owes no answer for each parameter.
+
+    ``family`` is the kind of method, such as ``"quantization"`` or ``"pruning"``: evidence about a family holds for
+    every pass of it. ``exact``: the network computes the same afterwards, up to rounding; every other pass is *lossy*.
+    ``tunes``: the pass asks for tuning where a trainer serves; a post-training method does not.
     """
 
     name: str
@@ -94,6 +98,9 @@ class PassInfo:
     revision: int = 1
     domain: Domain = "weights"
     headline: tuple[str, ...] = ()
+    family: str = ""
+    exact: bool = False
+    tunes: bool = True
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class EarlyExit(Pass):
         repeatable=False,
         revision=2,
         domain="network",
+        family="exits",
     )
 
     def __post_init__(self) -> None:

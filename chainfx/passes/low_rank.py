@@ -68,7 +68,7 @@ class LowRank(Pass):
     "low-rank(macs=0.5, scheme='spatial')"
     """
 
-    info: ClassVar[PassInfo] = PassInfo("low-rank", Kind.STATIC, Granularity.LAYER)
+    info: ClassVar[PassInfo] = PassInfo("low-rank", Kind.STATIC, Granularity.LAYER, family="factorization")
 
     energy: float | None = None
     macs: float | None = None

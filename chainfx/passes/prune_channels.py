@@ -123,6 +123,7 @@ class PruneChannels(Pass):
         kind=Kind.STATIC,
         granularity=Granularity.NEURON,
         needs=frozenset({"calibration"}),
+        family="pruning",
     )
 
     ratio: float | None = None

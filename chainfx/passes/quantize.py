@@ -55,6 +55,7 @@ class Quantize(Pass):
         establishes=frozenset({"bit-widths"}),
         revision=2,
         headline=("weights", "activations"),
+        family="quantization",
     )
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ unfolded, and by what it is sorted. JSON is not made here: it is part of a value
 
 from chainfx.bitops import CostDiff, CostReport, CrossCheck
 from chainfx.ir.channels import ChannelAnalysis
+from chainfx.linting import Explanation, LintReport
 from chainfx.passes import PassSummary
 from chainfx.rendering import register_renderer
 from chainfx.report.chain_report import chain_table, chain_text
@@ -21,6 +22,8 @@ from chainfx.report.cost_html import diff_html, report_html
 from chainfx.report.cost_report import render
 from chainfx.report.crosscheck import cross_check_text
 from chainfx.report.demo import DemoRow, demo_headline, demo_table
+from chainfx.report.explanation import explanation_text
+from chainfx.report.lint_report import lint_text
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
@@ -38,6 +41,8 @@ register_renderer(CostReport, "html", report_html)
 register_renderer(CostReport, "csv", report_csv)
 register_renderer(CrossCheck, "text", cross_check_text)
 register_renderer(Edge, "text", edge_text)
+register_renderer(Explanation, "text", explanation_text)
 register_renderer(Finding, "text", finding_text)
+register_renderer(LintReport, "text", lint_text)
 register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from chainfx.report.lint_report import findings_text
 from chainfx.report.text_tables import amount, size, stage_table, text_of, times
 from chainfx.scheduler import ChainReport, Costs, StageRecord
 
@@ -15,10 +16,12 @@ _NAMED = 3
 
 
 def chain_text(report: ChainReport) -> str:
-    """The plan, the table of stages, their remarks, and a line for every reason to leave layers alone."""
+    """The plan, what lint found, the stages with their remarks, and a line for every reason to leave layers alone."""
     remarks = [f"{record.name}: {remark}" for record in report.records for remark in record.remarks]
     left_alone = [line for record in report.records for line in _left_alone(record)]
-    return f"{report.plan}\n\n{text_of(chain_table(report), *remarks, *left_alone, width=_WIDTH).rstrip()}"
+    table = text_of(chain_table(report), *remarks, *left_alone, width=_WIDTH).rstrip()
+    found = [f"found before it ran:\n{findings_text(report.findings)}"] if report.findings else []
+    return "\n\n".join([report.plan, *found, table])
 
 
 def _left_alone(record: StageRecord) -> Iterator[str]:

@@ -20,6 +20,7 @@ from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer, metric
 from chainfx.scheduler import remarks
 from chainfx.scheduler.fact_checks import check_applied, check_chain, check_tuned
 from chainfx.scheduler.keys import StageKey, Surroundings
+from chainfx.scheduler.needs import unserved_needs
 from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, Stage, StageRecord
 from chainfx.scheduler.store import StageStore
@@ -271,15 +272,5 @@ def _context(
 def _check_needs(passes: Sequence[Pass], trainer: Trainer | None, calibration: Any) -> None:
     """Say before anything runs which pass lacks what."""
     for one in passes:
-        if "training" in one.needs and trainer is None:
-            raise PassError(
-                f"{one.info.name}: this pass trains, and there is no trainer; "
-                f"give trainer=chainfx.training.Trainer(data, ...) or leave the pass out."
-            )
-        if "evaluation" in one.needs and trainer is None:
-            raise PassError(f"{one.info.name}: this pass measures accuracy; give a trainer with validation data.")
-        if "calibration" in one.needs and trainer is None and calibration is None:
-            raise PassError(
-                f"{one.info.name}: this pass needs calibration data and there is none; "
-                f"give calibration=[batches of inputs] or a trainer."
-            )
+        for problem in unserved_needs(one, trainer=trainer is not None, calibration=calibration is not None):
+            raise PassError(f"{one.info.name}: {problem}.")

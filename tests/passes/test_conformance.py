@@ -14,6 +14,7 @@ from chainfx.passes import (
     Granularity,
     Kind,
     LowRank,
+    OptimizeGraph,
     Pass,
     PassInfo,
     PassResult,
@@ -32,6 +33,7 @@ PASSES = [
     EarlyExit(exits=1),
     Fuse(),
     LowRank(energy=0.6),
+    OptimizeGraph(),
     PruneWeights(0.7),
     PruneChannels(0.0),
     PruneChannels(0.4, importance="random"),
@@ -54,7 +56,7 @@ def test_every_pass_keeps_the_contract_on_every_zoo_family(one, net):
     make, channels, size = NETS[net]
     torch.manual_seed(0)
     result = check_pass(one, make(), (images(4, size, channels),), targets=10)
-    identity = one in (PruneChannels(0.0), Quantize(32, 32, first=None, last=None))
+    identity = one in (PruneChannels(0.0), Quantize(32, 32, first=None, last=None), OptimizeGraph())
     assert result.modified != identity
 
 

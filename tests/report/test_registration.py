@@ -13,6 +13,7 @@ import chainfx
 from chainfx import rendering
 from chainfx.bitops import CrossCheck
 from chainfx.ir.channels import analyse_channels
+from chainfx.linting import explain
 from chainfx.passes import PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
 from tests.bitops.graphs import linear_report
@@ -33,9 +34,11 @@ def one_of_each():
     report = linear_report(("a", "first"))
     order = plan([Quantize(), PruneChannels(0.5)], order="given")
     x = (torch.zeros(2, 4),)
-    analysis = analyse_channels(chainfx.capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), x), x)
+    graph_module = chainfx.capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), x)
+    analysis = analyse_channels(graph_module, x)
     chain = ChainReport("the plan", (ORIGINAL, COMPRESSED))
     several = [order, order.edges[0], order.findings[0], analysis, chain, PassSummary.of(Quantize)]
+    several += [chainfx.lint([Quantize()]), explain(graph_module, x)]
     return [report, report.diff(report), CrossCheck(1, ()), *several]
 
 
