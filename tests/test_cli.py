@@ -68,7 +68,7 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
         "  Quantize the weights and inputs of convolution and linear layers to 1..8 bits",
         "  (32 leaves them in float).",
         "  weights=8, activations=8, first=8, last=8, scheme=None, granularity='channel',",
-        "  skip=()",
+        "  skip=(), residuals=True",
     ]
     code, out, err = run("passes", "--json")
     listed = json.loads(out)
@@ -88,6 +88,7 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
             "scheme": None,
             "granularity": "channel",
             "skip": [],
+            "residuals": True,
         },
         "required": [],
     }
@@ -333,7 +334,8 @@ def test_the_demo_is_run_with_a_console(run, monkeypatch):
         (
             ("plan", "quantise"),
             "PassError: there is no pass named 'quantise'; did you mean 'quantize'? installed are "
-            "distill, early-exit, fuse, low-rank, prune-channels, prune-heads, prune-weights, quantize.",
+            "distill, early-exit, fuse, low-rank, post-training-quantize, prune-channels, prune-heads, prune-weights, "
+            "quantize.",
         ),
         (("plan", "none.yaml"), "RecipeError: none.yaml: the recipe cannot be read: No such file or directory."),
         (("plan", "fuse", "--order", "best"), "InputError: order='best' is not known; use 'auto' or 'given'."),

@@ -17,6 +17,7 @@ from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.low_rank import LowRank
+from chainfx.passes.post_training_quantize import PostTrainingQuantize
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
@@ -37,6 +38,7 @@ __all__ = [
     "PassInfo",
     "PassResult",
     "PassSummary",
+    "PostTrainingQuantize",
     "PruneChannels",
     "PruneHeads",
     "PruneWeights",
