@@ -1,6 +1,7 @@
 """chainfx: compress trained networks by chaining FX graph passes in a measured order."""
 
 from chainfx import bitops, errors, ir, passes, report, scheduler
+from chainfx.benchmark import bench
 from chainfx.bitops import CostReport
 from chainfx.compiler import compile, count
 from chainfx.deploy import CompressedModel, load
@@ -12,6 +13,7 @@ __all__ = [
     "CompressedModel",
     "CostReport",
     "Plan",
+    "bench",
     "bitops",
     "capture",
     "compile",

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
-from chainfx.deploy import CompressedModel
+from chainfx.deploy import CompressedModel, EngineChoice
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
@@ -39,6 +39,7 @@ def compile(
     seed: int = 0,
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
+    engine: EngineChoice = "auto",
 ) -> CompressedModel:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -60,6 +61,8 @@ def compile(
         on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
+        engine: what the result runs on: ``"int8"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
+            :class:`CompressedModel`.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -116,7 +119,7 @@ def compile(
             raise
         finally:
             listener.close()
-        return _result(finished, chain, inputs, how.signature)
+        return _result(finished, chain, inputs, how.signature, engine)
 
 
 def count(
@@ -201,9 +204,15 @@ def _attach(
         error.partial = _result(finished, chain, inputs, signature)  # type: ignore[attr-defined]  # documented there
 
 
-def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature) -> CompressedModel:
+def _result(
+    stages: list[Stage],
+    chain: Plan,
+    inputs: tuple[Tensor, ...],
+    signature: Signature,
+    engine: EngineChoice = "auto",
+) -> CompressedModel:
     report = ChainReport(str(chain), tuple(stage.record for stage in stages))
-    return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report, signature)
+    return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report, signature, engine)
 
 
 def _in_order(model: nn.Module, named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
