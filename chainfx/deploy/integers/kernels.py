@@ -69,6 +69,45 @@ class LayerCall:
         return cls(**{**fields, **grids, "geometry": geometry, "numbers": tuple(fields["numbers"])})
 
 
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """What oneDNN's operator takes for a call beside tensors, worked out once.
+
+    ``most``: the greatest code, where the operator, which stops at 0 and 255, may give greater ones. Without another
+    activation it is told to stop at the ends of the grid, as if that were one; a sum cannot be told so
+    (``most_of_sum``).
+    """
+
+    read: tuple[float, int]
+    written: tuple[float, int, torch.dtype]
+    sliding: tuple[Any, ...]
+    activation: tuple[str, list[float], str]
+    summing: tuple[Any, ...]
+    most: int | None
+    most_of_sum: int | None
+
+    @classmethod
+    @lru_cache(4096)
+    def of_text(cls, text: str) -> Self:
+        """The arguments for the call that a text stands for."""
+        call = LayerCall.of_text(text)
+        grid, added, at = call.written, call.added or Grid(1.0, 0, 255), call.geometry
+        most = most_of_sum = None if grid is None or grid.greatest == 255 else grid.greatest
+        activation: tuple[str, list[float], str] = (call.activation, list(call.numbers), "")
+        summing = (added.scale, added.zero_point, "sum", 1.0, *activation)
+        if grid is not None and most is not None and call.activation == "none":
+            activation, most = ("hardtanh", list(grid.bounds()), ""), None
+        return cls(
+            (call.read.scale, call.read.zero_point),
+            (1.0, 0, torch.float32) if grid is None else (grid.scale, grid.zero_point, torch.uint8),
+            () if at is None else (list(at.stride), list(at.padding), list(at.dilation), at.groups),
+            activation,
+            summing,
+            most,
+            most_of_sum,
+        )
+
+
 def run_layer(
     text: str, codes: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, added: Tensor | None = None
 ) -> Tensor:
@@ -77,62 +116,29 @@ def run_layer(
     ``text``: that of its :class:`LayerCall`. ``weight``: codes as the network stores them (uint8), or integers (int8);
     ``scale`` and ``bias`` (out,) are float32. ``added``, of the shape of the result, is written over.
     """
-    call = LayerCall.of_text(text)
     packed, zeros = _packed(text, codes, weight, scale)
-    if call.geometry is None:
-        return _linear(call, codes, packed, scale, zeros, bias)
-    written, out_scale, out_zero = _written(call)
-    sliding = (list(call.geometry.stride), list(call.geometry.padding), list(call.geometry.dilation))
-    operator = torch.ops.onednn.qconv2d_pointwise
-    before = (codes, call.read.scale, call.read.zero_point, packed, scale, zeros)
-    after = (bias, *sliding, call.geometry.groups, out_scale, out_zero, written)
+    given = _Arguments.of_text(text)
+    if not given.sliding:
+        rows = codes.reshape(-1, codes.shape[-1])
+        flat: Tensor = torch.ops.onednn.qlinear_pointwise(
+            rows, *given.read, packed, scale, zeros, bias, *given.written, *given.activation
+        )
+        return _clamped(flat.view(*codes.shape[:-1], len(scale)), given.most)
+    before = (codes, *given.read, packed, scale, zeros)
     if added is None:
-        activation, numbers, bounded = _bounded(call)
-        result: Tensor = operator(*before, *after, activation, numbers, "")
-        return result if bounded else _clamped(call, result)
-    grid = call.added or Grid(1.0, 0, 255)
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            *before, bias, *given.sliding, *given.written, *given.activation
+        )
+        return _clamped(result, given.most)
     added = added.contiguous(memory_format=torch.channels_last)
-    summed = (grid.scale, grid.zero_point, "sum", 1.0, call.activation, list(call.numbers), "")
-    return _clamped(call, operator.binary(*before, added, *after, *summed))
-
-
-def _linear(
-    call: LayerCall, codes: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor | None
-) -> Tensor:
-    written, out_scale, out_zero = _written(call)
-    activation, numbers, bounded = _bounded(call)
-    rows = codes.reshape(-1, codes.shape[-1])
-    result: Tensor = torch.ops.onednn.qlinear_pointwise(
-        *(rows, call.read.scale, call.read.zero_point, packed, scale, zeros, bias, out_scale, out_zero),
-        *(written, activation, numbers, ""),
+    summed: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+        *before, added, bias, *given.sliding, *given.written, *given.summing
     )
-    result = result.view(*codes.shape[:-1], len(scale))
-    return result if bounded else _clamped(call, result)
+    return _clamped(summed, given.most_of_sum)
 
 
-def _written(call: LayerCall) -> tuple[torch.dtype, float, int]:
-    """The type of the result, its scale and its zero point."""
-    if call.written is None:
-        return torch.float32, 1.0, 0
-    return torch.uint8, call.written.scale, call.written.zero_point
-
-
-def _bounded(call: LayerCall) -> tuple[str, list[float], bool]:
-    """The activation for the operator, its numbers, and whether no code above the greatest can come out.
-
-    The operator itself stops at 0 and 255. Where nothing else is to be done it can stop at the ends of a grid.
-    """
-    if call.written is None or call.written.greatest == 255:
-        return call.activation, list(call.numbers), True
-    if call.activation == "none":
-        return "hardtanh", list(call.written.bounds()), True
-    return call.activation, list(call.numbers), False
-
-
-def _clamped(call: LayerCall, result: Tensor) -> Tensor:
-    if call.written is None or call.written.greatest == 255:
-        return result
-    return result.clamp_(max=call.written.greatest)
+def _clamped(codes: Tensor, most: int | None) -> Tensor:
+    return codes if most is None else codes.clamp_(max=most)
 
 
 _Made = tuple[int, dict[str, tuple[Tensor, Tensor]]]
