@@ -1,6 +1,7 @@
 """chainfx: compress trained networks by chaining FX graph passes in a measured order."""
 
 from chainfx import bitops, errors, ir, linting, passes, report, scheduler
+from chainfx.benchmark import bench
 from chainfx.bitops import CostReport
 from chainfx.compiler import compile, count
 from chainfx.deploy import CompressedModel, load
@@ -14,6 +15,7 @@ __all__ = [
     "CostReport",
     "LintReport",
     "Plan",
+    "bench",
     "bitops",
     "capture",
     "compile",

@@ -1,4 +1,4 @@
-"""The command line: ``demo``, ``lint``, ``explain``, ``passes``, ``plan``, ``count``, ``channels`` and ``compile``."""
+"""The command line: ``chainfx demo``, ``lint``, ``explain``, ``plan``, ``count``, ``compile``, ``bench`` and more."""
 
 import json
 import sys
@@ -182,6 +182,30 @@ def channels(
 
     analysis = channels_of(model, parse_inputs(shape or ()))
     write(json.dumps(analysis.to_dict()) if as_json else str(analysis))
+
+
+@app.command()
+def bench(
+    artefact: Annotated[Path, typer.Argument(help="The folder of a saved CompressedModel.")],
+    against: Annotated[
+        str | None, typer.Option(help=f"Time this network in turns with it. {MODEL}.", show_default=False)
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="A batch size; 1, 8 and 64 unless given.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time at most for each network and batch size.")] = 2.0,
+    eager: Annotated[bool, typer.Option("--eager", help="Do not compile what runs in float.")] = False,
+    as_json: Json = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this file, not to the screen.")] = None,
+) -> None:
+    """Measure how fast a compressed network is: on integers, in float, and against another network."""
+    from chainfx.benchmark import BATCHES
+    from chainfx.benchmark import bench as measure
+    from chainfx.counting import network_of
+    from chainfx.deploy import load
+
+    small = load(artefact)
+    other = None if against is None else network_of(against, small.example_inputs)[0]
+    report = measure(small, other, batches=batch or BATCHES, seconds=seconds, compiled=not eager)
+    write(json.dumps(report.to_dict()) if as_json else str(report), output)
 
 
 @app.command("compile")

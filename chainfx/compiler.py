@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
-from chainfx.deploy import CompressedModel
+from chainfx.deploy import CompressedModel, EngineChoice
 from chainfx.errors import CaptureError, InputError, LintError
 from chainfx.ir.capture import (
     Signature,
@@ -57,6 +57,7 @@ def compile(
     start: Stage | str | Path | None = None,
     warn_drop: float | None = 0.05,
     refuse: Literal["errors"] | None = None,
+    engine: EngineChoice = "auto",
 ) -> CompressedModel: ...
 
 
@@ -77,6 +78,7 @@ def compile(
     start: Stage | str | Path | None = None,
     warn_drop: float | None = 0.05,
     refuse: Literal["errors"] | None = None,
+    engine: EngineChoice = "auto",
 ) -> _M: ...
 
 
@@ -96,6 +98,7 @@ def compile(
     start: Stage | str | Path | None = None,
     warn_drop: float | None = 0.05,
     refuse: Literal["errors"] | None = None,
+    engine: EngineChoice = "auto",
 ) -> nn.Module:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -132,6 +135,8 @@ def compile(
             accuracy), names the likely causes in the report and in a :class:`~chainfx.errors.DropWarning`; ``None`` for
             never.
         refuse: ``"errors"`` to stop, before anything is trained, if lint finds an error.
+        engine: what the result runs on: ``"int8"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
+            :class:`CompressedModel`.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -175,8 +180,8 @@ def compile(
             listener.found(chain.findings)
         finished: list[Stage] = []
 
-        def result() -> nn.Module:
-            small = _result(finished, chain, taken)
+        def result(engine: EngineChoice = "auto") -> nn.Module:
+            small = _result(finished, chain, taken, engine)
             return small if part is None else put_in_place(model, part, small)
 
         try:
@@ -202,7 +207,7 @@ def compile(
             raise
         finally:
             listener.close()
-        return result()
+        return result(engine)
 
 
 def count(
@@ -352,10 +357,10 @@ def _attach(error: BaseException, finished: list[Stage], result: Callable[[], nn
         error.partial = result()  # type: ignore[attr-defined]  # documented there
 
 
-def _result(stages: list[Stage], chain: Plan, taken: _Taken) -> CompressedModel:
+def _result(stages: list[Stage], chain: Plan, taken: _Taken, engine: EngineChoice = "auto") -> CompressedModel:
     order = str(replace(chain, findings=()))
     report = ChainReport(order, tuple(stage.record for stage in stages), chain.findings)
-    return CompressedModel(copy.deepcopy(stages[-1].graph_module), taken.inputs, report, taken.signature)
+    return CompressedModel(copy.deepcopy(stages[-1].graph_module), taken.inputs, report, taken.signature, engine)
 
 
 def _listed(calibration: Any) -> list[Any]:

@@ -74,7 +74,7 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
         "  Quantize the weights and inputs of convolution and linear layers to 1..8 bits",
         "  (32 leaves them in float).",
         "  weights=8, activations=8, first=8, last=8, scheme=None, granularity='channel',",
-        "  skip=()",
+        "  skip=(), residuals=True",
     ]
     code, out, err = run("passes", "--json")
     listed = json.loads(out)
@@ -94,6 +94,7 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
             "scheme": None,
             "granularity": "channel",
             "skip": [],
+            "residuals": True,
         },
         "required": [],
     }

@@ -159,7 +159,7 @@ PASSES = ", ".join(pass_names())
         (
             MODEL + "passes:\n  - fuse\n  - quantize: {bits: 3}\n",
             "recipe.yaml:4: unknown key 'bits' in passes[1].quantize; allowed are "
-            "activations, first, granularity, last, scheme, skip, weights.",
+            "activations, first, granularity, last, residuals, scheme, skip, weights.",
         ),
         (
             MODEL + "passes:\n  - quantize:\n      activations: 8\n      weights: four\n",

@@ -22,6 +22,7 @@ from chainfx.passes.exiting import exit_places
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.low_rank import LowRank
 from chainfx.passes.optimize_graph import OptimizeGraph
+from chainfx.passes.post_training_quantize import PostTrainingQuantize
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
@@ -44,6 +45,7 @@ __all__ = [
     "PassInfo",
     "PassResult",
     "PassSummary",
+    "PostTrainingQuantize",
     "PruneChannels",
     "PruneHeads",
     "PruneWeights",

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from chainfx.ir.graph import LAYERS, Layer, edit, layer_at, ops
+from chainfx.ir.graph import BATCH_NORMS, LAYERS, Layer, affine_of, edit, layer_at, ops
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped
 
 __all__ = ["Fuse"]
@@ -69,7 +69,7 @@ class Fuse(Pass):
 def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
     """Why the BatchNorm called by ``node`` cannot be folded; empty if it can."""
     call = edit.input_of(node)
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+    if type(norm) not in BATCH_NORMS:
         return f"{type(norm).__name__} may do more than a BatchNorm"
     if call.op != "call_function" or call.target not in LAYERS:
         return "what it normalises is not the output of a convolution or linear layer"
@@ -108,7 +108,7 @@ def _levels_scale(layer: Layer, quantizer: Node, norm: _BatchNorm) -> bool:
     """Whether quantizing the folded weight gives the folded quantized weight, up to rounding."""
     weight = layer.tensor.detach()
     shape = [-1 if dim == layer.out_axis else 1 for dim in range(weight.dim())]
-    scale = _affine(norm)[0].reshape(shape)
+    scale = affine_of(norm)[0].reshape(shape)
     literals: Any = quantizer.args[1:]
 
     def quantized(values: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def _levels_scale(layer: Layer, quantizer: Node, norm: _BatchNorm) -> bool:
 
 def _fold(layer: Layer, node: Node, norm: _BatchNorm) -> None:
     graph_module, path, weight = layer.graph_module, layer.weight_path, layer.tensor
-    scale, mean, shift = _affine(norm)
+    scale, mean, shift = affine_of(norm)
     shape = [-1 if dim == layer.out_axis else 1 for dim in range(weight.dim())]
     bias = None if layer.bias is None else edit.get_tensor(graph_module, str(layer.bias.target))
     folded = scale * ((bias.double() if bias is not None else 0) - mean) + shift
@@ -141,11 +141,3 @@ def _bias_path(graph_module: GraphModule, weight_path: str) -> str:
     path = weight_path.removesuffix("weight") + "bias" if name == "weight" else f"{weight_path}_bias"
     taken = getattr(parent, path.rpartition(".")[2], None) is not None
     return f"{path}_folded" if taken else path
-
-
-def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """``(gamma / sqrt(var + eps), mean, beta)`` in float64, each of shape (C,)."""
-    state = {name: value.detach().double() for name, value in norm.state_dict().items()}
-    mean, variance = state["running_mean"], state["running_var"]
-    gamma, beta = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
-    return gamma / torch.sqrt(variance + norm.eps), mean, beta

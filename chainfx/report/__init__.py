@@ -10,10 +10,12 @@ unfolded, and by what it is sorted. JSON is not made here: it is part of a value
 """
 
 from chainfx.bitops import CostDiff, CostReport, CrossCheck
+from chainfx.deploy import BenchReport, Lowering
 from chainfx.ir.channels import ChannelAnalysis
 from chainfx.linting import Explanation, LintReport
 from chainfx.passes import PassSummary
 from chainfx.rendering import register_renderer
+from chainfx.report.bench import bench_text
 from chainfx.report.chain_report import chain_table, chain_text
 from chainfx.report.channel_analysis import channels_text
 from chainfx.report.cost_csv import diff_csv, report_csv
@@ -24,12 +26,14 @@ from chainfx.report.crosscheck import cross_check_text
 from chainfx.report.demo import DemoRow, demo_headline, demo_table
 from chainfx.report.explanation import explanation_text
 from chainfx.report.lint_report import lint_text
+from chainfx.report.lowering import lowering_text
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
 
 __all__ = ["DemoRow", "demo_headline", "demo_table", "render"]
 
+register_renderer(BenchReport, "text", bench_text)
 register_renderer(ChainReport, "text", chain_text)
 register_renderer(ChainReport, "table", chain_table)
 register_renderer(ChannelAnalysis, "text", channels_text)
@@ -44,5 +48,6 @@ register_renderer(Edge, "text", edge_text)
 register_renderer(Explanation, "text", explanation_text)
 register_renderer(Finding, "text", finding_text)
 register_renderer(LintReport, "text", lint_text)
+register_renderer(Lowering, "text", lowering_text)
 register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)

@@ -131,7 +131,7 @@ def test_thirty_two_bits_take_quantizers_away_and_say_so():
 
 def test_tuning_gets_dorefa_and_everything_to_train():
     _, result = quantized(small_resnet(), images(), Quantize(3, 3), tunes=True)
-    assert {args[1] for args in literals(result.graph_module, ops.quantize_weight)} == {"dorefa"}
+    assert {args[:2] for args in literals(result.graph_module, ops.quantize_weight)} == {(3, "dorefa"), (8, "tanh")}
     assert result.tune.parameters is None
     result.graph_module(images()).sum().backward()
     clips = [p for name, p in result.graph_module.named_parameters() if name.endswith(".clip")]
@@ -198,7 +198,7 @@ def test_products_of_activations_are_named_as_left_in_float():
         ({"weights": 0}, "quantize: weights=0 is out of range; use 1..8 bits, or 32 for float."),
         ({"activations": 9}, "quantize: activations=9 is out of range; use 1..8 bits, or 32 for float."),
         ({"weights": True}, "quantize: weights=True is out of range; use 1..8 bits, or 32 for float."),
-        ({"scheme": "lsq"}, "quantize: scheme='lsq' is out of range; use None or one of dorefa, uniform."),
+        ({"scheme": "lsq"}, "quantize: scheme='lsq' is out of range; use None or one of dorefa, tanh, uniform."),
         ({"granularity": "group"}, "quantize: granularity='group' is out of range; use 'channel' or 'tensor'."),
     ],
 )

@@ -1,6 +1,7 @@
 """The train form: dialect ops, the normal form of layers, exits, shapes, and the rules a graph keeps."""
 
 from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.affine import BATCH_NORMS, affine_of
 from chainfx.ir.graph.checks import check_rules, verify
 from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
@@ -42,9 +43,11 @@ from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
+from chainfx.ir.graph.sums import summands_of
 
 __all__ = [
     "AUGMENTED",
+    "BATCH_NORMS",
     "DEPTHWISE",
     "DIALECT",
     "FACTS",
@@ -70,6 +73,7 @@ __all__ = [
     "Scalar",
     "Skipped",
     "Trait",
+    "affine_of",
     "assign_",
     "call_operator",
     "changes_in_place",
@@ -115,6 +119,7 @@ __all__ = [
     "segments",
     "select",
     "shape_of",
+    "summands_of",
     "tensors_of",
     "value_of",
     "verify",
