@@ -311,7 +311,7 @@ def test_the_report_lies_beside_a_compact_manifest(compressed, tmp_path):
     manifest, report = ((tmp_path / name).read_text() for name in ("manifest.json", "report.json"))
     assert "\n" not in manifest and '"records"' not in manifest
     plain = json.loads(report)
-    assert {"plan": plain["plan"], "records": plain["records"]} == compressed.report.to_dict()
+    assert {key: plain[key] for key in ("plan", "findings", "records")} == compressed.report.to_dict()
     counted = chainfx.count(compressed, compressed.example_inputs, "strict")
     repriced = chainfx.load(tmp_path).report.records[-1].report.reprice("strict")
     assert (repriced.expected_bitops, repriced.macs) == (counted.expected_bitops, counted.macs)
