@@ -70,7 +70,7 @@ def bench(
 def _given(small: CompressedModel, samples: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
     """The inputs to take batches from."""
     if samples is None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device="cpu").manual_seed(0)
         return tuple(_random(x, generator) for x in small.example_inputs)
     given = (samples,) if isinstance(samples, Tensor) else tuple(samples)
     small.signature.check(given)
@@ -83,7 +83,7 @@ def _random(example: Tensor, generator: torch.Generator) -> Tensor:
     """Random numbers like an input; zeros where it holds whole numbers, which often are places in a table."""
     if not example.is_floating_point():
         return example
-    return torch.randn(example.shape, generator=generator).to(example)
+    return torch.randn(example.shape, generator=generator, device="cpu").to(example)
 
 
 def _repeated(samples: Tensor, batch: int) -> Tensor:

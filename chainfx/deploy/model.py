@@ -44,7 +44,8 @@ class CompressedModel(nn.Module):
     said otherwise.
 
     ``graph_module`` is the whole network with integer weight codes (what :meth:`save` writes), ``report`` the account
-    of the chain. The deploy form is for inference: it stays in eval mode.
+    of the chain. The deploy form is for inference: it stays in eval mode, and what is rounded has no gradient, which
+    ``graph_module`` passes straight through.
 
     Example:
         >>> import torch, chainfx

@@ -157,7 +157,7 @@ def _packed(text: str, codes: Tensor, weight: Tensor, scale: Tensor) -> tuple[Te
         if made is None or made[0] != version:
             made = _PACKED[weight] = (version, {})
         if text not in made[1]:
-            zeros = torch.zeros(len(scale), dtype=torch.long)
+            zeros = torch.zeros(len(scale), dtype=torch.long, device="cpu")
             made[1][text] = _pack(LayerCall.of_text(text), codes, weight, scale), zeros
         return made[1][text]
 

@@ -15,7 +15,7 @@ from chainfx.deploy.integers.layers import IntegerLayer, IntegerMaxPool
 from chainfx.deploy.integers.lowering import Lowered, Lowering
 from chainfx.deploy.integers.machine import Machine
 from chainfx.deploy.integers.moving import grid_at, holds_codes, keeps_codes, move_quantizers, operands, window_of
-from chainfx.ir.graph import Layer, affine_of, edit, input_of, layers_of, operator_of, value_of
+from chainfx.ir.graph import Layer, affine_of, changes_in_place, edit, input_of, layers_of, operator_of, value_of
 
 __all__ = ["lower_to_integers", "mark_overwrites", "why_in_float"]
 
@@ -50,7 +50,18 @@ def lower_to_integers(graph_module: GraphModule, machine: Machine) -> Lowering:
         for node, row in work.rows
     ]
     edit.drop_unused_nodes(graph_module)
+    _reshape_in_any_layout(graph_module)
     return Lowering(machine.instructions, tuple(rows))
+
+
+def _reshape_in_any_layout(graph_module: GraphModule) -> None:
+    """Let ``view`` copy where it must: what the kernels give lies in memory channels-last, which it refuses."""
+    for node in graph_module.graph.find_nodes(op="call_method", target="view"):
+        to_dtype = any(isinstance(value, torch.dtype) for value in (*node.args, *node.kwargs.values()))
+        if not to_dtype and not any(changes_in_place(user, graph_module) for user in node.users):
+            node.target = "reshape"
+    for node in graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
 
 
 def mark_overwrites(graph_module: GraphModule) -> None:

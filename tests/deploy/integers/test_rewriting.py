@@ -143,6 +143,27 @@ def test_concatenation_pooling_and_flattening_work_on_codes():
     assert distance(run(small, x), run(copy.deepcopy(graph_module).double(), x.double())) < 1e-5
 
 
+@pytest.mark.parametrize("spelling", ["view", "reshape", "flatten"])
+def test_images_become_vectors_whatever_their_layout(spelling):
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc, self.side = nn.Conv2d(3, 4, 3), nn.Linear(196, 5), nn.Linear(196, 2)
+
+        def forward(self, x):
+            y = torch.relu(self.conv(x))
+            shape = () if spelling == "flatten" else (x.shape[0], -1)
+            y = y.flatten(1) if spelling == "flatten" else getattr(y, spelling)(*shape)
+            return self.fc(y), self.side(torch.sigmoid(y))
+
+    torch.manual_seed(0)
+    x = image()
+    small, graph_module = on_integers(Flat().eval(), x)
+    assert compared(small, x).is_exact
+    for answer, expected in zip(run(small, x), run(copy.deepcopy(graph_module).double(), x.double()), strict=True):
+        assert distance(answer, expected) < NEAR
+
+
 def test_a_tensor_that_is_read_later_is_not_written_over():
     """The last block of a stage: its sum goes to two layers of the next, and the skip tensor to a head besides."""
 
