@@ -13,6 +13,7 @@ from chainfx.bitops import CostDiff, CostReport
 from chainfx.errors import ChainfxError, InputError
 from chainfx.passes import Pass, PassSummary, get_pass, pass_names
 from chainfx.report import render
+from chainfx.studying import study_app
 from chainfx.version import __version__
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ def _options(
     ] = False,
 ) -> None:
     """Compress trained PyTorch networks by chaining FX graph passes in a measured order."""
+
+
+app.add_typer(study_app, name="study")
 
 
 @app.command()

@@ -23,7 +23,9 @@ from chainfx.report.crosscheck import cross_check_text
 from chainfx.report.demo import DemoRow, demo_table
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
+from chainfx.report.study import design_text, law_text, result_text, status_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
+from chainfx.study import Design, MeasuredLaw, Status, StudyResult
 
 __all__ = ["DemoRow", "demo_table", "render"]
 
@@ -37,7 +39,11 @@ register_renderer(CostReport, "text", render)
 register_renderer(CostReport, "html", report_html)
 register_renderer(CostReport, "csv", report_csv)
 register_renderer(CrossCheck, "text", cross_check_text)
+register_renderer(Design, "text", design_text)
 register_renderer(Edge, "text", edge_text)
 register_renderer(Finding, "text", finding_text)
+register_renderer(MeasuredLaw, "text", law_text)
 register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)
+register_renderer(Status, "text", status_text)
+register_renderer(StudyResult, "text", result_text)

@@ -18,7 +18,7 @@ from chainfx.scheduler.keys import StageKey, Surroundings
 from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.planning import Edge, Finding, Plan, plan
 from chainfx.scheduler.records import Costs, Stage, StageRecord
-from chainfx.scheduler.runner import Listener, run
+from chainfx.scheduler.runner import Listener, StageRunner, run
 from chainfx.scheduler.store import StageStore, open_stage
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Stage",
     "StageKey",
     "StageRecord",
+    "StageRunner",
     "StageStore",
     "Surroundings",
     "check_applied",
