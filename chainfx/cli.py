@@ -13,7 +13,7 @@ from chainfx.bitops import CostDiff, CostReport
 from chainfx.errors import ChainfxError, InputError
 from chainfx.passes import Pass, PassSummary, get_pass, pass_names
 from chainfx.report import render
-from chainfx.studying import study_app
+from chainfx.studying import report, study_app
 from chainfx.version import __version__
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _options(
 
 
 app.add_typer(study_app, name="study")
+app.command("report")(report)
 
 
 @app.command()

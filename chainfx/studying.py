@@ -1,4 +1,4 @@
-"""The commands of ``chainfx study``: ``run``, ``status``, ``analyse`` and ``merge``."""
+"""The commands of ``chainfx study``: ``run``, ``status``, ``analyse``, ``pack`` and ``merge``."""
 
 import dataclasses
 import json
@@ -23,9 +23,9 @@ from chainfx.study import (
 )
 from chainfx.study import analyse as analyse_study
 
-__all__ = ["study_app"]
+__all__ = ["report", "study_app"]
 
-study_app = typer.Typer(no_args_is_help=True, help="Measure in what order passes do best: run, status, analyse, merge.")
+study_app = typer.Typer(no_args_is_help=True, help="Measure in what order passes do best.")
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -73,9 +73,21 @@ def status(folder: Folder, as_json: Json = False) -> None:
 
 
 @study_app.command()
-def analyse(folder: Folder, law: Law = None, as_json: Json = False) -> None:
+def analyse(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study, or the file that pack wrote.")],
+    law: Law = None,
+    as_json: Json = False,
+) -> None:
     """Print the verdicts and the law from the records of a study, finished or not; nothing is run."""
     _show(analyse_study(folder), law, as_json)
+
+
+@study_app.command()
+def pack(
+    folder: Folder, output: Annotated[Path, typer.Argument(help="The JSON file to write; analyse reads it too.")]
+) -> None:
+    """Write the design and all records of a study into one file, without the networks."""
+    StudyStore.open(folder).pack(output)
 
 
 @study_app.command()
@@ -88,6 +100,19 @@ def merge(
         other = StudyStore.open(each)
         mine = StudyStore.create(folder, other.design, other.subject)
         typer.echo(f"{mine.merge(other)} new records from {each}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study, or the file that pack wrote.")],
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write what came of a study, finished or not, as one HTML page with its plots; it needs no network."""
+    page = analyse_study(folder).to_html()
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StudyError(f"--output {str(output)!r} cannot be written ({error.strerror}).") from error
+    typer.echo(f"written to {output}")
 
 
 def _design(name: str, data: str) -> Design:
@@ -109,11 +134,13 @@ def _seeded(design: Design, seeds: str | None) -> Design:
 
 
 def _of_data(design: Design, subject: Subject) -> str:
-    """What the data allow: how fine accuracy is, and what of the design is finer."""
+    """About how long it takes, how fine accuracy is, and which tiers of the design are finer than that."""
+    minutes = design.stages * design.tuning.epochs * subject.seconds_of_epoch(design.tuning) / 60
     finest = subject.resolution
     text = f"judged on {len(subject.judges)} held-out samples, so that accuracy comes in steps of {finest:.2%}"
     finer = [f"{tier:.1%}" for tier in design.tiers if tier < finest]
-    return f"{text}; finer than that, and not to be relied on: {', '.join(finer)}" if finer else text
+    text += f"; tiers finer than that, not to be relied on: {', '.join(finer)}" if finer else ""
+    return f"at least {minutes:.1f} minutes of training on one process, by the time of one step\n{text}"
 
 
 def _show(result: StudyResult, law: Path | None, as_json: bool) -> None:

@@ -24,6 +24,7 @@ from chainfx.report.demo import DemoRow, demo_table
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.report.study import design_text, law_text, result_text, status_text
+from chainfx.report.study_html import result_html
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
 from chainfx.study import Design, MeasuredLaw, Status, StudyResult
 
@@ -47,3 +48,4 @@ register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)
 register_renderer(Status, "text", status_text)
 register_renderer(StudyResult, "text", result_text)
+register_renderer(StudyResult, "html", result_html)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from chainfx.report.text_tables import plain_table, text_of, times
-from chainfx.study import Design, MeasuredLaw, Status, StudyResult, Verdict, detectable, least_p
+from chainfx.study import Design, LawEdge, MeasuredLaw, Status, StudyResult, Verdict, detectable, least_p
 
-__all__ = ["design_text", "law_text", "result_text", "status_text"]
+__all__ = ["design_text", "law_text", "outcome_text", "result_text", "status_text"]
 
 _WIDTH = 120
 _TRAININGS = {
@@ -60,19 +60,28 @@ def result_text(result: StudyResult) -> str:
     parts = []
     for training in result.design.trainings:
         found = [each for each in result.verdicts if each.training == training]
-        tables = [_table(f"{training}: {_TRAININGS[training]}", found, result.design.tiers)]
-        parts += [text_of(*tables, width=_WIDTH).rstrip(), f"law ({training})\n{law_text(result.law(training))}"]
+        tables = [_verdicts(f"{training}: {_TRAININGS[training]}", found), _tiers(found, result.design.tiers)]
+        parts += [text_of(each, width=_WIDTH).rstrip() for each in tables]
+        parts.append(f"law ({training})\n{law_text(result.law(training))}")
     return "\n\n".join([*parts, status_text(result.status)])
 
 
-def _table(heading: str, verdicts: Sequence[Verdict], tiers: Sequence[float]) -> Table:
-    columns = ["comparison", "verdict", "confidence", "factor", "95 %", "seeds"]
-    table = plain_table(heading, [*columns, *(f"at {tier:.1%}" for tier in tiers)], texts=2)
+def _verdicts(heading: str, verdicts: Sequence[Verdict]) -> Table:
+    table = plain_table(heading, ["comparison", "verdict", "confidence", "factor", "95 %", "seeds"], texts=2)
     table.show_edge = False
-    table.columns[1].no_wrap = True
+    for each in verdicts:
+        table.add_row(*_cells(each))
+    return table
+
+
+def _tiers(verdicts: Sequence[Verdict], tiers: Sequence[float]) -> Table:
+    """The best ratio of both arms by loss of accuracy, median over seeds."""
+    heading = "best ratio at a loss of accuracy"
+    table = plain_table(heading, ["comparison", *(f"{tier:.1%}" for tier in tiers)], texts=1)
+    table.show_edge = False
     for each in verdicts:
         best = [f"{times(first)} / {times(second)}" for first, second in each.tiers.values()]
-        table.add_row(*_cells(each), *best)
+        table.add_row(f"{each.first} / {each.second}", *best)
     return table
 
 
@@ -80,7 +89,7 @@ def _cells(verdict: Verdict) -> list[str]:
     low, high = verdict.interval
     return [
         f"{verdict.first} / {verdict.second}",
-        _outcome(verdict),
+        outcome_text(verdict),
         f"{verdict.decision.confidence:.3f}",
         f"{verdict.factor:.2f}",
         f"{low:.2f}..{high:.2f}" if verdict.seeds else "-",
@@ -88,7 +97,7 @@ def _cells(verdict: Verdict) -> list[str]:
     ]
 
 
-def _outcome(verdict: Verdict) -> str:
+def outcome_text(verdict: Verdict) -> str:
     """The verdict in words."""
     decision = verdict.decision
     text = f"{verdict.better} better" if verdict.better else decision.outcome
@@ -103,16 +112,25 @@ def law_text(law: MeasuredLaw) -> str:
         f"order: {' -> '.join(law.order)}" + ("" if law.unique else " (other orders agree with the edges as well)")
     ]
     for edge in law.edges:
+        if edge.kind == "cited":
+            lines.append(f"  {edge.before} before {edge.after}: undecided, as cited{_leaning(edge)}")
+            continue
         said = {name: "agree" if yes else "disagree" for name, yes in edge.agrees.items() if yes is not None}
         others = "".join(f", {name} {word}" for name, word in said.items())
         lines.append(
             f"  {edge.before} before {edge.after}: {edge.factor:.2f} times further, "
             f"confidence {edge.confidence:.3f}{others}"
         )
-    lines += [
-        f"  {edge.before} before {edge.after} gave way: the least confident edge of a cycle ({edge.confidence:.3f})"
-        for edge in law.gave_way
-    ]
+    for edge in law.gave_way:
+        strength = f"confidence {edge.confidence:.3f}" if edge.kind == "measured" else f"cited{_leaning(edge)}"
+        lines.append(f"  {edge.before} before {edge.after} gave way, the weakest edge of a cycle: {strength}")
     lines += [f"  {first} and {second}: equivalent" for first, second in law.equivalent]
-    lines += [f"  {first} and {second}: undecided, what is cited stays" for first, second in law.undecided]
+    known = {frozenset((edge.before, edge.after)) for edge in (*law.edges, *law.gave_way)}
+    open_pairs = [pair for pair in law.undecided if frozenset(pair) not in known]
+    lines += [f"  {first} and {second}: undecided" for first, second in open_pairs]
     return "\n".join(lines)
+
+
+def _leaning(edge: LawEdge) -> str:
+    """Whether the study leans to a cited edge that it did not decide."""
+    return f"; the study leans {'that' if edge.confidence > 0 else 'the other'} way ({abs(edge.confidence):.2f})"

@@ -7,7 +7,7 @@ is there. :func:`analyse` makes a :class:`StudyResult` of the records: a :class:
 :meth:`StudyResult.law`, the order that they give, as evidence for :func:`chainfx.plan`.
 """
 
-from chainfx.study.analysis import Status, StudyResult, analyse, status_of
+from chainfx.study.analysis import ArmPoint, Status, StudyResult, analyse, status_of
 from chainfx.study.design import Case, Design, load_design
 from chainfx.study.fronts import area_under_front, front_of
 from chainfx.study.order_law import LawEdge, MeasuredLaw
@@ -26,6 +26,7 @@ from chainfx.study.verdicts import Verdict
 __all__ = [
     "ORDERS",
     "Arm",
+    "ArmPoint",
     "Case",
     "CaseRecord",
     "Comparison",

@@ -1,6 +1,7 @@
 """What came of a study: verdicts, the law, and how far it is, from its records alone."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from chainfx.study.store import StudyStore
 from chainfx.study.tuning import Training
 from chainfx.study.verdicts import Verdict, verdicts_on
 
-__all__ = ["Status", "StudyResult", "analyse", "status_of"]
+__all__ = ["ArmPoint", "Status", "StudyResult", "analyse", "status_of"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,58 @@ class Status:
         return rendered(self, "text")
 
 
+@dataclass(frozen=True, slots=True)
+class ArmPoint:
+    """A point of an arm: the chain of passes of a seed that gave it, at a threshold of its exits.
+
+    ``ratio``: times fewer bit operations than the original of the seed, under the convention of the design; ``loss``:
+    accuracy lost against it, on the part that judges.
+    """
+
+    seed: int
+    passes: tuple[str, ...]
+    threshold: float | None
+    ratio: float
+    loss: float
+
+
 @dataclass(frozen=True)
 class StudyResult:
-    """The verdicts of a study, under each training, and what they were made of; ``print`` shows them."""
+    """The verdicts of a study, under each training, and what they were made of; ``print`` shows them.
+
+    ``records``: by seed, the records that were compared, by the hash of their case.
+    """
 
     design: Design
-    seeds: tuple[int, ...]
+    records: Mapping[int, Mapping[str, CaseRecord]] = dataclasses.field(repr=False)
     origins: tuple[Origin, ...]
     verdicts: tuple[Verdict, ...]
     status: Status
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that have records."""
+        return tuple(self.records)
+
+    def points(self, arm: Arm, training: Training) -> tuple[ArmPoint, ...]:
+        """The points of all cases of an arm that have not failed, seed by seed."""
+        found = []
+        for seed, records in self.records.items():
+            cases = [records.get(case.hash) for case in self.design.cases_of(arm, seed, training)]
+            (origin,) = next(each for each in records.values() if not each.passes).points
+            found += [
+                ArmPoint(
+                    seed,
+                    record.passes,
+                    point.threshold,
+                    origin.bitops[self.design.convention] / point.bitops[self.design.convention],
+                    origin.accuracy - point.accuracy,
+                )
+                for record in cases
+                if record is not None
+                for point in record.points
+            ]
+        return tuple(found)
 
     def law(self, training: Training | None = None) -> MeasuredLaw:
         """The order that the primary verdicts on pairs give, under a training; the first of the design unless said.
@@ -73,7 +117,8 @@ class StudyResult:
                 case "equivalent":
                     equivalent.append((first, second))
                 case _:
-                    undecided.append((first, second))
+                    lean = math.copysign(1 - verdict.decision.p, verdict.decision.difference)
+                    undecided.append((first, second, lean, verdict.factor))
         infos = [grid[0].info for grid in self.design.passes.values()]
         return law_of(infos, edges, equivalent, undecided, self.source(chosen))
 
@@ -86,6 +131,10 @@ class StudyResult:
             f"chainfx study {self.design.orders!r} of {network} {options} on {data}, "
             f"{len(self.seeds)} seeds, training {training!r}, on {machines}"
         )
+
+    def to_html(self) -> str:
+        """One self-contained page: verdicts, laws, and a plot of every comparison."""
+        return rendered(self, "html")
 
     def _verdict(self, first: str, second: str, training: Training) -> Verdict | None:
         wanted = (first, second, training)
@@ -108,16 +157,22 @@ class StudyResult:
 def analyse(store: StudyStore | str | Path) -> StudyResult:
     """The result of a study from its records, at any time, also while it runs.
 
-    Of each seed the records of one origin count: the trained original, machine and versions with the most of them.
+    ``store``: a store, its folder, or a file that :meth:`StudyStore.pack` wrote. Of each seed the records of one origin
+    count: the trained original, machine and versions with the most of them. Raises
+    :class:`~chainfx.errors.StudyError` if there is no study.
     """
+    if not isinstance(store, StudyStore) and Path(store).is_file():
+        return _analysed(*StudyStore.unpack(store))
     opened = store if isinstance(store, StudyStore) else StudyStore.open(store)
-    records = opened.records()
+    return _analysed(opened.design, opened.records())
+
+
+def _analysed(design: Design, records: Sequence[CaseRecord]) -> StudyResult:
     found = comparable(records)
     origins = {next(iter(each.values())).origin for each in found.values()}
-    verdicts = verdicts_on(opened.design, found)
-    seeds = tuple(found)
+    verdicts = verdicts_on(design, found)
     ordered = tuple(sorted(origins, key=dataclasses.astuple))
-    return StudyResult(opened.design, seeds, ordered, verdicts, _status(opened.design, records))
+    return StudyResult(design, found, ordered, verdicts, _status(design, records))
 
 
 def comparable(records: Sequence[CaseRecord]) -> Mapping[int, Mapping[str, CaseRecord]]:

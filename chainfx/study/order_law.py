@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import networkx as nx
 
@@ -20,14 +20,17 @@ __all__ = ["LawEdge", "MeasuredLaw", "law_of"]
 
 @dataclass(frozen=True, slots=True)
 class LawEdge:
-    """Pass ``before`` goes before pass ``after``: measured with a ``confidence`` in [0, 1].
+    """Pass ``before`` goes before pass ``after``.
 
-    That way they compress ``factor`` times further than the other way. ``agrees``: what the law of properties and the
-    shipped evidence say of the pair: true, false, or ``None`` where they say nothing.
+    ``kind``: ``"measured"`` with a ``confidence`` in [0, 1], or ``"cited"`` by the shipped evidence where the study
+    decided nothing; its confidence, from -1 to 1, is how far the study leans that way. ``factor``: how many times
+    further they compress that way than the other. ``agrees``: what the law of properties and the shipped evidence say
+    of the pair: true, false, or ``None`` where they say nothing.
     """
 
     before: str
     after: str
+    kind: Literal["measured", "cited"]
     confidence: float
     factor: float
     agrees: Mapping[str, bool | None]
@@ -38,9 +41,9 @@ class MeasuredLaw:
     """The order that the pairs of a study give.
 
     ``order``: names of the passes; ties stand as the design has them. ``unique``: whether the edges allow no other.
-    ``edges`` hold; ``gave_way``: the least confident edge of each cycle, which does not. ``equivalent``: pairs
-    that were measured to be equal, so that evidence for one of their orders is void. ``undecided``: pairs that were not
-    decided; what was cited of them stays. ``source``: the study, in words.
+    ``edges`` hold; ``gave_way``: the weakest edge of each cycle, which does not: one that is cited before one that is
+    measured, then the least confident. ``equivalent``: pairs that were measured to be equal, so that evidence for one
+    of their orders is void. ``undecided``: pairs that were not decided. ``source``: the study, in words.
     """
 
     order: tuple[str, ...]
@@ -53,8 +56,9 @@ class MeasuredLaw:
 
     @property
     def evidence(self) -> tuple[Evidence, ...]:
-        """The evidence of the law, to be used *in place of* the shipped one: what was measured, and what is cited of
-        pairs that were not decided or not studied.
+        """The evidence of the law, to be used *in place of* the shipped one.
+
+        It has the edges that hold, measured and cited, and what is cited of pairs that were not studied.
         """
         measured = [
             Evidence(
@@ -65,10 +69,19 @@ class MeasuredLaw:
                 f"compresses {edge.factor:.2f} times further than the other order (confidence {edge.confidence:.3f})",
             )
             for edge in self.edges
+            if edge.kind == "measured"
         ]
-        settled = {frozenset((edge.before, edge.after)) for edge in self.edges} | set(map(frozenset, self.equivalent))
-        cited = [each for each in EVIDENCE if frozenset((each.before, each.after)) not in settled]
+        void = {
+            frozenset((edge.before, edge.after)) for edge in (*self.edges, *self.gave_way) if edge not in self._cited
+        }
+        void |= set(map(frozenset, self.equivalent))
+        cited = [each for each in EVIDENCE if frozenset((each.before, each.after)) not in void]
         return (*measured, *cited)
+
+    @property
+    def _cited(self) -> tuple[LawEdge, ...]:
+        """The cited edges that hold."""
+        return tuple(edge for edge in self.edges if edge.kind == "cited")
 
     def write(self, path: str | Path) -> None:
         """Write :attr:`evidence` as a TOML file for ``plan(passes, evidence=[path])``.
@@ -96,10 +109,12 @@ def law_of(
     infos: Sequence[PassInfo],
     edges: Iterable[tuple[str, str, float, float]],
     equivalent: Iterable[tuple[str, str]],
-    undecided: Iterable[tuple[str, str]],
+    undecided: Sequence[tuple[str, str, float, float]],
     source: str,
 ) -> MeasuredLaw:
     """The law of some passes, in the order that ties keep, from edges ``(before, after, confidence, factor)``.
+
+    ``undecided``: likewise, with the confidence to which the study leans that way, negative for the other way.
 
     >>> from chainfx.passes import EarlyExit, PruneChannels, Quantize
     >>> p, q, e = (each.info for each in (PruneChannels, Quantize, EarlyExit))
@@ -112,19 +127,41 @@ def law_of(
     place = list(known).index
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_nodes_from(known)
-    for before, after, confidence, factor in edges:
-        edge = LawEdge(before, after, confidence, factor, _agreement(known[before], known[after]))
-        graph.add_edge(before, after, edge=edge)
+    made = [_edge("measured", known, *each) for each in edges] + [
+        _edge("cited", known, *each) for each in _cited(undecided)
+    ]
+    for edge in made:
+        graph.add_edge(edge.before, edge.after, edge=edge)
     gave_way = []
     while not nx.is_directed_acyclic_graph(graph):
         cycle = [graph.edges[step[:2]]["edge"] for step in nx.find_cycle(graph)]
-        weakest = min(cycle, key=lambda edge: (edge.confidence, edge.factor))
+        weakest = min(cycle, key=lambda edge: (edge.kind == "measured", edge.confidence, edge.factor))
         graph.remove_edge(weakest.before, weakest.after)
         gave_way.append(weakest)
     order = tuple(nx.lexicographical_topological_sort(graph, key=place))
     unique = all(graph.has_edge(*pair) for pair in pairwise(order))
     held = tuple(data["edge"] for _, _, data in graph.edges(data=True))
-    return MeasuredLaw(order, unique, held, tuple(gave_way), tuple(equivalent), tuple(undecided), source)
+    pairs = tuple((first, second) for first, second, *_ in undecided)
+    return MeasuredLaw(order, unique, held, tuple(gave_way), tuple(equivalent), pairs, source)
+
+
+def _cited(undecided: Iterable[tuple[str, str, float, float]]) -> list[tuple[str, str, float, float]]:
+    """What the shipped evidence cites of pairs that were not decided, and how far the study leans that way."""
+    shipped = {(each.before, each.after) for each in EVIDENCE}
+    there = [each for each in undecided if each[:2] in shipped]
+    back = [(second, first, -lean, 1 / factor) for first, second, lean, factor in undecided]
+    return there + [each for each in back if each[:2] in shipped]
+
+
+def _edge(
+    kind: Literal["measured", "cited"],
+    known: Mapping[str, PassInfo],
+    before: str,
+    after: str,
+    confidence: float,
+    factor: float,
+) -> LawEdge:
+    return LawEdge(before, after, kind, confidence, factor, _agreement(known[before], known[after]))
 
 
 def _agreement(before: PassInfo, after: PassInfo) -> dict[str, bool | None]:

@@ -163,7 +163,7 @@ def _heard(worker: _Worker, watcher: Watcher) -> bool:
     """Take in the next message of a worker; false if there will be none."""
     try:
         message: _Message = worker.messages.recv()
-    except EOFError:
+    except (EOFError, OSError):  # it may have died in the middle of one
         return False
     if message.kind == "error":
         raise StudyError(message.text)

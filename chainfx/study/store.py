@@ -66,6 +66,19 @@ class StudyStore:
         except (ArtifactError, KeyError) as error:
             raise StudyError(f"{place} holds no study that can be read; give the folder of 'study run'.") from error
 
+    @staticmethod
+    def unpack(path: str | Path) -> tuple[Design, tuple[CaseRecord, ...]]:
+        """The design and the records in a file that :meth:`pack` wrote.
+
+        Raises :class:`~chainfx.errors.StudyError` if it is none.
+        """
+        try:
+            content = read_document(Path(path))
+            records = tuple(CaseRecord.from_dict(each) for each in content["records"])
+            return Design.from_dict(content["design"]), records
+        except (ArtifactError, KeyError, TypeError) as error:
+            raise StudyError(f"{path} holds no packed study that can be read; give what 'study pack' wrote.") from error
+
     @property
     def stages(self) -> StageStore:
         """Where the networks are kept."""
@@ -92,6 +105,14 @@ class StudyStore:
     def keep(self, record: CaseRecord) -> None:
         """Write a record; raises :class:`~chainfx.errors.StudyError` if the disk does not take it."""
         _write(self.folder / _RECORDS / record.name, record.to_dict())
+
+    def pack(self, path: str | Path) -> None:
+        """Write the design and all records into one JSON file, which :func:`~chainfx.study.analyse` reads as well.
+
+        Raises :class:`~chainfx.errors.StudyError` if it cannot be written.
+        """
+        records = [record.to_dict() for record in self.records()]
+        _write(Path(path), {"design": self.design.to_dict(), "subject": self.subject, "records": records})
 
     def drop_networks(self) -> None:
         """Delete the networks and keep the records."""
@@ -127,7 +148,7 @@ def _write(path: Path, body: Mapping[str, Any]) -> None:
         draft.unlink(missing_ok=True)
         advice = "free some space" if error.errno == errno.ENOSPC else "mend that"
         raise StudyError(
-            f"{path.parent} takes no more records: {error.strerror}; {advice} and run the same command again."
+            f"{path.parent} takes no more files: {error.strerror}; {advice} and run the same command again."
         ) from error
 
 

@@ -1,5 +1,6 @@
 """What a study is about: a network that each seed trains anew, and data in four parts."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -91,6 +92,16 @@ class Subject:
             fine_tune_scale=tuning.fine_tune_scale,
             precision=tuning.precision,
         )
+
+    def seconds_of_epoch(self, tuning: Tuning) -> float:
+        """About how long an epoch of training the original network takes here, from the time of one step."""
+        with torch.random.fork_rng(devices=[]):
+            model = self.network()
+        inputs, _ = next(self.chooses.train.batches(tuning.batch_size))
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            model(*inputs).sum().backward()
+        return (time.perf_counter() - start) * self.chooses.train.steps(tuning.batch_size)
 
     def original(self, tuning: Tuning, seed: int) -> nn.Module:
         """The uncompressed network of a seed, trained, in eval mode; the global random state stays as it was."""

@@ -15,6 +15,7 @@ from chainfx.bitops import CrossCheck
 from chainfx.ir.channels import analyse_channels
 from chainfx.passes import PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
+from chainfx.study import Status, StudyResult, shipped_design
 from tests.bitops.graphs import linear_report
 from tests.report.values import COMPRESSED, ORIGINAL
 
@@ -36,6 +37,8 @@ def one_of_each():
     analysis = analyse_channels(chainfx.capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), x), x)
     chain = ChainReport("the plan", (ORIGINAL, COMPRESSED))
     several = [order, order.edges[0], order.findings[0], analysis, chain, PassSummary.of(Quantize)]
+    study = StudyResult(shipped_design("pairwise"), {}, (), (), Status(1, 2, 3.0, 4.0, ()))
+    several += [study, study.design, study.law(), study.status]
     return [report, report.diff(report), CrossCheck(1, ()), *several]
 
 

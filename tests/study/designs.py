@@ -17,5 +17,8 @@ TINY = Design(
 )
 
 
+PRUNE, QUANTIZE = (grid[0].label for grid in TINY.passes.values())
+
+
 def tiny(**changes):
     return dataclasses.replace(TINY, **changes)

@@ -11,9 +11,9 @@ PAPER = [(D, P), (D, Q), (D, E), (P, Q), (P, E), (Q, E)]
 
 
 def law(edges, equivalent=(), undecided=(), infos=INFOS):
-    return law_of(
-        infos, [(*edge, 0.99, 1.2) if len(edge) == 2 else edge for edge in edges], equivalent, undecided, "us"
-    )
+    measured = [(*edge, 0.99, 1.2) if len(edge) == 2 else edge for edge in edges]
+    leaning = [(*pair, 0.5, 1.1) if len(pair) == 2 else pair for pair in undecided]
+    return law_of(infos, measured, equivalent, leaning, "us")
 
 
 def test_the_paper_s_edges_give_the_paper_s_order_and_no_other():
@@ -25,6 +25,7 @@ def test_the_paper_s_edges_give_the_paper_s_order_and_no_other():
 def test_an_order_is_unique_only_if_neighbours_are_ordered():
     found = law([(D, P), (P, E)], undecided=[(P, Q)])
     assert found.order == (D, P, Q, E) and not found.unique
+    assert [(edge.before, edge.after, edge.kind) for edge in found.edges][-1] == (P, Q, "cited")
 
 
 def test_edges_against_law_and_evidence_say_so():
@@ -60,19 +61,36 @@ def test_what_is_equivalent_releases_the_cited_edge_and_what_is_undecided_leaves
     assert edge.reason == "compresses 1.31 times further than the other order (confidence 0.995)"
 
 
+def test_cited_edges_give_way_to_measured_ones_and_the_plan_has_no_circle(tmp_path):
+    """Measured: exits before pruning. P, Q, E would be a circle, in which the study leans least to Q before E."""
+    undecided = [(D, P, 0.8, 1.1), (P, Q, 0.9, 1.4), (Q, E, -0.3, 0.9), (D, E, 0.1, 1.0)]
+    found = law([(D, Q), (E, P)], undecided=undecided)
+    assert [(edge.before, edge.after, edge.confidence) for edge in found.gave_way] == [(Q, E, -0.3)]
+    assert (found.order, found.unique) == ((D, E, P, Q), True)
+    found.write(tmp_path / "law.toml")
+    passes = [Quantize(), PruneChannels(0.5), EarlyExit(), Distill(width=0.5)]
+    assert plan(passes, evidence=[tmp_path / "law.toml"]).order == found.order
+    turned = law([(E, P)], undecided=[(Q, P, -0.9, 0.7), (E, Q, 0.3, 1.1)])
+    assert [(edge.before, edge.after, edge.confidence) for edge in turned.gave_way] == [(Q, E, -0.3)]
+    (edge,) = (edge for edge in turned.edges if edge.kind == "cited")
+    assert (edge.before, edge.after, edge.confidence, edge.factor) == (P, Q, 0.9, pytest.approx(1 / 0.7))
+
+
 def test_evidence_that_cannot_be_written(tmp_path):
     with pytest.raises(StudyError, match=r"cannot be written: Is a directory; give another file\.$"):
         law(PAPER).write(tmp_path)
 
 
 def test_the_text_of_a_law():
-    found = law([(E, D), (P, Q, 0.9, 1.2), (Q, P)], equivalent=[(D, Q)], undecided=[(D, P)])
+    found = law([(E, D), (P, Q, 0.9, 1.2), (Q, P)], equivalent=[(D, Q)], undecided=[(D, P), (P, E, -0.2, 0.9)])
     assert str(found) == (
-        "order: quantize -> prune-channels -> early-exit -> distill (other orders agree with the edges as well)\n"
+        "order: quantize -> early-exit -> distill -> prune-channels (other orders agree with the edges as well)\n"
+        "  distill before prune-channels: undecided, as cited; the study leans that way (0.50)\n"
         "  quantize before prune-channels: 1.20 times further, confidence 0.990, properties disagree, "
         "evidence disagree\n"
         "  early-exit before distill: 1.20 times further, confidence 0.990, properties disagree, evidence disagree\n"
-        "  prune-channels before quantize gave way: the least confident edge of a cycle (0.900)\n"
-        "  distill and quantize: equivalent\n"
-        "  distill and prune-channels: undecided, what is cited stays"
+        "  prune-channels before quantize gave way, the weakest edge of a cycle: confidence 0.900\n"
+        "  prune-channels before early-exit gave way, the weakest edge of a cycle: cited; "
+        "the study leans the other way (0.20)\n"
+        "  distill and quantize: equivalent"
     )

@@ -19,7 +19,7 @@ from chainfx.study import StudyStore, Subject, Watcher, analyse, run_study, stat
 from chainfx.study import store as store_module
 from chainfx.study.running import _Job, _Worker
 from chainfx.training import Trainer, digits, from_loaders
-from tests.study.designs import TINY, tiny
+from tests.study.designs import PRUNE, QUANTIZE, TINY, tiny
 
 
 class Seen(Watcher):
@@ -50,7 +50,7 @@ def untimed(store):
 
 def test_every_beginning_of_every_arm_has_a_record_with_its_points(whole):
     records = {" ".join(record.passes): record for record in whole.records()}
-    p, q = "prune-channels(ratio=0.25)", "quantize(4, 4)"
+    p, q = PRUNE, QUANTIZE
     assert set(records) == {"", p, q, f"{p} {q}", f"{q} {p}"}
     original, both = records[""], records[f"{p} {q}"]
     (before,), (after,) = original.points, both.points
@@ -130,14 +130,15 @@ def test_a_case_that_fails_is_recorded_and_the_rest_goes_on(subject, tmp_path, m
     assert all("quantize" in passes for passes in failed)
     result = analyse(tmp_path)
     assert result.verdicts[0].failed == 1 and result.verdicts[0].seeds == ()
-    assert f"failed: prune-channels(ratio=0.25) > quantize(4, 4) (paper): {reason}" in str(result.status)
+    assert f"failed: {PRUNE} > {QUANTIZE} (paper): {reason}" in str(result.status)
 
 
 def test_a_pass_that_changes_nothing_is_no_point(subject, tmp_path):
     design = tiny(passes={"P": (PruneChannels(0.0, round_to=1),), "Q": (Quantize(4, 4),)})
     records = run_study(design, tmp_path, subject=subject).records()
-    failed = {record.failed for record in records if record.passes[-1:] == ("prune-channels(ratio=0.0)",)}
-    assert failed == {"prune-channels(ratio=0.0) left the network as it was."}
+    label = design.passes["P"][0].label
+    failed = {record.failed for record in records if record.passes[-1:] == (label,)}
+    assert failed == {f"{label} left the network as it was."}
 
 
 def test_more_seeds_are_the_same_study_and_other_designs_are_not(whole, subject, tmp_path):
@@ -169,7 +170,7 @@ def test_a_full_disk_is_one_clear_error(subject, tmp_path, monkeypatch):
     with pytest.raises(StudyError) as caught:
         run_study(TINY, tmp_path, subject=subject)
     assert str(caught.value) == (
-        f"{tmp_path}/records takes no more records: No space left on device; "
+        f"{tmp_path}/records takes no more files: No space left on device; "
         "free some space and run the same command again."
     )
 

@@ -91,7 +91,7 @@ def assert_rare(wrong):
 MARGIN = 0.021  # log10 of 1.05
 
 
-@pytest.mark.parametrize("test", ["t", "sign-flip"])
+@pytest.mark.parametrize("test", ["t", pytest.param("sign-flip", marks=pytest.mark.slow)])
 def test_of_1000_studies_of_equal_orders_at_most_5_percent_have_a_wrong_verdict(test):
     found = outcomes(synthetic(np.random.default_rng(1), 1000, 8, [0] * 6), MARGIN, test=test)
     assert_rare(sum(any(each in ("first", "second") for each in study) for study in found))
