@@ -58,16 +58,10 @@ class Method:
 
 
 def pretrained(weights: Path) -> nn.Module:
-    """The zoo's ResNet-56 with weights whose names are ``layer1`` to ``layer3`` and ``linear``."""
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    renamed = {re.sub(r"^linear", "fc", re.sub(r"^layer(\d)", _stage, name)): value for name, value in state.items()}
+    """The zoo's ResNet-56 with the weights of a public checkpoint."""
     model = zoo.resnet56()
-    model.load_state_dict(renamed)
+    zoo.load_weights(model, weights)
     return model.eval()
-
-
-def _stage(match: re.Match[str]) -> str:
-    return f"stages.{int(match[1]) - 1}"
 
 
 def load(folder: Path, held_out: int, train_samples: int | None) -> Data:
@@ -116,7 +110,9 @@ def ours(model: nn.Module, calibration: list[Tensor]) -> Iterator[Method]:
     context = PassContext(graph_module, example, calibration=[(batch,) for batch in calibration])
 
     def pruned(target: float, **options: Any) -> nn.Module:
-        return PruneChannels(macs=target, **options).apply(copy.deepcopy(graph_module), context).graph_module
+        return (
+            PruneChannels(macs=target, round_to=1, **options).apply(copy.deepcopy(graph_module), context).graph_module
+        )
 
     for name in importance_names():
         for scope in ("uniform", "global"):

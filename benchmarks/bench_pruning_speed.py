@@ -59,7 +59,8 @@ def ours(model: nn.Module, image: Tensor, importance: str) -> Contender:
     """Set-up (not timed) and the pruning of a captured graph."""
     graph_module = copy.deepcopy(capture(model, (image,)))
     context = PassContext(graph_module, (image,))
-    return lambda: copy.deepcopy(graph_module), lambda copied: PruneChannels(0.5, importance).apply(copied, context)
+    one = PruneChannels(0.5, importance, round_to=1)
+    return lambda: copy.deepcopy(graph_module), lambda copied: one.apply(copied, context)
 
 
 def ours_captured(model: nn.Module, image: Tensor, importance: str) -> Contender:
@@ -67,7 +68,7 @@ def ours_captured(model: nn.Module, image: Tensor, importance: str) -> Contender
 
     def run(copied: nn.Module) -> Any:
         graph_module = capture(copied, (image,))
-        return PruneChannels(0.5, importance).apply(graph_module, PassContext(graph_module, (image,)))
+        return PruneChannels(0.5, importance, round_to=1).apply(graph_module, PassContext(graph_module, (image,)))
 
     return lambda: copy.deepcopy(model), run
 

@@ -1,8 +1,9 @@
-"""The command line: ``chainfx demo``, ``passes``, ``plan``, ``count``, ``channels`` and ``compile``."""
+"""The command line: ``chainfx demo``, ``lint``, ``explain``, ``plan``, ``count``, ``compile``, ``bench`` and more."""
 
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from chainfx.bitops import CostDiff, CostReport
+from chainfx.cli_advice import explain_model, lint_recipe
+from chainfx.cli_options import MODEL, Json, Shape, write
 from chainfx.errors import ChainfxError, InputError
 from chainfx.passes import Pass, PassSummary, get_pass, pass_names
 from chainfx.report import render
@@ -62,16 +65,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_MODEL = "A torchvision or chainfx.zoo name, package.module:factory, or the folder of a saved CompressedModel"
-Shape = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        help="An input's shape with the batch, e.g. 1,3,224,224, or 1,16:int; once for each input. "
-        "A saved model knows its own.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Order = Annotated[str, typer.Option(help="auto: sort; given: keep the order and list what it breaks.")]
 
 
@@ -110,11 +103,15 @@ def demo() -> None:
         raise typer.Exit(_INTERRUPTED) from error
 
 
+app.command("lint")(lint_recipe)
+app.command("explain")(explain_model)
+
+
 @app.command("passes")
 def list_passes(as_json: Json = False) -> None:
     """List every installed pass: what it does, its options and their defaults."""
     found = [PassSummary.of(get_pass(name)) for name in pass_names()]
-    _write(json.dumps([each.to_dict() for each in found]) if as_json else "\n\n".join(map(str, found)))
+    write(json.dumps([each.to_dict() for each in found]) if as_json else "\n\n".join(map(str, found)))
 
 
 @app.command()
@@ -128,15 +125,16 @@ def plan(
     if len(passes) == 1 and Path(passes[0]).suffix in (".yaml", ".yml"):
         from chainfx.recipe import load_recipe
 
-        chain: list[Pass] = list(load_recipe(passes[0]).passes)
+        recipe = load_recipe(passes[0])
+        chain, tunes = list(recipe.passes), recipe.has_trainer
     else:
-        chain = [_declared(name) for name in passes]
-    typer.echo(str(make_plan(chain, order=order)))  # type: ignore[arg-type]  # plan refuses other words itself
+        chain, tunes = [_declared(name) for name in passes], True
+    typer.echo(str(make_plan(chain, order=order, tunes=tunes)))  # type: ignore[arg-type]  # plan refuses other words itself
 
 
 @app.command()
 def count(
-    model: Annotated[str, typer.Argument(help=f"{_MODEL}; or a report that --json wrote.")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL}; or a report that --json wrote.")],
     shape: Shape = None,
     convention: Annotated[
         str | None, typer.Option(help="How bit operations are counted: mac_bw_ba unless said.")
@@ -148,6 +146,7 @@ def count(
     cross_check: Annotated[bool, typer.Option("--cross-check", help="Compare MACs with other tools' counts.")] = False,
     depth: Annotated[int | None, typer.Option(help="Levels of modules to unfold, 0 for the totals alone.")] = None,
     sort: Annotated[str, typer.Option(help="Within a module: order (as they run), macs or bitops.")] = "order",
+    memory: Annotated[bool, typer.Option("--memory", help="Show bytes moved, energy and the peak of memory.")] = False,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values, one line a node.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to the screen.")] = None,
@@ -156,7 +155,7 @@ def count(
     from chainfx.counting import cross_checked, difference_of, inputs_of, parse_inputs, parse_rates, report_of
 
     arranged, formatted = (
-        {"--depth": depth is not None, "--sort": sort != "order"},
+        {"--depth": depth is not None, "--sort": sort != "order", "--memory": memory},
         {"--json": as_json, "--csv": as_csv},
     )
     priced = {"--against": against, "--convention": convention, "--exit-rates": exit_rates}
@@ -166,7 +165,7 @@ def count(
     _alone("--csv", as_csv, arranged)
     inputs, rates = parse_inputs(shape or ()), None if exit_rates is None else parse_rates(exit_rates)
     if cross_check:
-        _write(str(cross_checked(model, inputs)), output)
+        write(str(cross_checked(model, inputs)), output)
         return
     report = report_of(model, inputs, convention)
     if against is not None:
@@ -175,27 +174,59 @@ def count(
         text = str(shown)
     else:
         shown = report if rates is None else report.reprice(exit_rates=rates)
-        text = render(shown, depth=depth, sort=sort)  # type: ignore[arg-type]  # render refuses other words
-    _write(json.dumps(shown.to_dict()) if as_json else shown.to_csv() if as_csv else text, output)
+        text = render(shown, depth=depth, sort=sort, memory=memory)  # type: ignore[arg-type]  # render refuses other words
+    write(json.dumps(shown.to_dict()) if as_json else shown.to_csv() if as_csv else text, output)
 
 
 @app.command()
 def channels(
-    model: Annotated[str, typer.Argument(help=f"{_MODEL}.")], shape: Shape = None, as_json: Json = False
+    model: Annotated[str, typer.Argument(help=f"{MODEL}.")], shape: Shape = None, as_json: Json = False
 ) -> None:
     """Show which channels of a network go together, and which cannot be removed and why."""
     from chainfx.counting import channels_of, parse_inputs
 
     analysis = channels_of(model, parse_inputs(shape or ()))
-    _write(json.dumps(analysis.to_dict()) if as_json else str(analysis))
+    write(json.dumps(analysis.to_dict()) if as_json else str(analysis))
+
+
+@app.command()
+def bench(
+    artefact: Annotated[Path, typer.Argument(help="The folder of a saved CompressedModel.")],
+    against: Annotated[
+        str | None, typer.Option(help=f"Time this network in turns with it. {MODEL}.", show_default=False)
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="A batch size; 1, 8 and 64 unless given.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time at most for each network and batch size.")] = 2.0,
+    eager: Annotated[bool, typer.Option("--eager", help="Do not compile what runs in float.")] = False,
+    as_json: Json = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this file, not to the screen.")] = None,
+) -> None:
+    """Measure how fast a compressed network is: on integers, in float, and against another network."""
+    from chainfx.benchmark import BATCHES
+    from chainfx.benchmark import bench as measure
+    from chainfx.counting import network_of
+    from chainfx.deploy import load
+
+    small = load(artefact)
+    other = None if against is None else network_of(against, small.example_inputs)[0]
+    report = measure(small, other, batches=batch or BATCHES, seconds=seconds, compiled=not eager)
+    write(json.dumps(report.to_dict()) if as_json else str(report), output)
 
 
 @app.command("compile")
-def compile_recipe(recipe: Annotated[Path, typer.Argument(help="The recipe; see chainfx.recipe.")]) -> None:
+def compile_recipe(
+    recipe: Annotated[Path, typer.Argument(help="The recipe; see chainfx.recipe.")],
+    warn_drop: Annotated[
+        float | None,
+        typer.Option(min=0, help="Warn of a stage that loses more; 0.05, for 5 points, unless the recipe says it."),
+    ] = None,
+) -> None:
     """Compress a network as a recipe says, show what each pass did, and save the result."""
     from chainfx.recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    if warn_drop is not None:
+        loaded = replace(loaded, warn_drop=warn_drop)
     try:
         _compile(loaded)
     except KeyboardInterrupt as error:
@@ -223,11 +254,14 @@ def _compile(recipe: "Recipe") -> None:
         calibration=without_trainer,
         workdir=recipe.workdir,
         order=recipe.order,
+        refuse=recipe.refuse,
         seed=recipe.seed,
+        warn_drop=recipe.warn_drop,
     )
     typer.echo(str(compressed.report))
     if trainer is not None:
-        typer.echo(f"test accuracy: {trainer.test(model):.2%} before, {trainer.test(compressed):.2%} after")
+        measured, before, after = trainer.metric, trainer.test(model), trainer.test(compressed)
+        typer.echo(f"test {measured.name}: {measured.text(before)} before, {measured.text(after)} after")
     if recipe.output is not None:
         compressed.save(recipe.output)
         typer.echo(f"saved to {recipe.output}")
@@ -257,17 +291,6 @@ def _alone(name: str, given: object, others: Mapping[str, object]) -> None:
     found = [other for other, value in others.items() if given and value]
     if found:
         raise InputError(f"{name} and {found[0]} do not go together; leave one of them out.")
-
-
-def _write(text: str, output: Path | None = None) -> None:
-    """Print a text, or write it to a file."""
-    if output is None:
-        typer.echo(text.rstrip("\n"))
-        return
-    try:
-        output.write_text(text.rstrip("\n") + "\n")
-    except OSError as error:
-        raise InputError(f"--output {str(output)!r} cannot be written ({error.strerror}).") from error
 
 
 def main() -> None:

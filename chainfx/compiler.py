@@ -2,20 +2,33 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
-from chainfx.deploy import CompressedModel
-from chainfx.errors import CaptureError, InputError
-from chainfx.ir.capture import Signature, capture, capture_to_read, capture_with_report, export_to_read, signature_of
+from chainfx.deploy import CompressedModel, EngineChoice
+from chainfx.errors import CaptureError, InputError, LintError
+from chainfx.ir.capture import (
+    Signature,
+    batch_first,
+    capture,
+    capture_to_read,
+    capture_with_report,
+    check_batch_first,
+    export_to_read,
+    signature_of,
+    unwrapped,
+)
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
-from chainfx.passes import Pass, Trainer
+from chainfx.linting import findings_of
+from chainfx.part import Part, put_in_place
+from chainfx.passes import Metric, Pass, Trainer, is_number, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
 
@@ -27,11 +40,14 @@ _M = TypeVar("_M", bound=nn.Module)
 _OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
 
 
+@overload
 def compile(
     model: nn.Module,
     passes: Sequence[Pass] | Plan,
     *,
     example_inputs: Inputs,
+    part: None = None,
+    batch_dim: int = 0,
     trainer: Trainer | None = None,
     calibration: Sequence[Inputs] | None = None,
     workdir: str | Path | None = None,
@@ -39,32 +55,93 @@ def compile(
     seed: int = 0,
     on_stage: Callable[[Stage], None] | None = None,
     start: Stage | str | Path | None = None,
-) -> CompressedModel:
+    warn_drop: float | None = 0.05,
+    refuse: Literal["errors"] | None = None,
+    engine: EngineChoice = "auto",
+) -> CompressedModel: ...
+
+
+@overload
+def compile(
+    model: _M,
+    passes: Sequence[Pass] | Plan,
+    *,
+    example_inputs: Any,
+    part: str,
+    batch_dim: int = 0,
+    trainer: None = None,
+    calibration: Sequence[Any] | None = None,
+    workdir: str | Path | None = None,
+    order: Literal["auto", "given"] = "auto",
+    seed: int = 0,
+    on_stage: Callable[[Stage], None] | None = None,
+    start: Stage | str | Path | None = None,
+    warn_drop: float | None = 0.05,
+    refuse: Literal["errors"] | None = None,
+    engine: EngineChoice = "auto",
+) -> _M: ...
+
+
+def compile(
+    model: nn.Module,
+    passes: Sequence[Pass] | Plan,
+    *,
+    example_inputs: Any,
+    part: str | None = None,
+    batch_dim: int = 0,
+    trainer: Trainer | None = None,
+    calibration: Sequence[Any] | None = None,
+    workdir: str | Path | None = None,
+    order: Literal["auto", "given"] = "auto",
+    seed: int = 0,
+    on_stage: Callable[[Stage], None] | None = None,
+    start: Stage | str | Path | None = None,
+    warn_drop: float | None = 0.05,
+    refuse: Literal["errors"] | None = None,
+    engine: EngineChoice = "auto",
+) -> nn.Module:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
     Does the same inside ``torch.no_grad()`` and ``torch.inference_mode()``, and the result can be used outside of them.
 
     Parameters:
         model: the trained network; it is not changed.
-        passes: the passes with their options, in any order, or a :class:`Plan`.
+        passes: the passes with their options, in any order, or a :class:`Plan`. ``EarlyExit``, ``LowRank`` and
+            ``PruneChannels`` are taken back where their result is no cheaper, unless they have ``keep=True``.
         example_inputs: one batch of inputs as the network takes them, in the order of its ``forward`` or by name, batch
-            first; shapes and dtypes count.
+            first (see ``batch_dim``); shapes and dtypes count.
+        part: the dotted path of a module inside of ``model``, such as ``"backbone"``, to compress that alone. The
+            result is then a copy of ``model``, of its own class and in eval mode, with the :class:`CompressedModel` in
+            the place of the part. ``example_inputs`` and ``calibration`` stay those of ``model`` and may be whatever
+            it takes, a list of images for instance: ``model`` is run on them to see what the part is given. A trainer
+            is for whole networks: to tune a part, compile that module by itself, on its own inputs.
+        batch_dim: the dimension of the batch in the first input, and in each other one that is as long there: 1 for
+            recurrent networks that take (length, batch, features). The result is called as ``model`` is, and
+            ``calibration`` has the batch there too; within the chain the batch is first, so a trainer, its data and
+            ``calibration`` of its own have it first.
         trainer: tunes after each pass and measures accuracy, e.g. :class:`chainfx.training.Trainer`. Without one only
             passes that need no training run.
         calibration: batches of inputs from the training data, for quantization; the trainer's by default.
         workdir: a folder that keeps every finished stage; a second call with the same arguments resumes after them, in
             the same process or another; :class:`~chainfx.scheduler.StageKey` has what must be the same. A stage that
             cannot be read is computed again, with a :class:`~chainfx.errors.StageWarning`.
-        order: ``"auto"``, or ``"given"`` to run the passes as written, with the plan's findings in the report.
+        order: ``"auto"``, or ``"given"`` to run the passes as written; the errors and warnings of :func:`chainfx.lint`
+            are then shown before anything is trained. All that it finds is in the report for both.
         seed: determines everything random.
         on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
+        warn_drop: a stage that loses more than this, in units of the trainer's metric (0.05 is five points of
+            accuracy), names the likely causes in the report and in a :class:`~chainfx.errors.DropWarning`; ``None`` for
+            never.
+        refuse: ``"errors"`` to stop, before anything is trained, if lint finds an error.
+        engine: what the result runs on: ``"int8"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
+            :class:`CompressedModel`.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
             ran out, an exception of ``on_stage``, Ctrl-C) are in ``workdir``, and in the exception's ``partial``
-            attribute as a :class:`CompressedModel`.
+            attribute as what this function returns.
 
     Example:
         >>> import torch, chainfx
@@ -74,49 +151,63 @@ def compile(
         >>> small(x).shape, small.report.records[-1].after.macs
         (torch.Size([2, 4]), 192)
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}, not a torch.nn.Module; give the network itself.")
-    given = _checked(example_inputs, "example_inputs")
-    signature, inputs = signature_of(model, given)
-    batches = None if calibration is None else [_batch(signature, item) for item in calibration]
-    if batches is not None and not batches:
-        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    model = unwrapped(model)
+    if type(seed) is not int:
+        raise InputError(f"seed={seed!r} is no whole number; give one, such as 0.")
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     if trainer is not None:
-        _check_trainer(trainer)
-    chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order)
+        _check_trainer(trainer, part)
+    if warn_drop is not None and not is_number(warn_drop, 0):
+        raise InputError(f"warn_drop={warn_drop!r} is out of range; use a number from 0, or None for no warning.")
+    if refuse not in (None, "errors"):
+        raise InputError(f"refuse={refuse!r} is not known; use 'errors' or None.")
+    given_batches = None if calibration is None else _listed(calibration)
+    tunes = trainer is not None
+    chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
     first = _stage(start)
     with recording():
-        inputs = tuple(map(ordinary, inputs))
-        given = {name: ordinary(x) for name, x in given.items()} if isinstance(given, Mapping) else inputs
-        graph_module, how = capture_with_report(_own_copy(model) if has_inference_tensors(model) else model, given)
-        captured = _own_copy(graph_module)
-        listener = TerminalListener()
+        model = _own_copy(model) if has_inference_tensors(model) else model
+        held = None if part is None else Part.seen(model, _own_copy(model), part, example_inputs)
+        taken = _captured_network(model, held, example_inputs, given_batches, batch_dim)
+        inputs = taken.signature.to_graph(taken.inputs)
+        captured = _own_copy(taken.graph_module)
+        listener = TerminalListener(metric=metric_of(trainer))
+        has_data = tunes or taken.calibration is not None
+        as_written = order == "given" or bool(chain.findings)
+        chain = _linted(chain, captured, inputs, tunes, has_data, refuse)
+        if as_written:
+            listener.found(chain.findings)
         finished: list[Stage] = []
+
+        def result(engine: EngineChoice = "auto") -> nn.Module:
+            small = _result(finished, chain, taken, engine)
+            return small if part is None else put_in_place(model, part, small)
+
         try:
             stages = run(
                 captured,
                 chain,
                 example_inputs=inputs,
                 trainer=trainer,
-                calibration=batches,
+                calibration=taken.calibration,
                 store=StageStore(Path(workdir)) if workdir is not None else None,
                 seed=seed,
                 listener=listener,
                 start=first,
+                warn_drop=warn_drop,
             )
             for stage in stages:
-                finished = [*finished, stage]
+                finished.append(stage)
                 if on_stage:
                     on_stage(stage)
         except (Exception, KeyboardInterrupt) as error:
             if finished:
-                _attach(error, finished, chain, inputs, how.signature)
+                _attach(error, finished, result)
             raise
         finally:
             listener.close()
-        return _result(finished, chain, inputs, how.signature)
+        return result(engine)
 
 
 def count(
@@ -125,28 +216,64 @@ def count(
     convention: str = "mac_bw_ba",
     exit_rates: Mapping[str, float] | None = None,
     encodings: Sequence[str] = ("dense", "nominal"),
+    batch_dim: int = 0,
 ) -> CostReport:
     """The cost of one sample: MACs, bit operations under a named convention, storage.
 
     ``model`` is any module (captured first; exported if it has no train form, as with ``torch.cond``), a graph in train
     or deploy form, or a :class:`CompressedModel`, whose measured exit rates are used unless others are given. Computed
     on shapes alone; ``encodings`` other than ``dense`` and ``nominal`` read weights or masks, see
-    :mod:`chainfx.bitops.storage`.
+    :mod:`chainfx.bitops.storage`. ``batch_dim`` is as in :func:`compile`, for modules.
 
     Example:
         >>> import torch, chainfx
         >>> chainfx.count(torch.nn.Linear(8, 4), torch.randn(1, 8)).macs
         32
     """
-    given = _checked(example_inputs, "example_inputs")
-    inputs = given if isinstance(given, tuple) else _in_order(model, given)
+    model, given = unwrapped(model), _checked(example_inputs, "example_inputs")
     if isinstance(model, CompressedModel):
+        inputs = given if isinstance(given, tuple) else model.signature.bind((), given)
         rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
-        return count_graph(model.graph_module, inputs, convention, rates, encodings)
+        return count_graph(model.graph_module, model.signature.to_graph(inputs), convention, rates, encodings)
+    signature, inputs = (None, given) if isinstance(given, tuple) and not batch_dim else signature_of(model, given)
+    if signature is not None and batch_dim:
+        model, signature = batch_first(model, signature, inputs, batch_dim)
+        inputs = signature.to_graph(inputs)
+        given = _as_given(given, signature, inputs)
     if isinstance(model, GraphModule):
         return count_graph(model, inputs, convention, exit_rates, encodings)
     graph_module = capture_to_read(model, given) or _captured(model, given)
+    check_batch_first(graph_module, inputs)
     return count_graph(graph_module, inputs, convention, exit_rates, encodings)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A captured network: its graph, its inputs as callers have them, and calibration as the graph takes it."""
+
+    graph_module: GraphModule
+    signature: Signature
+    inputs: tuple[Tensor, ...]
+    calibration: list[tuple[Tensor, ...]] | None
+
+
+def _captured_network(
+    model: nn.Module, held: Part | None, example_inputs: Any, calibration: list[Any] | None, batch_dim: int
+) -> _Taken:
+    """The graph of a model, or of the part of it that is ``held``."""
+    module, given = (model, _checked(example_inputs, "example_inputs")) if held is None else held.as_called()
+    signature, inputs = signature_of(module, given)
+    inputs = tuple(map(ordinary, inputs))
+    if batch_dim != 0:
+        module, signature = batch_first(module, signature, inputs, batch_dim)
+    batches = None if calibration is None else [_batch(held, signature, item) for item in calibration]
+    in_order = signature.to_graph(inputs)
+    graph_module, how = capture_with_report(module, _as_given(given, signature, in_order))
+    check_batch_first(graph_module, in_order)
+    signature = how.signature.with_batch_of(signature)
+    if held is not None:
+        held.check(signature)
+    return _Taken(graph_module, signature, inputs, batches)
 
 
 def _own_copy(model: _M) -> _M:
@@ -159,6 +286,26 @@ def _own_copy(model: _M) -> _M:
             "a module of the network keeps a tensor that it computed, as torch.nn.utils.spectral_norm does, and torch "
             "cannot copy that; run the network once in torch.no_grad(), or take the normalization off."
         ) from error
+
+
+def _linted(
+    chain: Plan,
+    graph_module: GraphModule,
+    inputs: tuple[Tensor, ...],
+    trainer: bool,
+    calibration: bool,
+    refuse: str | None,
+) -> Plan:
+    """The plan with all that lint finds in it; raises :class:`LintError` for errors, if they are to be refused."""
+    found = findings_of(chain.passes, chain.findings, graph_module, inputs, trainer=trainer, calibration=calibration)
+    errors = [finding for finding in found if finding.severity == "error"]
+    if errors and refuse is not None:
+        listed = "\n".join(f"  {finding}" for finding in errors)
+        raise LintError(
+            f"the chain {' -> '.join(chain.order)} is not run because lint finds errors in it (refuse='errors'); "
+            f"mend it or leave refuse out.\n{listed}"
+        )
+    return replace(chain, findings=found)
 
 
 def _captured(model: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> GraphModule:
@@ -180,8 +327,13 @@ def _stage(start: Any) -> Stage | None:
     raise InputError(f"start is a {type(start).__name__}; give a finished Stage or its folder in a workdir.")
 
 
-def _check_trainer(trainer: Any) -> None:
+def _check_trainer(trainer: Any, part: str | None) -> None:
     """Raise :class:`InputError` for what has not all that a :class:`~chainfx.passes.Trainer` has."""
+    if part is not None:
+        raise InputError(
+            f"a trainer works on whole networks, not on part={part!r}; compile the module itself, model.{part}, with a "
+            f"trainer whose data are its inputs, and put the result in its place."
+        )
     missing = [name for name in _OF_TRAINERS if not hasattr(trainer, name)]
     if isinstance(trainer, type) or missing:
         seen = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
@@ -190,33 +342,48 @@ def _check_trainer(trainer: Any) -> None:
             f"trainer is {seen}{lacks}; give chainfx.training.Trainer(data) or an object with all that "
             f"chainfx.passes.Trainer lists."
         )
+    metric = getattr(trainer, "metric", Metric())
+    if not isinstance(metric, Metric):
+        raise InputError(
+            f"trainer.metric is a {type(metric).__name__}; give a chainfx.passes.Metric, which names what the trainer "
+            f"measures, or leave it out for accuracy."
+        )
 
 
-def _attach(
-    error: BaseException, finished: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature
-) -> None:
+def _attach(error: BaseException, finished: list[Stage], result: Callable[[], nn.Module]) -> None:
     """Give an error that goes on its way the result so far, as documented at :func:`compile`."""
     with contextlib.suppress(Exception):  # memory may still be short, and errors can be frozen: the first one counts
         error.add_note(f"finished stages: {', '.join(stage.record.name for stage in finished)}")
-        error.partial = _result(finished, chain, inputs, signature)  # type: ignore[attr-defined]  # documented there
+        error.partial = result()  # type: ignore[attr-defined]  # documented there
 
 
-def _result(stages: list[Stage], chain: Plan, inputs: tuple[Tensor, ...], signature: Signature) -> CompressedModel:
-    report = ChainReport(str(chain), tuple(stage.record for stage in stages))
-    return CompressedModel(copy.deepcopy(stages[-1].graph_module), inputs, report, signature)
+def _result(stages: list[Stage], chain: Plan, taken: _Taken, engine: EngineChoice = "auto") -> CompressedModel:
+    order = str(replace(chain, findings=()))
+    report = ChainReport(order, tuple(stage.record for stage in stages), chain.findings)
+    return CompressedModel(copy.deepcopy(stages[-1].graph_module), taken.inputs, report, taken.signature, engine)
 
 
-def _in_order(model: nn.Module, named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Inputs by name in the order in which the graph of a model takes them."""
-    if isinstance(model, CompressedModel):
-        return model.signature.bind((), named)
-    return signature_of(model, named)[1]
+def _listed(calibration: Any) -> list[Any]:
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+        raise InputError(f"calibration is of type {type(calibration).__name__}; give a list of batches of inputs.")
+    batches = list(calibration)
+    if not batches:
+        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    return batches
 
 
-def _batch(signature: Signature, inputs: Any) -> tuple[Tensor, ...]:
-    """One batch of calibration in the order of the graph."""
+def _as_given(given: Any, signature: Signature, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Inputs of the graph by position or by name, as the example inputs were given."""
+    names = [each.name for each in signature.inputs]
+    return dict(zip(names, inputs, strict=True)) if isinstance(given, Mapping) else inputs
+
+
+def _batch(held: Part | None, signature: Signature, inputs: Any) -> tuple[Tensor, ...]:
+    """One batch of calibration as the graph takes it."""
+    if held is not None:
+        return signature.to_graph(held.batch(signature, inputs))
     given = _checked(inputs, "calibration")
-    return given if isinstance(given, tuple) else signature.bind((), given)
+    return signature.to_graph(given if isinstance(given, tuple) else signature.bind((), given))
 
 
 def _checked(inputs: Any, name: str) -> tuple[Tensor, ...] | Mapping[str, Tensor]:

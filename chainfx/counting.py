@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from chainfx.bitops import CostDiff, CostReport, CrossCheck, cross_check
 from chainfx.compiler import count
@@ -16,7 +17,16 @@ from chainfx.ir.channels import ChannelAnalysis, analyse_channels
 from chainfx.ir.graph import needs_data
 from chainfx.models import resolve_model
 
-__all__ = ["channels_of", "cross_checked", "difference_of", "inputs_of", "parse_inputs", "parse_rates", "report_of"]
+__all__ = [
+    "channels_of",
+    "cross_checked",
+    "difference_of",
+    "graph_of",
+    "inputs_of",
+    "parse_inputs",
+    "parse_rates",
+    "report_of",
+]
 
 Inputs = tuple[Tensor, ...] | None
 _DTYPES = {
@@ -54,14 +64,22 @@ def difference_of(before: CostReport, after: CostReport, rates: dict[str, float]
 def cross_checked(name: str, inputs: Inputs) -> CrossCheck:
     """The MACs of a network by chainfx and by other tools, with the reason for every difference."""
     network, given = network_of(name, inputs)
-    return cross_check(network.graph_module if isinstance(network, CompressedModel) else network, given)
+    if isinstance(network, CompressedModel):
+        return cross_check(network.graph_module, network.signature.to_graph(given))
+    return cross_check(network, given)
 
 
 def channels_of(name: str, inputs: Inputs) -> ChannelAnalysis:
     """The channel groups of a network."""
+    return analyse_channels(*graph_of(name, inputs))
+
+
+def graph_of(name: str, inputs: Inputs) -> tuple[GraphModule, tuple[Tensor, ...]]:
+    """The graph of a network, and the inputs to look at it with; see :func:`network_of`."""
     network, given = network_of(name, inputs)
-    graph_module = network.graph_module if isinstance(network, CompressedModel) else capture(network, given)
-    return analyse_channels(graph_module, given)
+    if isinstance(network, CompressedModel):
+        return network.graph_module, network.signature.to_graph(given)
+    return capture(network, given), given
 
 
 def network_of(name: str, inputs: Inputs, *, on_meta: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:

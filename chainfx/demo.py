@@ -18,7 +18,7 @@ from chainfx import zoo
 from chainfx.deploy import CompressedModel
 from chainfx.ir.graph import Answer
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
-from chainfx.report import DemoRow, demo_table
+from chainfx.report import DemoRow, demo_headline, demo_table
 from chainfx.scheduler import ChainReport, Stage
 from chainfx.training import Trainer, digits
 
@@ -81,6 +81,7 @@ def _run(console: Console) -> None:
     times = _times(models, next(data.test.batches(64))[0][0])
     timed = [replace(row, latency=one, throughput=many) for row, (one, many) in zip(rows, times, strict=True)]
     console.print(demo_table(timed))
+    console.print(demo_headline(timed), highlight=False, soft_wrap=True)
     console.print(small.report.plan, highlight=False, markup=False)
     console.print(f"{time.perf_counter() - start:.0f} seconds, one CPU thread", highlight=False)
 

@@ -6,8 +6,10 @@ __all__ = [
     "ChainfxError",
     "CostError",
     "DataError",
+    "DropWarning",
     "GraphError",
     "InputError",
+    "LintError",
     "PassError",
     "RecipeError",
     "ScheduleError",
@@ -41,6 +43,10 @@ class ScheduleError(ChainfxError):
     """No order satisfies the constraints; prints the cycle, each edge with its reason and source."""
 
 
+class LintError(ChainfxError):
+    """Lint finds errors in a chain, and ``refuse="errors"`` says not to run it so; lists them."""
+
+
 class CostError(ChainfxError):
     """A cost cannot be stated, for instance because an exit rate was never measured."""
 
@@ -63,6 +69,10 @@ class ArtifactError(ChainfxError):
 
 class StudyError(ChainfxError):
     """An order study cannot be run or read: its design, its store or its data do not fit."""
+
+
+class DropWarning(UserWarning):
+    """A stage lost more accuracy than ``warn_drop`` allows; names the likely causes."""
 
 
 class StageWarning(UserWarning):

@@ -1,12 +1,13 @@
 """Progress on standard error: stage, epoch, metric and remaining time."""
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from chainfx.passes import Epoch
-from chainfx.scheduler import Listener, Stage
+from chainfx.passes import Epoch, Metric
+from chainfx.scheduler import Finding, Listener, Stage
 
 __all__ = ["TerminalListener"]
 
@@ -16,10 +17,12 @@ _LINES = 10
 class TerminalListener(Listener):
     """Says what runs: a bar that moves on a terminal, plain lines in a pipe or a file; a line for each finished stage.
 
-    Plain lines tell of the beginning of a stage and of its epochs, of at most ten of them.
+    Plain lines tell of the beginning of a stage and of its epochs, of at most ten of them. ``metric``: what the trainer
+    measures after an epoch.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, metric: Metric | None = None) -> None:
+        self._measured_by = metric or Metric()
         self._console = console or Console(stderr=True)
         self._progress: Progress | None = None
         self._running = self._round = self._metric = ""
@@ -40,6 +43,12 @@ class TerminalListener(Listener):
         self._progress.start()
         self._progress.add_task(running, total=None)
 
+    def found(self, findings: Sequence[Finding]) -> None:
+        """Say what lint found in a chain before it runs: a line for each error and each warning."""
+        for finding in findings:
+            if finding.severity != "info":
+                self._say(str(finding))
+
     def begin(self, index: int, total: int, label: str) -> None:
         """Start the bar of a stage."""
         self.start(f"stage {index}/{total} {label}")
@@ -53,7 +62,7 @@ class TerminalListener(Listener):
     def epoch(self, epoch: Epoch) -> None:
         """Move the bar to where the trainer is."""
         if epoch.metric is not None:
-            self._metric = f", accuracy {epoch.metric:.2%}"
+            self._metric = f", {_shown(self._measured_by, epoch.metric)}"
         text = f"{self._running}{self._round} | epoch {epoch.index}/{epoch.total}{self._metric}"
         if self._progress:
             done = epoch.index - 1 + epoch.share
@@ -65,7 +74,7 @@ class TerminalListener(Listener):
         """Replace the bar by one line."""
         self.close()
         record = stage.record
-        metric = "" if record.metric is None else f" accuracy {record.metric:.2%}"
+        metric = "" if record.metric is None else f" {_shown(record.measured_by, record.metric)}"
         how = "resumed" if stage.resumed else f"{record.seconds:.1f} s"
         self._say(f"{record.label}:{metric} ({how})")
 
@@ -78,6 +87,10 @@ class TerminalListener(Listener):
     def _say(self, text: str) -> None:
         """One line, however long."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(metric: Metric, value: float) -> str:
+    return f"{metric.name} {metric.text(value)}"
 
 
 def _is_told(epoch: Epoch) -> bool:

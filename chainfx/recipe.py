@@ -33,9 +33,10 @@ from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
 from chainfx.errors import ChainfxError, RecipeError
-from chainfx.models import load_weights, resolve_model
+from chainfx.models import resolve_model
 from chainfx.passes import Pass, get_pass, pass_names
 from chainfx.training import Augment, Data, SplitOptions, Trainer, open_data
+from chainfx.zoo import load_weights
 
 __all__ = ["Recipe", "load_recipe", "resolve_model"]
 
@@ -90,7 +91,9 @@ class _Top(_Section):
     input: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
     trainer: dict[str, Any] | None = None
     order: Literal["auto", "given"] = "auto"
+    refuse: Literal["errors"] | None = None
     seed: int = 0
+    warn_drop: Annotated[float, Field(ge=0)] | None = 0.05
     workdir: RecipePath | None = None
     output: RecipePath | None = None
 
@@ -107,21 +110,39 @@ _TORCHVISION = _source(root=(RecipePath, ...))
 class Recipe:
     """A checked recipe; its methods build what it describes. ``passes`` are as written, the plan orders them.
 
-    ``trains``: the model is to be trained from scratch first. Every error in building names the line of the recipe.
+    ``trains``: the model is to be trained from scratch first. ``warn_drop``: as of :func:`chainfx.compile`. Every error
+    in building names the line of the recipe.
     """
 
     path: Path
     passes: tuple[Pass, ...]
     order: Literal["auto", "given"]
+    refuse: Literal["errors"] | None
     seed: int
     workdir: Path | None
     output: Path | None
     trains: bool
+    warn_drop: float | None
     _model: _Model
     _data: _Source | None
     _trainer: Mapping[str, Any] | None
     _input: tuple[int, ...] | None
     _text: "_Text"
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the recipe names data."""
+        return self._data is not None
+
+    @property
+    def has_trainer(self) -> bool:
+        """Whether the recipe has a trainer."""
+        return self._trainer is not None
+
+    @property
+    def lines(self) -> Mapping[int, int]:
+        """The line of the recipe at which each pass stands, by the position of the pass, from 1."""
+        return {position: self._text.lines["passes", position - 1] for position in range(1, len(self.passes) + 1)}
 
     def model(self) -> nn.Module:
         """The network, with the weights the recipe names, else at random as the recipe's seed says; in eval mode."""
@@ -179,10 +200,12 @@ def load_recipe(path: str | Path) -> Recipe:
         path=path,
         passes=tuple(_pass(text, item, ("passes", index)) for index, item in enumerate(top.passes)),
         order=top.order,
+        refuse=top.refuse,
         seed=top.seed,
         workdir=top.workdir,
         output=top.output,
         trains=model.train,
+        warn_drop=top.warn_drop,
         _model=model,
         _data=None if top.data is None else _data_section(text, top.data),
         _trainer=trainer,

@@ -1,6 +1,7 @@
 """Small networks and graphs that several tests use."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainfx import zoo
@@ -34,3 +35,17 @@ def graph_of(model: nn.Module, *inputs: Tensor) -> torch.fx.GraphModule:
 
 def images(count=4, size=8, channels=1, seed=0) -> Tensor:
     return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+class Scaled(nn.Module):
+    """A layer whose weight is computed, and stays so, since something else reads a tensor that it comes from."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv1d):
+        super().__init__()
+        self.layer, self.scale = layer, nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        weight, bias = self.layer.weight * self.scale, self.layer.bias
+        linear = isinstance(self.layer, nn.Linear)
+        y = F.linear(x, weight, bias) if linear else F.conv1d(x, weight, bias, padding=self.layer.padding)
+        return y * self.scale

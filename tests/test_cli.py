@@ -25,6 +25,9 @@ output: small
 """
 
 
+COMMANDS = ("demo", "lint", "explain", "passes", "plan", "count", "channels", "compile")
+
+
 @pytest.fixture
 def run(monkeypatch, capfd):
     def ran(*arguments):
@@ -44,14 +47,17 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
     heavy = "print(sorted({'accelerate', 'sklearn', 'torchvision', 'pydantic', 'yaml'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
-    assert all(f" {name} " in out for name in ("demo", "passes", "plan", "count", "channels", "compile"))
+    assert all(f" {name} " in out for name in COMMANDS)
 
 
 def test_the_version(run):
     assert run("--version") == (0, f"chainfx {chainfx.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("passes",), ("plan",), ("count",), ("channels",), ("compile",)])
+@pytest.mark.parametrize(
+    "command",
+    [(), *((name,) for name in COMMANDS)],
+)
 def test_h_is_help_of_every_command(run, command):
     assert run(*command, "-h") == run(*command, "--help")
     code, out, err = run(*command, "-h")
@@ -68,7 +74,7 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
         "  Quantize the weights and inputs of convolution and linear layers to 1..8 bits",
         "  (32 leaves them in float).",
         "  weights=8, activations=8, first=8, last=8, scheme=None, granularity='channel',",
-        "  skip=()",
+        "  skip=(), residuals=True",
     ]
     code, out, err = run("passes", "--json")
     listed = json.loads(out)
@@ -88,19 +94,97 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
             "scheme": None,
             "granularity": "channel",
             "skip": [],
+            "residuals": True,
         },
         "required": [],
     }
 
 
 def test_plan_of_names_and_of_a_recipe(run, tmp_path):
-    code, by_name, _ = run("plan", "quantize", "fuse")
-    assert (code, by_name.splitlines()[0]) == (0, "order: fuse -> quantize")
+    code, by_name, _ = run("plan", "fuse", "quantize")
+    assert (code, by_name.splitlines()[0]) == (0, "order: quantize -> fuse")
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("model: {name: x}\npasses: [quantize, fuse]\n")
+    recipe.write_text("model: {name: x}\ndata: {source: digits}\ntrainer: {}\npasses: [fuse, quantize]\n")
     assert run("plan", recipe) == (0, by_name, "")
-    code, given, _ = run("plan", "quantize", "fuse", "--order", "given")
-    assert given.splitlines()[0] == "order: quantize -> fuse" and "broken" in given
+    code, given, _ = run("plan", "fuse", "quantize", "--order", "given")
+    assert given.splitlines()[0] == "order: fuse -> quantize" and "info at 1 and 2 (order)" in given
+
+
+LINTED = """\
+model: {name: zoo.resnet, options: {blocks: [2], width: 4, in_channels: 1}}
+input: [2, 1, 8, 8]
+data: {source: digits}
+trainer: {epochs: 2}
+passes:
+  - quantize: {weights: 4}
+  - prune-channels: {ratio: 0.5, round_to: 8}
+"""
+
+
+def test_lint_of_a_recipe_as_text_json_and_sarif(run, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(LINTED)
+    code, out, err = run("lint", recipe)
+    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 100
+    assert out.splitlines()[0] == "chain: quantize(4, 8) -> prune-channels(ratio=0.5, round_to=8)"
+    assert "warning at 1 and 2, order: quantize stands before prune-channels" in out
+    assert out.splitlines()[-1] == "corrected: prune-channels(ratio=0.5, round_to=8) -> quantize(4, 8)"
+    code, out, _ = run("lint", recipe, "--json", "--order", "auto")
+    assert code == 0 and [found["rule"] for found in json.loads(out)["findings"]] == ["kernels"]
+    assert run("lint", recipe, "--sarif", "--output", tmp_path / "r.sarif") == (0, "", "")
+    (log,) = json.loads((tmp_path / "r.sarif").read_text())["runs"]
+    places = [result["locations"][0]["physicalLocation"] for result in log["results"]]
+    assert [place["region"]["startLine"] for place in places] == [6, 6]
+    assert run("lint", recipe, "--json", "--sarif") == (
+        1,
+        "",
+        "InputError: --json and --sarif do not go together; leave one of them out.\n",
+    )
+
+
+def test_the_exit_code_of_lint_follows_the_worst_finding(run, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(LINTED)
+    codes = {word: run("lint", recipe, "--fail-on", word)[0] for word in ("error", "warning", "info", "never")}
+    assert codes == {"error": 0, "warning": 3, "info": 3, "never": 0}
+    evidence = tmp_path / "mine.toml"
+    row = '[[edge]]\nbefore = "quantize"\nafter = "pruning"\nrating = "poor"\n'
+    evidence.write_text(row + 'confidence = "measured"\nsource = "mine"\nreason = "so"\n')
+    assert run("lint", recipe, "--evidence", evidence)[0] == 3
+    evidence.write_text(row)
+    code, _, err = run("lint", recipe, "--evidence", evidence)
+    assert code == 1 and err.startswith(f"ScheduleError: evidence file {evidence}:1, edge 1: it has the keys ")
+
+
+def test_a_dry_run_predicts_costs_and_time(run, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(LINTED.replace(", round_to: 8", ""))
+    code, out, err = run("lint", recipe, "--dry-run", "--json")
+    stages = json.loads(out)["stages"]
+    assert (code, err) == (0, "") and len(stages) == 3
+    assert stages[0]["costs"]["macs"] > stages[2]["costs"]["macs"] and stages[1]["seconds"] > 0
+
+
+def test_a_recipe_can_refuse_errors(run, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    refused = LINTED.replace("trainer: {epochs: 2}\n", "") + "  - early-exit\nrefuse: errors\n"
+    recipe.write_text(refused)
+    code, _, err = run("compile", recipe)
+    assert code == 1 and err.startswith("LintError: the chain prune-channels -> quantize -> early-exit is not run ")
+    recipe.write_text(refused.replace("refuse: errors", "refuse: all"))
+    code, _, err = run("lint", recipe)
+    assert code == 1 and err.startswith(f"RecipeError: {recipe}:8: refuse='all': ")
+
+
+def test_explain_says_what_could_be_done(run):
+    code, out, err = run("explain", "zoo.resnet20", *INPUT)
+    assert (code, err) == (0, "")
+    assert out.startswith("a network of the kind convolutional: 40.6 M MACs, 269,722 parameters, 1.0 MiB\n")
+    assert "prune-heads cannot be applied: the network has no attention" in out
+    code, out, _ = run("explain", "zoo.resnet20", *INPUT, "--json")
+    explained = json.loads(out)
+    assert code == 0 and [each["name"] for each in explained["outlooks"]] == list(pass_names())
+    assert explained["quantizable"] == 1.0 and explained["heads"] == {}
 
 
 INPUT = ("--input", "1,3,32,32")
@@ -130,7 +214,7 @@ def test_count_folds_and_sorts_the_tree(run):
 def saved(tmp_path_factory):
     """A quantized network with an exit, in a folder."""
     x = images()
-    passes = [Quantize(weights=4), EarlyExit(exits=1, threshold=0.5)]
+    passes = [Quantize(weights=4), EarlyExit(exits=1, threshold=0.5, keep=True)]
     folder = tmp_path_factory.mktemp("saved") / "small"
     chainfx.compile(small_resnet((1, 1)), passes, example_inputs=x, trainer=FakeTrainer(x)).save(folder)
     return folder
@@ -321,6 +405,21 @@ def test_compile_shows_plain_lines_of_progress_in_a_pipe(run, tmp_path):
     assert lines[3:5] == ["stage 1/2 prune-channels(ratio=0.5)", "stage 1/2 prune-channels(ratio=0.5) | epoch 1/1"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line", "expected"),
+    [((), "", 0.05), ((), "warn_drop: 0.2\n", 0.2), (("--warn-drop", "0.1"), "warn_drop: 0.2\n", 0.1)],
+)
+def test_what_is_much_to_lose_is_said_in_the_recipe_or_on_the_command_line(
+    run, tmp_path, monkeypatch, arguments, line, expected
+):
+    def stand_in(*_, warn_drop, **__):
+        raise PassError(f"warn_drop is {warn_drop}")
+
+    monkeypatch.setattr("chainfx.compiler.compile", stand_in)
+    (tmp_path / "r.yaml").write_text(RECIPE + line)
+    assert run("compile", tmp_path / "r.yaml", *arguments) == (1, "", f"PassError: warn_drop is {expected}\n")
+
+
 def test_the_demo_is_run_with_a_console(run, monkeypatch):
     stand_in = SimpleNamespace(run_demo=lambda console: console.print("the demo"))
     monkeypatch.setitem(sys.modules, "chainfx.demo", stand_in)
@@ -333,7 +432,7 @@ def test_the_demo_is_run_with_a_console(run, monkeypatch):
         (
             ("plan", "quantise"),
             "PassError: there is no pass named 'quantise'; did you mean 'quantize'? installed are "
-            "distill, early-exit, fuse, low-rank, prune-channels, prune-heads, prune-weights, quantize.",
+            f"{', '.join(pass_names())}.",
         ),
         (("plan", "none.yaml"), "RecipeError: none.yaml: the recipe cannot be read: No such file or directory."),
         (("plan", "fuse", "--order", "best"), "InputError: order='best' is not known; use 'auto' or 'given'."),

@@ -29,6 +29,9 @@ def test_the_demo_runs_the_whole_chain_and_shows_every_number(monkeypatch):
     for row in rows:
         assert re.search(rf"\d+\.\d\d% +[\d,.]+( M)?( +{ratio}){{3}} +\d+ KiB( +{ratio}){{2}}$", row)
     assert re.search(r"the original takes \d+\.\d\d ms for one image alone, and does [\d,]+", text)
+    assert re.search(
+        r"\ntest accuracy \d+\.\d% -> \d+\.\d%: [\d,.]+x fewer BitOps, [\d.]+x smaller, [\d.]+x faster\n", text
+    )
     assert not counted  # every convention is in the records
     assert "order: distill -> prune-channels -> quantize -> early-exit" in text
     assert "arXiv 2403.17447, sec. 3.1.4" in " ".join(text.split())

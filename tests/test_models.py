@@ -1,10 +1,9 @@
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from chainfx.errors import InputError
-from chainfx.models import load_weights, resolve_model
+from chainfx.models import resolve_model
 
 
 def refused(call, message):
@@ -60,42 +59,3 @@ def test_unknown_names_are_refused_with_close_ones():
         "model 'resnet20' cannot be built with options {'classes': 3} "
         "(resnet20() got an unexpected keyword argument 'classes'); change them.",
     )
-
-
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_weights_are_loaded(tmp_path, name):
-    source, model = nn.Linear(3, 2), nn.Linear(3, 2)
-    save = save_file if name.endswith("safetensors") else torch.save
-    save(source.state_dict(), tmp_path / name)
-    load_weights(model, tmp_path / name)
-    assert torch.equal(model.weight, source.weight) and torch.equal(model.bias, source.bias)
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path):
-    path = tmp_path / "w.pt"
-    name = f"weights {str(path)!r}"
-
-    def saved(state):
-        torch.save(state, path)
-        return lambda: load_weights(nn.Linear(3, 2), path)
-
-    refused(lambda: load_weights(nn.Linear(3, 2), path), f"{name}: there is no such file.")
-    weight = torch.zeros(2, 3)
-    refused(saved({"weight": weight}), f"{name}: the file misses 'bias' (1 such); wrong model?")
-    refused(
-        saved({"weight": weight, "bias": torch.zeros(2), "x": weight}),
-        f"{name}: the file has the unknown key 'x' (1 such); wrong model?",
-    )
-    refused(
-        saved({"weight": weight, "bias": torch.zeros(5)}),
-        f"{name}: 'bias' has shape (5,), the model's has (2,); check the model's options.",
-    )
-    refused(saved({"epoch": 3}), f"{name}: not a state dict of tensors; save model.state_dict() alone.")
-    for content in (b"", b"no pickle"):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"w\.pt': not a readable state dict \("):
-            load_weights(nn.Linear(3, 2), path)
-    safe = tmp_path / "w.safetensors"
-    safe.write_bytes(b"short")
-    with pytest.raises(InputError, match=r"w\.safetensors': not a readable state dict \("):
-        load_weights(nn.Linear(3, 2), safe)

@@ -15,7 +15,7 @@ PASSES = {
     "D": Distill(depth=0.5),
     "P": PruneChannels(0.4),
     "Q": Quantize(3, 4),
-    "E": EarlyExit(exits=1, max_drop=0.2),
+    "E": EarlyExit(exits=1, max_drop=0.2, keep=True),
 }
 
 

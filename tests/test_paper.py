@@ -34,9 +34,9 @@ LINES = {
 def test_the_storage_ratio_and_the_static_bit_operations_of_the_paper(line):
     model, depth, exits, ratio, bits, storage_ratio, bitops_ratio = LINES[line]
     passes = [
-        EarlyExit(exits, threshold=0.9),
+        EarlyExit(exits, threshold=0.9, keep=True),
         Quantize(bits, 8),
-        PruneChannels(ratio),
+        PruneChannels(ratio, round_to=1),
         Distill(depth=depth),
     ]
     stages = list(run(capture(model.eval(), (X,)), plan(passes), example_inputs=(X,), trainer=FakeTrainer(X)))

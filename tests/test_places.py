@@ -136,8 +136,8 @@ def test_heads(importance, device):
 TUNED = {
     "distilled": [Distill(depth=0.5, init="random"), PruneWeights(0.5, rounds=2), Quantize(4, 4)],
     "narrowed": [Distill(width=0.5), PruneChannels(0.25, importance="taylor", rounds=2)],
-    "exits": [Quantize(4, 4), EarlyExit(exits=2, max_drop=0.5)],
-    "exits at a threshold": [EarlyExit(exits=2, threshold=0.2)],
+    "exits": [Quantize(4, 4), EarlyExit(exits=2, max_drop=0.5, keep=True)],
+    "exits at a threshold": [EarlyExit(exits=2, threshold=0.2, keep=True)],
 }
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import chainfx
 from chainfx.errors import PassError, TuningError
-from chainfx.passes import Epoch, PruneChannels
+from chainfx.passes import Epoch, Metric, PruneChannels
 from chainfx.progress import TerminalListener
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
@@ -117,6 +117,14 @@ def told_in_a_pipe(*epochs, rounds=()):
 def test_plain_lines_tell_of_at_most_ten_epochs_and_of_the_last(total, told):
     lines = told_in_a_pipe(*(Epoch(index, total, 0.5, 0.875) for index in range(1, total + 1)))
     assert lines == [f" | epoch {index}/{total}, accuracy 87.50%" for index in told]
+
+
+def test_another_metric_is_shown_by_its_name_and_in_its_form():
+    output = io.StringIO()
+    listener = TerminalListener(Console(file=output), Metric("perplexity", higher_is_better=False, form=".1f"))
+    listener.start("mine")
+    listener.epoch(Epoch(1, 1, 0.5, 12.34))
+    assert output.getvalue().splitlines() == ["mine", "mine | epoch 1/1, perplexity 12.3"]
 
 
 def test_plain_lines_leave_out_parts_of_an_epoch_and_name_the_round():

@@ -24,6 +24,7 @@ ROOMS = (
     "chainfx.ir.capture",
     "chainfx.ir.channels",
     "chainfx.ir.graph",
+    "chainfx.linting",
     "chainfx.passes",
     "chainfx.report",
     "chainfx.scheduler",

@@ -27,6 +27,7 @@ passes:
   - fuse
 order: given
 seed: 7
+warn_drop: 0.1
 workdir: work
 output: ${CHAINFX_TEST_OUT}/small
 """
@@ -56,7 +57,7 @@ def test_a_whole_recipe(write, tmp_path, monkeypatch):
     monkeypatch.setenv("CHAINFX_TEST_OUT", str(tmp_path / "out"))
     recipe = load_recipe(write(WHOLE))
     assert recipe.passes == (Quantize(weights=4, skip=("fc",)), Fuse())
-    assert (recipe.order, recipe.seed, recipe.trains) == ("given", 7, True)
+    assert (recipe.order, recipe.seed, recipe.trains, recipe.warn_drop) == ("given", 7, True, 0.1)
     assert (recipe.workdir, recipe.output) == (tmp_path / "work", tmp_path / "out" / "small")
     data = recipe.data()
     assert data.fingerprint == digits(validation=0.2, seed=3).fingerprint
@@ -109,7 +110,7 @@ def test_every_option_of_every_installed_pass_can_be_written(write):
 
 
 MODEL = "model: {name: resnet20}\n"
-KEYS = "data, input, model, order, output, passes, seed, trainer, workdir"
+KEYS = "data, input, model, order, output, passes, refuse, seed, trainer, warn_drop, workdir"
 PASSES = ", ".join(pass_names())
 
 
@@ -158,7 +159,7 @@ PASSES = ", ".join(pass_names())
         (
             MODEL + "passes:\n  - fuse\n  - quantize: {bits: 3}\n",
             "recipe.yaml:4: unknown key 'bits' in passes[1].quantize; allowed are "
-            "activations, first, granularity, last, scheme, skip, weights.",
+            "activations, first, granularity, last, residuals, scheme, skip, weights.",
         ),
         (
             MODEL + "passes:\n  - quantize:\n      activations: 8\n      weights: four\n",
@@ -249,6 +250,15 @@ def test_an_option_out_of_range_names_its_own_line(refused, write):
         MODEL + "passes: []\ndata: {source: digits}\ntrainer:\n  epochs: 0\n",
         "recipe.yaml:5: trainer: epochs=0 is out of range; use at least 1.",
         lambda recipe: recipe.trainer(recipe.data()),
+    )
+
+
+def test_what_is_much_to_lose_may_be_nothing_and_is_no_negative_number(write, refused):
+    assert load_recipe(write(MODEL + "passes: []\n")).warn_drop == 0.05
+    assert load_recipe(write(MODEL + "passes: []\nwarn_drop: null\n")).warn_drop is None
+    refused(
+        MODEL + "passes: []\nwarn_drop: -1\n",
+        "recipe.yaml:3: warn_drop=-1: should be greater than or equal to 0.",
     )
 
 

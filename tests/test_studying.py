@@ -39,7 +39,7 @@ def test_run_prints_the_design_the_verdicts_and_the_law(run, folder):
     assert any(line.startswith("PQ / QP") and "undecided (+7 seeds)" in line for line in lines)
     assert "order: prune-channels -> quantize" in lines
     assert lines[-1].startswith("5 of 5 cases, 0.")
-    assert ("prune-channels", "quantize") in {(each.before, each.after) for each in load_evidence(folder / "law.toml")}
+    assert ("pruning", "quantization") in {(each.before, each.after) for each in load_evidence(folder / "law.toml")}
 
 
 def test_status_and_analysis_read_the_records(run, folder):

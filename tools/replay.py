@@ -52,18 +52,23 @@ TORCHVISION = (
     *("squeezenet1_1", "swin_t", "vit_b_16"),
 )
 CONVENTIONS = ("mac_bw_ba", "strict")
-FOUR = {"D": Distill(depth=0.5), "P": PruneChannels(0.4), "Q": Quantize(3, 4), "E": EarlyExit(exits=1, max_drop=0.2)}
+FOUR = {
+    "D": Distill(depth=0.5),
+    "P": PruneChannels(0.4, round_to=1),
+    "Q": Quantize(3, 4),
+    "E": EarlyExit(exits=1, max_drop=0.2, keep=True),
+}
 ALONE = (
     *(Fuse(), LowRank(energy=0.6), PruneWeights(0.7), PruneWeights(pattern="2:4"), Quantize(1, 2), Quantize(4, 4)),
     *(PruneChannels(0.4, importance="bn"), PruneChannels(macs=0.5), PruneChannels(0.3, compensate=True)),
-    *(Distill(width=0.5), EarlyExit(exits=2, threshold=0.4)),
+    *(Distill(width=0.5), EarlyExit(exits=2, threshold=0.4, keep=True)),
 )
 HIDDEN = ("seconds", "fingerprint", "parent", "report", "revision", "surroundings")
 
 
 def cases() -> Iterator[tuple[str, Callable[[], dict[str, str]]]]:
     """Every case by name, with the function that gives its hashes."""
-    for name in (name for name in zoo.__all__ if name not in ("resnet", "vgg")):
+    for name in (name for name in zoo.NETWORKS if name not in ("resnet", "vgg")):
         yield f"zoo.{name}", lambda name=name: network(_seeded(getattr(zoo, name)), 32)
     for name in TORCHVISION:
         size = 299 if name == "inception_v3" else 224
@@ -92,7 +97,7 @@ def network(model: nn.Module, size: int) -> dict[str, str]:
         found[f"report of the graph {convention}"] = _hash(chainfx.count(graph_module, inputs, convention).to_dict())
     for fold in ("width", "heads"):
         found[f"channels by {fold}"] = _hash(analyse_channels(graph_module, inputs, fold).to_dict())
-    result = PruneChannels(0.5).apply(graph_module, PassContext(graph_module, inputs))
+    result = PruneChannels(0.5, round_to=1).apply(graph_module, PassContext(graph_module, inputs))
     found["pruned"] = _hash([_text(result.graph_module), [[each.node, each.reason] for each in result.skipped]])
     found["pruned tensors"] = _tensors(result.graph_module)
     return found

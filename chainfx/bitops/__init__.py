@@ -15,11 +15,13 @@ from chainfx.bitops.conventions import Convention, LayerFacts, convention_names,
 from chainfx.bitops.costs import CostReport, ExitCost
 from chainfx.bitops.crosscheck import UNEXPLAINED, CrossCheck, Difference, ToolCheck, cross_check
 from chainfx.bitops.diff import ChangeKind, CostDiff, NodeChange
+from chainfx.bitops.energy import HOROWITZ_2014, EnergyTable
 from chainfx.bitops.formulas import Call, find_formula, register_formula
 from chainfx.bitops.interpreter import count
 from chainfx.bitops.rows import CostRow, Uncounted
 
 __all__ = [
+    "HOROWITZ_2014",
     "UNEXPLAINED",
     "Call",
     "ChangeKind",
@@ -29,6 +31,7 @@ __all__ = [
     "CostRow",
     "CrossCheck",
     "Difference",
+    "EnergyTable",
     "ExitCost",
     "LayerFacts",
     "NodeChange",

@@ -35,6 +35,7 @@ def report_to_dict(report: "CostReport") -> dict[str, Any]:
         "true_rates": None if report.true_rates is None else list(report.true_rates),
         "inputs": [list(shape) for shape in report.inputs],
         "dtypes": list(report.dtypes),
+        "peak_activation_bits": report.peak_activation_bits,
     }
 
 
@@ -55,6 +56,7 @@ def report_fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "true_rates": None if data["true_rates"] is None else tuple(data["true_rates"]),
         "inputs": tuple(tuple(shape) for shape in data["inputs"]),
         "dtypes": tuple(data["dtypes"]),
+        "peak_activation_bits": data.get("peak_activation_bits"),
     }
 
 
@@ -72,6 +74,9 @@ def _totals(report: "CostReport") -> dict[str, int | float | None]:
         "nonzero_macs": report.nonzero_macs,
         "expected_macs": known(lambda: report.expected_macs),
         "expected_bitops": known(lambda: report.expected_bitops),
+        "moved_bits": report.moved_bits,
+        "expected_moved_bits": known(lambda: report.expected_moved_bits),
+        "energy_uj": known(report.energy),
     }
 
 
@@ -91,6 +96,7 @@ def _row_to_dict(row: CostRow) -> dict[str, Any]:
         "pattern": row.pattern,
         "weight": row.weight,
         "weight_elements": row.weight_elements,
+        "read_elements": list(row.read_elements),
         "facts": None if row.facts is None else _facts_to_dict(row.facts),
     }
 
@@ -98,7 +104,8 @@ def _row_to_dict(row: CostRow) -> dict[str, Any]:
 def _row_from_dict(data: Mapping[str, Any]) -> CostRow:
     fields = {name: value for name, value in data.items() if name not in ("macs", "weight_bits", "activation_bits")}
     facts = None if data["facts"] is None else _facts_from_dict(data["facts"])
-    return CostRow(**{**fields, "shape": tuple(data["shape"]), "bitops": _exact(data["bitops"]), "facts": facts})
+    fields |= {name: tuple(fields[name]) for name in ("shape", "read_elements") if name in fields}
+    return CostRow(**{**fields, "bitops": _exact(data["bitops"]), "facts": facts})
 
 
 def _facts_to_dict(facts: LayerFacts) -> dict[str, Any]:

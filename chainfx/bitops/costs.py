@@ -7,6 +7,7 @@ from typing import Any
 
 from chainfx.bitops.as_json import report_fields, report_to_dict
 from chainfx.bitops.diff import CostDiff, diff_of
+from chainfx.bitops.energy import HOROWITZ_2014, EnergyTable
 from chainfx.bitops.rates import Rates
 from chainfx.bitops.reprice import repriced
 from chainfx.bitops.rows import CostRow, Uncounted
@@ -37,6 +38,8 @@ class CostReport:
     all samples that leaves at each, ``None`` if nobody measured them. ``conditions``: names of the ``torch.cond``
     nodes; ``true_rates``: the share of all samples that takes the true branch of each, ``None`` likewise. ``inputs``:
     the shapes it was counted for, batch included, and ``dtypes`` what of, such as ``"float32"``.
+    ``peak_activation_bits``: the most that the activations of one sample take at a time, ``None`` where the widths were
+    changed without the graph.
     """
 
     convention: str
@@ -50,6 +53,7 @@ class CostReport:
     true_rates: tuple[float, ...] | None = None
     inputs: tuple[tuple[int, ...], ...] = ()
     dtypes: tuple[str, ...] = ()
+    peak_activation_bits: int | None = None
 
     @property
     def storage_bits(self) -> int:
@@ -81,6 +85,33 @@ class CostReport:
         The other MACs are multiplications by zero; few conventions count them as cheaper.
         """
         return _number(_worst(self.rows, lambda row: row.nonzero_macs, self.conditions))
+
+    @property
+    def peak_bits(self) -> int | None:
+        """The memory that one sample needs at its peak, in bits: all that is stored, and the activations alive then."""
+        return None if self.peak_activation_bits is None else self.storage_bits + self.peak_activation_bits
+
+    @property
+    def moved_bits(self) -> int | float:
+        """The bits that one sample moves in the worst case, see :attr:`CostRow.moved_bits`: weights and activations."""
+        return _number(_worst(self.rows, lambda row: row.moved_bits, self.conditions))
+
+    @property
+    def expected_moved_bits(self) -> int | float:
+        """The bits that the average sample moves, as :attr:`expected_macs`."""
+        return self._expected(lambda row: row.moved_bits)
+
+    def energy(self, table: EnergyTable = HOROWITZ_2014) -> float:
+        """An estimate of the energy of the average sample in microjoules, by a table of picojoules.
+
+        Each MAC costs what the table says for its widths, each byte that is moved what it says for memory. That ranks
+        networks; it is no measurement of a device. Raises :class:`CostError` without measured exit rates.
+
+        >>> import torch, chainfx
+        >>> round(chainfx.count(torch.nn.Linear(1000, 1000), torch.zeros(1, 1000)).energy(), 1)
+        655.9
+        """
+        return float(self._expected(lambda row: Fraction(table.of(row)))) / 1e6
 
     @property
     def cumulative(self) -> tuple[ExitCost, ...]:

@@ -13,6 +13,7 @@ from chainfx.bitops.conventions import LayerFacts, get_convention, nominal_forma
 from chainfx.bitops.costs import CostReport
 from chainfx.bitops.formulas import Call, Formula, Slot, find_formula
 from chainfx.bitops.inside import work_inside
+from chainfx.bitops.memory import peak_activation_bits
 from chainfx.bitops.rates import Rates
 from chainfx.bitops.rows import CostRow, Uncounted
 from chainfx.bitops.sparsity import DENSE, Zeros, zeros_of
@@ -56,6 +57,7 @@ class _Work(NamedTuple):
     activation: Format = FLOAT32
     zeros: Zeros = DENSE
     path: str = ""
+    read_elements: tuple[int, int] = (0, 0)
 
 
 def count(
@@ -95,7 +97,8 @@ def count(
     with evaluating(graph_module):
         propagate_shapes(graph_module, example_inputs)
     batch = example_inputs[0].shape[0] if example_inputs and example_inputs[0].dim() else 1
-    works, uncounted = _works(graph_module, batch, branch_of)
+    formats = formats_of(graph_module)
+    works, uncounted = _works(graph_module, batch, branch_of, formats)
     segment_of = {node: index for index, part in enumerate(segments(graph_module)) for node in part}
     facts, nominal = _facts(works, segment_of)
     storage = storage_of(graph_module, encodings, nominal[0].bits)
@@ -117,6 +120,7 @@ def count(
         rates.true_rates,
         tuple(tuple(tensor.shape) for tensor in example_inputs),
         tuple(str(tensor.dtype).removeprefix("torch.") for tensor in example_inputs),
+        peak_activation_bits(graph_module, formats) // batch,
     )
 
 
@@ -125,9 +129,10 @@ def _stored(graph_module: GraphModule, path: str, storage: Storage) -> tuple[str
     return storage.weights.get(id(get_tensor(graph_module, path)), (path, 0)) if path else ("", 0)
 
 
-def _works(graph_module: GraphModule, batch: int, branch_of: Mapping[Node, str]) -> tuple[list[_Work], list[Uncounted]]:
+def _works(
+    graph_module: GraphModule, batch: int, branch_of: Mapping[Node, str], formats: Mapping[Node, Format]
+) -> tuple[list[_Work], list[Uncounted]]:
     """The nodes that do work for every sample, and those of which nobody knows how much."""
-    formats = formats_of(graph_module)
     varies = set(graph_module.graph.find_nodes(op="placeholder"))  # nodes whose values depend on those of an input
     works: list[_Work] = []
     uncounted: list[Uncounted] = []
@@ -142,7 +147,7 @@ def _works(graph_module: GraphModule, batch: int, branch_of: Mapping[Node, str])
         formula = find_formula(key)
         work = None
         if formula is not None:
-            work = _multiplied(graph_module, node, key, operator, formula, formats=formats, batch=batch)
+            work = _multiplied(graph_module, node, key, operator, formula, formats=formats, batch=batch, varies=varies)
         elif key in _ARITHMETIC:
             work = _Work(node, operator, 0, _per_sample(_elements(node, varies), batch, node))
         if work is None and key not in _FREE and _touches_tensors(node):
@@ -191,6 +196,7 @@ def _multiplied(
     *,
     formats: Mapping[Node, Format],
     batch: int,
+    varies: set[Node],
 ) -> _Work | None:
     """The work of a node whose operator has a formula; ``None`` if the formula does not know this form of call."""
     module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -215,7 +221,17 @@ def _multiplied(
         _operand_format(written, formula.activation, formats),
         zeros_of(graph_module, weights[0], groups, transposed=key == "conv_transpose") if len(weights) == 1 else DENSE,
         _weight_path(node, weights[0]) if layer else "",
+        (_read(written, call, formula.weight, batch, varies), _read(written, call, formula.activation, batch, varies)),
     )
+
+
+def _read(written: Call, call: Call, slots: tuple[Slot, ...], batch: int, varies: set[Node]) -> int:
+    """The elements of the arguments in ``slots`` for one sample: all of a weight, its share of what has a batch."""
+    total = 0
+    for position, name in slots:
+        elements = sum(tensor.numel() for tensor in tensors_in(call.get(position, name)))
+        total += elements // batch if written.get(position, name) in varies else elements
+    return total
 
 
 def _groups(node: Node, call: Call) -> int:
@@ -303,6 +319,7 @@ def _row(
         pattern=work.zeros.pattern,
         weight=weight[0],
         weight_elements=weight[1],
+        read_elements=work.read_elements,
     )
 
 

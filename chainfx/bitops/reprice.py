@@ -44,6 +44,7 @@ def repriced(
         storage=_storage(report, rows) if widths else report.storage,
         exit_rates=rates.exit_rates,
         true_rates=rates.true_rates,
+        peak_activation_bits=None if widths else report.peak_activation_bits,
     )
 
 

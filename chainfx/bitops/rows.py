@@ -18,7 +18,8 @@ class CostRow:
     rest. ``branch``: path of the branch of a ``torch.cond`` it is in, such as ``cond.true``, empty for what always
     runs. ``facts``: what conventions price, ``None`` without MACs. ``pattern``: how the zeros of a masked weight lie,
     empty without a mask. ``weight``: path of the weight of a convolution or linear layer with one of its own, of
-    ``weight_elements`` elements.
+    ``weight_elements`` elements. ``read_elements``: how many elements of the weight, or of the second factor of a
+    product, and how many of the activation a node with MACs reads for one sample.
     """
 
     node: str
@@ -33,6 +34,7 @@ class CostRow:
     pattern: str = ""
     weight: str = ""
     weight_elements: int = 0
+    read_elements: tuple[int, int] = (0, 0)
 
     @property
     def macs(self) -> int:
@@ -43,6 +45,20 @@ class CostRow:
     def nonzero_macs(self) -> int | Fraction:
         """The MACs whose weight is not masked to zero."""
         return self.facts.macs * self.facts.nonzero if self.facts else 0
+
+    @property
+    def moved_bits(self) -> int | Fraction:
+        """The bits that a node with MACs reads and writes for one sample: every operand once, and its result.
+
+        The result has the width of the activation, as where the next layer reads it. Element-wise work moves nothing of
+        its own: compilers and kernels do it on the result of the layer before, which they hold.
+        """
+        if self.facts is None:
+            return 0
+        weights, activations = self.read_elements
+        written = self.facts.macs / self.facts.fan_in if self.facts.fan_in else 0
+        bits = weights * self.facts.weight.bits + (activations + written) * self.facts.activation.bits
+        return bits.numerator if isinstance(bits, Fraction) and bits.denominator == 1 else bits
 
     @property
     def weight_bits(self) -> int | None:

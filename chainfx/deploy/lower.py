@@ -8,7 +8,7 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.graph import edit, exits_of, ops, output_node, segments
 
-__all__ = ["fold_codes", "split_segments", "to_codes"]
+__all__ = ["fold_codes", "sharing_copy", "split_segments", "to_codes"]
 
 # in the order a graph has them, each reads stored tensors once those before it are folded
 _FOLDED = (ops.dequantize_weight, ops.look_up, ops.mask_weight)
@@ -19,7 +19,7 @@ def to_codes(graph_module: GraphModule) -> GraphModule:
 
     Tensors are shared with ``graph_module``; a float weight that nothing else reads is not part of the result.
     """
-    lowered = _sharing_copy(graph_module)
+    lowered = sharing_copy(graph_module)
     made: dict[tuple[object, ...], tuple[str, str]] = {}
     for node in lowered.graph.find_nodes(op="call_function", target=ops.quantize_weight):
         attribute, bits, scheme, axis = node.args
@@ -40,8 +40,13 @@ def to_codes(graph_module: GraphModule) -> GraphModule:
 
 
 def fold_codes(graph_module: GraphModule) -> GraphModule:
-    """The deploy form for execution: weights are decoded and masked once, as float buffers; the rest is shared."""
-    folded = _sharing_copy(graph_module)
+    """The deploy form in float: weights are decoded and masked once, as float buffers; the rest is shared.
+
+    What quantizes an activation is rounded without the arithmetic that a gradient would need; equal bit for bit.
+    """
+    folded = sharing_copy(graph_module)
+    for node in folded.graph.find_nodes(op="call_function", target=ops.quantize_activation):
+        node.target = ops.round_activation
     made: dict[tuple[object, ...], str] = {}
     for node in folded.graph.nodes:
         if node.target not in _FOLDED:
@@ -99,7 +104,7 @@ def _holder(lowered: GraphModule, weight: str) -> str:
     return module
 
 
-def _sharing_copy(graph_module: GraphModule) -> GraphModule:
+def sharing_copy(graph_module: GraphModule) -> GraphModule:
     """The same graph over the same tensors and leaf modules, in eval mode, free to be edited."""
     graph = Graph()
     graph.output(graph.graph_copy(graph_module.graph, {}))

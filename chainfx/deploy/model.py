@@ -1,6 +1,9 @@
 """The compressed network as a module to call, compile, save and load."""
 
+import copy
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from chainfx.deploy.lower import fold_codes, split_segments, to_codes
+from chainfx.deploy.engines import EngineChoice, lower_to
+from chainfx.deploy.integers import Engine, Lowering, Machine
+from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.artifact import dtype_of, load_graph, read_document, save_graph, write_document
+from chainfx.ir.artifact import dtype_of, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
-from chainfx.ir.graph import check_rules, exits_of, leaving, propagate_shapes
+from chainfx.ir.graph import check_rules, exits_of, leaving
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
@@ -32,6 +37,12 @@ class CompressedModel(nn.Module):
     Each segment is a straight-line graph that ``torch.compile`` takes with ``fullgraph=True``; :meth:`compile` does so.
     A network without exits is one segment.
 
+    It runs on an *engine*: ``"int8"`` hands uint8 codes from layer to layer and computes in integers what the
+    quantizers say; ``"float"`` computes with decoded weights and rounded activations. ``engine`` names the present one,
+    ``lowering`` says of each layer which it runs on and why, and :meth:`lower` gives the same network on another.
+    ``engine="auto"`` takes integers where at least one layer can run in them on ``machine``, which is this one unless
+    said otherwise.
+
     ``graph_module`` is the whole network with integer weight codes (what :meth:`save` writes), ``report`` the account
     of the chain. The deploy form is for inference: it stays in eval mode.
 
@@ -43,36 +54,76 @@ class CompressedModel(nn.Module):
         torch.Size([2, 4])
     """
 
+    in_deploy_form = True
+    """Capture does not enter a network that has this."""
+
     def __init__(
         self,
         graph_module: GraphModule,
         example_inputs: tuple[Tensor, ...],
         report: ChainReport,
         signature: Signature | None = None,
+        engine: EngineChoice = "auto",
+        machine: Machine | None = None,
     ) -> None:
         super().__init__()
         names = [str(node.target) for node in graph_module.graph.find_nodes(op="placeholder")]
         self.signature = signature or Signature.by_position(names, example_inputs)
         self.graph_module = to_codes(graph_module)
-        folded = fold_codes(self.graph_module)
-        propagate_shapes(folded, example_inputs)
-        self.segments = nn.ModuleList(split_segments(folded))
         self.example_inputs = tuple(torch.zeros_like(tensor) for tensor in example_inputs)
         self.report = report
+        self.machine = machine or Machine.here()
+        self.lowering: Lowering
+        self._place_segments(engine)
         self._thresholds = tuple(mark.threshold for mark in exits_of(self.graph_module))
         super().train(False)
+
+    @property
+    def engine(self) -> Engine:
+        """What the network runs on: ``"int8"``, also where some layers stay in float, or ``"float"``."""
+        return self.lowering.engine
+
+    def lower(self, engine: EngineChoice) -> "CompressedModel":
+        """The same network, over the same tensors, on another engine: ``"int8"``, ``"float"`` or ``"auto"``.
+
+        Raises :class:`~chainfx.errors.InputError` for ``"int8"`` where no layer can run in integers.
+        """
+        return CompressedModel(
+            self.graph_module, self.example_inputs, self.report, self.signature, engine, self.machine
+        )
+
+    def _place_segments(self, engine: EngineChoice) -> None:
+        inputs = self.signature.to_graph(self.example_inputs)
+        segments, self.lowering = lower_to(engine, self.graph_module, inputs, self.machine)
+        self.segments = nn.ModuleList(segments).train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``.to``, ``.half`` and the like do, also to the example inputs and the dtypes of the signature.
+
+        Layers in integers compute in float32 on the CPU: elsewhere the network is lowered to float.
+        """
+        before = _place_of(self.graph_module)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch says nothing of its types
+        self.example_inputs = tuple(map(fn, self.example_inputs))
+        self.signature = self.signature.with_dtypes_of(self.example_inputs)
+        if _place_of(self.graph_module) != before:  # weights are decoded in the new precision, as after load
+            self._place_segments("auto" if self.engine == "int8" else "float")
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the original returns for these inputs; with exits, logits (N, classes).
 
-        Raises :class:`~chainfx.errors.InputError` for inputs that the network does not take.
+        Raises :class:`~chainfx.errors.InputError` for inputs that the network does not take, and on the int8 engine for
+        values that are not finite, which have no code.
         """
         inputs = self.signature.bind(args, kwargs)
         self.signature.check(inputs)
+        if self.engine == "int8" and not torch.compiler.is_compiling():
+            _check_finite(self.signature, inputs)
         if torch.compiler.is_compiling() or self.signature.has_shapes_of(inputs):
-            return self._run(*inputs)
+            return self._answer(*inputs)
         try:
-            return self._run(*inputs)
+            return self._answer(*inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -82,6 +133,9 @@ class CompressedModel(nn.Module):
             raise InputError(
                 f"the network was captured with inputs of shape {captured} and fails on {shapes}: {reason}."
             ) from error
+
+    def _answer(self, *inputs: Tensor) -> Any:
+        return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
 
     def _run(self, *inputs: Tensor) -> Any:
         if not self._thresholds:
@@ -107,6 +161,12 @@ class CompressedModel(nn.Module):
             varies = {"dynamic": True} if index else {}
             segment.compile(*args, **{"fullgraph": True, **varies, **kwargs})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: the network, not what :meth:`compile` made of it."""
+        segments = (copy.copy(each) if each._compiled_call_impl else each for each in self.segments)
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # nor of these
+        return {**state, "_modules": {**state["_modules"], "segments": nn.ModuleList(segments)}}
+
     def train(self, mode: bool = True) -> Self:
         """Eval mode only; raises :class:`InputError` for ``train(True)``."""
         if mode:
@@ -123,7 +183,7 @@ class CompressedModel(nn.Module):
         module of the user's own that could not be captured.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         written = write_document(folder / _REPORT, self.report.to_dict())
         save_graph(self.graph_module, folder, {"signature": self.signature.to_dict(), "report": written})
 
@@ -138,6 +198,21 @@ class CompressedModel(nn.Module):
         return tuple(mark.name for mark in exits_of(self.graph_module))
 
 
+def _place_of(graph_module: GraphModule) -> tuple[torch.device, torch.dtype] | None:
+    """The device and the type of the first tensor of floating point numbers of a network."""
+    tensors = itertools.chain(graph_module.parameters(), graph_module.buffers())
+    return next(((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def _check_finite(signature: Signature, inputs: Sequence[Tensor]) -> None:
+    for parameter, tensor in zip(signature.inputs, inputs, strict=True):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(
+                f"input {parameter.name!r} has values that are not finite, which the int8 engine has no codes for; "
+                f"mend the batch, or run the network of lower('float')."
+            )
+
+
 def _written(answers: Tensor | None, rows: Tensor, logits: Tensor) -> Tensor:
     """``answers`` (N, classes) with ``logits`` in the given rows; the logits themselves if they are for all rows."""
     if answers is None or len(rows) == len(answers):
@@ -145,10 +220,12 @@ def _written(answers: Tensor | None, rows: Tensor, logits: Tensor) -> Tensor:
     return answers.index_copy(0, rows, logits)
 
 
-def load(path: str | Path) -> CompressedModel:
-    """The network that :meth:`CompressedModel.save` wrote: same outputs, bit for bit.
+def load(path: str | Path, engine: EngineChoice = "auto") -> CompressedModel:
+    """The network that :meth:`CompressedModel.save` wrote: same outputs, bit for bit, on the same engine.
 
-    Nothing in the folder is executed. Raises :class:`~chainfx.errors.ArtifactError` if it is not as it was saved.
+    ``engine``: ``"int8"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
+    :class:`CompressedModel`. Nothing in the folder is executed. Raises :class:`~chainfx.errors.ArtifactError` if it is
+    not as it was saved.
     """
     graph_module, extra = load_graph(Path(path))
     try:
@@ -160,10 +237,14 @@ def load(path: str | Path) -> CompressedModel:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
         check_rules(graph_module)
-        return CompressedModel(graph_module, examples, report, signature)
+        small = CompressedModel(graph_module, examples, report, signature, "float" if engine == "float" else "auto")
+        last: Any = small.segments[-1]
+        if not small.signature.fits(last.graph.output_node().args[0]):
+            raise ValueError("it does not return what its signature says")
     except Exception as error:  # whatever a graph that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ArtifactError(f"{path} holds a graph that cannot run: {reason}; save the model again.") from error
+    return small if engine in ("auto", small.engine) else small.lower(engine)
 
 
 def _report(folder: Path, noted: Any) -> dict[str, Any]:

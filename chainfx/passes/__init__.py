@@ -5,6 +5,7 @@ from chainfx.passes.base import (
     Epoch,
     Granularity,
     Kind,
+    Metric,
     Pass,
     PassContext,
     PassInfo,
@@ -12,11 +13,16 @@ from chainfx.passes.base import (
     Skipped,
     Trainer,
     TuneRequest,
+    is_number,
+    metric_of,
 )
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.exiting import exit_places
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.low_rank import LowRank
+from chainfx.passes.optimize_graph import OptimizeGraph
+from chainfx.passes.post_training_quantize import PostTrainingQuantize
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
@@ -32,11 +38,14 @@ __all__ = [
     "Granularity",
     "Kind",
     "LowRank",
+    "Metric",
+    "OptimizeGraph",
     "Pass",
     "PassContext",
     "PassInfo",
     "PassResult",
     "PassSummary",
+    "PostTrainingQuantize",
     "PruneChannels",
     "PruneHeads",
     "PruneWeights",
@@ -44,7 +53,10 @@ __all__ = [
     "Skipped",
     "Trainer",
     "TuneRequest",
+    "exit_places",
     "get_pass",
+    "is_number",
+    "metric_of",
     "pass_from_spec",
     "pass_names",
 ]

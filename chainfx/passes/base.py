@@ -19,6 +19,7 @@ __all__ = [
     "Epoch",
     "Granularity",
     "Kind",
+    "Metric",
     "Pass",
     "PassContext",
     "PassInfo",
@@ -27,6 +28,7 @@ __all__ = [
     "Trainer",
     "TuneRequest",
     "is_number",
+    "metric_of",
 ]
 
 NEEDS = frozenset({"calibration", "training", "evaluation"})
@@ -79,6 +81,10 @@ class PassInfo:
     ``domain`` says what the pass works on, and so what it owes an answer about. ``"weights"``: after the pass every
     parameter of two or more dimensions is changed, or named in ``skipped`` with a reason. ``"network"``: the pass adds,
     takes out or replaces parts of the network as a whole, and owes no answer for each parameter.
+
+    ``family`` is the kind of method, such as ``"quantization"`` or ``"pruning"``: evidence about a family holds for
+    every pass of it. ``exact``: the network computes the same afterwards, up to rounding; every other pass is *lossy*.
+    ``tunes``: the pass asks for tuning where a trainer serves; a post-training method does not.
     """
 
     name: str
@@ -92,6 +98,9 @@ class PassInfo:
     revision: int = 1
     domain: Domain = "weights"
     headline: tuple[str, ...] = ()
+    family: str = ""
+    exact: bool = False
+    tunes: bool = True
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,15 @@ class Pass(abc.ABC):
         return self.info.invalidates
 
     @property
+    def must_pay(self) -> bool:
+        """Whether the runner takes the result back if it is no cheaper than the network before; no unless overridden.
+
+        What is compared are the bit operations under ``strict``, those expected of a sample after a dynamic pass and
+        those of one that leaves at no exit after a static pass; of equal ones the storage.
+        """
+        return False
+
+    @property
     def rounds(self) -> int:
         """How often the runner applies and tunes this pass before it is finished; 1 unless overridden."""
         return 1
@@ -248,8 +266,31 @@ def _frozen(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """What a trainer measures: the name of the number, which direction is better, and how it is written.
+
+    ``form`` is a format specification of Python. The default is accuracy, a share that is shown in percent.
+
+    >>> Metric().text(0.875), Metric("perplexity", higher_is_better=False, form=".1f").text(12.34)
+    ('87.50%', '12.3')
+    """
+
+    name: str = "accuracy"
+    higher_is_better: bool = True
+    form: str = ".2%"
+
+    def text(self, value: float) -> str:
+        """The number as reports show it."""
+        return format(value, self.form)
+
+    def loss(self, before: float, after: float) -> float:
+        """By how much ``after`` is worse than ``before``; below 0 if it is better."""
+        return before - after if self.higher_is_better else after - before
+
+
+@dataclass(frozen=True, slots=True)
 class Epoch:
-    """Progress of a trainer: epoch ``index`` (from 1) of ``total``, mean loss, validation accuracy in [0, 1].
+    """Progress of a trainer: epoch ``index`` (from 1) of ``total``, mean loss, the trainer's metric on validation data.
 
     ``share``: how much of the epoch is done. A trainer tells of each finished epoch, with a share of 1; it may also
     tell of parts of one, with a smaller share, the mean loss so far and no metric.
@@ -268,6 +309,8 @@ class Trainer(Protocol):
     ``fingerprint`` identifies all that decides what the trainer does to a network: the content of the training and the
     validation data, loss, epochs, rates, batch size, augmentation, precision and kind of device. Finished stages are
     found again by it, in other processes too, so trainers that give different results must have different ones.
+
+    A trainer that measures something else than accuracy has a ``metric`` beside, a :class:`Metric`.
     """
 
     @property
@@ -280,7 +323,7 @@ class Trainer(Protocol):
         """Train in place as the request says; raises :class:`~chainfx.errors.TuningError` on a non-finite loss."""
 
     def evaluate(self, graph_module: nn.Module) -> float:
-        """Accuracy in [0, 1] on the validation data of a network that returns logits (N, classes)."""
+        """The metric on the validation data: unless it has another, accuracy in [0, 1] of logits (N, classes)."""
 
     @property
     def calibration(self) -> Iterable[tuple[Tensor, ...]]:
@@ -289,3 +332,9 @@ class Trainer(Protocol):
     @property
     def validation(self) -> Iterable[tuple[tuple[Tensor, ...], Tensor]]:
         """Batches ``(inputs, targets)`` held out from the training data, the same at every iteration."""
+
+
+def metric_of(trainer: Trainer | None) -> Metric:
+    """What a trainer measures: its ``metric``, or accuracy if it has none."""
+    found: Metric = getattr(trainer, "metric", Metric())
+    return found

@@ -80,6 +80,7 @@ class Distill(Pass):
         needs=frozenset({"training"}),
         invalidates=FACTS,
         domain="network",
+        family="distillation",
     )
 
     def __post_init__(self) -> None:

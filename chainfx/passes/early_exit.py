@@ -50,6 +50,10 @@ class EarlyExit(Pass):
     exit, above 1 none leaves. The full network's answer is unchanged, exactly. Worst-case bit operations rise by the
     heads.
 
+    Exits that do not pay are taken back: if the expected bit operations (``strict``) do not fall, because hardly a
+    sample leaves or the heads cost more than they save, :func:`chainfx.compile` leaves the network without exits and
+    says so. ``keep=True`` keeps them.
+
     ``criterion``: ``max-softmax`` (the paper's), ``entropy`` or ``margin``, see
     :func:`chainfx.ir.graph.ops.confidence`.
     """
@@ -58,6 +62,7 @@ class EarlyExit(Pass):
     threshold: float | None = None
     max_drop: float = 0.005
     criterion: str = "max-softmax"
+    keep: bool = False
 
     info: ClassVar[PassInfo] = PassInfo(
         "early-exit",
@@ -68,6 +73,7 @@ class EarlyExit(Pass):
         repeatable=False,
         revision=2,
         domain="network",
+        family="exits",
     )
 
     def __post_init__(self) -> None:
@@ -77,6 +83,12 @@ class EarlyExit(Pass):
         self._check(self.threshold is None or is_number(self.threshold, 0), "threshold", "None or a number from 0")
         self._check(is_number(self.max_drop, 0) and self.max_drop < 1, "max_drop", "a share of accuracy in [0, 1)")
         self._check(self.criterion in ops.CRITERIA, "criterion", f"one of {', '.join(ops.CRITERIA)}")
+        self._check(isinstance(self.keep, bool), "keep", "true or false")
+
+    @property
+    def must_pay(self) -> bool:
+        """Yes, without ``keep``."""
+        return not self.keep
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Insert the heads; all exits are computed and returned as a tuple, the final logits last."""

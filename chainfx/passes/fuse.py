@@ -1,17 +1,19 @@
 """Folding BatchNorm into the convolution or linear layer before it."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from chainfx.ir.graph import LAYERS, Layer, edit, layer_at
+from chainfx.ir.graph import BATCH_NORMS, LAYERS, Layer, affine_of, edit, layer_at, ops
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped
 
 __all__ = ["Fuse"]
+
+_ROUNDING = 16  # by so many units in the last place may a quantized weight differ; its levels lie much further apart
 
 
 @final
@@ -28,12 +30,22 @@ class Fuse(Pass):
     train mode batch statistics are gone, so fold when no more training needs them. Needs nothing. MACs and bit
     operations stay; the BatchNorm's element-wise work and its tensors go.
 
-    A mask stays: zeros times a scale are zeros. Left alone, with the reason: a weight that is shared or already
-    quantized (folding would move it off its grid), an output that something else reads, a BatchNorm without running
-    statistics.
+    A mask stays: zeros times a scale are zeros. A quantizer stays where its levels only scale with the weight, as those
+    of ``uniform`` do with one scale a channel; that is looked at, weight by weight. Left alone, with the reason: a
+    weight that folding would move to other levels (``dorefa``), one that is shared, an output that something else
+    reads, a BatchNorm without running statistics.
     """
 
-    info: ClassVar[PassInfo] = PassInfo("fuse", Kind.STATIC, Granularity.LAYER, domain="network")
+    info: ClassVar[PassInfo] = PassInfo(
+        "fuse",
+        Kind.STATIC,
+        Granularity.LAYER,
+        revision=2,
+        domain="network",
+        family="graph-optimization",
+        exact=True,
+        tunes=False,
+    )
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Fold what can be folded; ``skipped`` names every BatchNorm that stays."""
@@ -57,7 +69,7 @@ class Fuse(Pass):
 def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
     """Why the BatchNorm called by ``node`` cannot be folded; empty if it can."""
     call = edit.input_of(node)
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+    if type(norm) not in BATCH_NORMS:
         return f"{type(norm).__name__} may do more than a BatchNorm"
     if call.op != "call_function" or call.target not in LAYERS:
         return "what it normalises is not the output of a convolution or linear layer"
@@ -66,7 +78,8 @@ def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
     if len(call.users) > 1:
         return f"the output of {call.name!r} is also read elsewhere"
     layer = Layer(graph_module, call)
-    for value in (layer.weight_beneath_mask, layer.bias_read):
+    quantizer = layer.weight_quantizer
+    for value in (layer.weight_beneath_mask if quantizer is None else layer.weight, layer.bias_read):
         if isinstance(value, Node) and value.op != "get_attr":
             return f"the weight of {layer.name!r} is computed by {value.name!r} (quantized)"
         if isinstance(value, Node) and _is_shared(graph_module, value):
@@ -77,6 +90,8 @@ def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
         return "a transposed convolution with groups keeps its output channels in two axes"
     if call.target is torch.nn.functional.linear and len(node.meta["val"].shape) > 2:
         return "it normalises another axis than the layer's output features"
+    if quantizer is not None and not _levels_scale(layer, quantizer, norm):
+        return f"folding would move the weight of {layer.name!r} to other levels of {quantizer.name!r} (quantized)"
     return ""
 
 
@@ -89,9 +104,25 @@ def _is_shared(graph_module: GraphModule, attribute: Node) -> bool:
     return users > 1
 
 
+def _levels_scale(layer: Layer, quantizer: Node, norm: _BatchNorm) -> bool:
+    """Whether quantizing the folded weight gives the folded quantized weight, up to rounding."""
+    weight = layer.tensor.detach()
+    shape = [-1 if dim == layer.out_axis else 1 for dim in range(weight.dim())]
+    scale = affine_of(norm)[0].reshape(shape)
+    literals: Any = quantizer.args[1:]
+
+    def quantized(values: Tensor) -> Tensor:
+        return ops.quantize_weight(values, *literals).double()
+
+    expected, found = quantized(weight) * scale, quantized((weight.double() * scale).to(weight.dtype))
+    others = [dim for dim in range(weight.dim()) if dim != layer.out_axis]
+    size = expected.abs().amax(dim=others, keepdim=True)
+    return bool(((found - expected).abs() <= _ROUNDING * torch.finfo(weight.dtype).eps * size).all())
+
+
 def _fold(layer: Layer, node: Node, norm: _BatchNorm) -> None:
     graph_module, path, weight = layer.graph_module, layer.weight_path, layer.tensor
-    scale, mean, shift = _affine(norm)
+    scale, mean, shift = affine_of(norm)
     shape = [-1 if dim == layer.out_axis else 1 for dim in range(weight.dim())]
     bias = None if layer.bias is None else edit.get_tensor(graph_module, str(layer.bias.target))
     folded = scale * ((bias.double() if bias is not None else 0) - mean) + shift
@@ -110,11 +141,3 @@ def _bias_path(graph_module: GraphModule, weight_path: str) -> str:
     path = weight_path.removesuffix("weight") + "bias" if name == "weight" else f"{weight_path}_bias"
     taken = getattr(parent, path.rpartition(".")[2], None) is not None
     return f"{path}_folded" if taken else path
-
-
-def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """``(gamma / sqrt(var + eps), mean, beta)`` in float64, each of shape (C,)."""
-    state = {name: value.detach().double() for name, value in norm.state_dict().items()}
-    mean, variance = state["running_mean"], state["running_var"]
-    gamma, beta = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
-    return gamma / torch.sqrt(variance + norm.eps), mean, beta

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -56,6 +57,9 @@ class LowRank(Pass):
     that something else reads too. A weight that several layers share stays shared. ``skip``: patterns (``fnmatch``) of
     layers.
 
+    Factors that do not pay are taken back: if the bit operations (``strict``) of the whole network do not fall,
+    :func:`chainfx.compile` leaves it as it was and says so. ``keep=True`` keeps them.
+
     Needs nothing; asks for tuning of all parameters with the task loss. ``profile`` of the result has the ``energy``
     and the ``ranks``, by weight: the channels between one factor and the next. Raises :class:`PassError` for options
     out of range, weights that are not finite, and a share of MACs that rank 1 everywhere does not reach.
@@ -64,12 +68,13 @@ class LowRank(Pass):
     "low-rank(macs=0.5, scheme='spatial')"
     """
 
-    info: ClassVar[PassInfo] = PassInfo("low-rank", Kind.STATIC, Granularity.LAYER)
+    info: ClassVar[PassInfo] = PassInfo("low-rank", Kind.STATIC, Granularity.LAYER, family="factorization")
 
     energy: float | None = None
     macs: float | None = None
     scheme: Literal["tucker", "spatial"] = "tucker"
     skip: tuple[str, ...] = ()
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if (self.energy is None) == (self.macs is None):
@@ -81,6 +86,12 @@ class LowRank(Pass):
             self._check(fits, option, f"a share above 0 and {most}")
         self._check(self.scheme in ("tucker", "spatial"), "scheme", "'tucker' or 'spatial'")
         self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+        self._check(isinstance(self.keep, bool), "keep", "true or false")
+
+    @property
+    def must_pay(self) -> bool:
+        """Yes, without ``keep``."""
+        return not self.keep
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Find the ranks and replace the layers; see the class."""
@@ -231,7 +242,7 @@ def _replace(graph_module: GraphModule, weight: _Weight, choice: _Choice) -> Non
     old = edit.get_tensor(graph_module, weight.name)
     paths = _paths(graph_module, weight.name, len(choice))
     for path, value in zip(paths, weight.factors.weights(choice), strict=True):
-        new = value.to(old.device, old.dtype).contiguous()
+        new = value.to(old.device, old.dtype).clone(memory_format=torch.contiguous_format)
         trains = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         edit.place_tensor(graph_module, path, trains)
     graph = graph_module.graph

@@ -1,5 +1,6 @@
 """Structural pruning: whole channels are removed, with everything that depends on them."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +32,11 @@ from chainfx.passes.pruning import (
     CostModel,
     Criterion,
     Evidence,
+    Interval,
     Keep,
     Ladder,
     Limits,
+    Stopwatch,
     Weights,
     constants_of,
     first_step,
@@ -51,6 +54,9 @@ from chainfx.passes.pruning import (
 )
 
 __all__ = ["PruneChannels"]
+
+_TARGETS: tuple[Cost | Literal["latency"], ...] = (*COSTS, "latency")
+_TRIES = 16  # how often a choice of channels that was fast enough once is made narrower if it is not when timed again
 
 
 @final
@@ -71,15 +77,22 @@ class PruneChannels(Pass):
     ``bitops``, ``parameters`` or ``latency``, the share of that cost which is to be left, of the network as it entered
     the pass. The least pruning that reaches a cost is found by bisection on costs computed from the channel analysis,
     which equal those counted afterwards (bit operations: convention ``strict``). For latency it is found by pruning
-    copies and timing them, median of 9 runs of the example inputs: the result depends on this machine.
+    copies and timing each in turns with the network as it entered, on the example inputs, to a confidence interval
+    (:class:`~chainfx.passes.pruning.latency.Stopwatch`): a target counts as reached only where the whole interval lies
+    below it, in the search and when timed again. The result depends on this machine. ``profile`` has the ratio as
+    ``latency`` and the interval as ``latency_interval``.
 
     Which go, by ``scope``: ``"uniform"`` keeps ``int(C (1 - ratio))`` of every group of C units (Hu et al. 2024, "Order
     of Compression", sec. 3.1.1; the product is taken as a real number: one tenth of 10 is 1); ``"global"`` ranks the
     units of all groups together, by importance, over the cost a unit saves where a cost is the target and the
     importance compares across groups. No group loses more than ``max_ratio`` of its units. The number kept is rounded
-    down to a multiple of ``round_to``, but to no less than ``round_to``, or all of a smaller group. ``include`` and
-    ``skip`` are patterns (``fnmatch``) of layers, like ``"layer1.*"``: only groups with an included layer are pruned,
-    and none with a skipped one.
+    down to a multiple of ``round_to``, but to no less than ``round_to``, or all of a smaller group. ``"auto"`` rounds
+    groups of 32 units or more to a multiple of 8, since kernels run no faster in between, and smaller ones not at all;
+    the paper rounds nothing, ``round_to=1``. ``include`` and ``skip`` are patterns (``fnmatch``) of layers, like
+    ``"layer1.*"``: only groups with an included layer are pruned, and none with a skipped one.
+
+    A network that is no cheaper by the counter afterwards is left as it was by :func:`chainfx.compile`, which says so;
+    ``keep=True`` keeps the result.
 
     ``importance`` of a unit, over all parameters of the group (formulas: :mod:`chainfx.passes.pruning.criteria`; one's
     own: :mod:`chainfx.passes.pruning.importance`): ``"l1"``, ``"l2"``, ``"bn"``, ``"fpgm"``, ``"random"`` look at the
@@ -110,11 +123,12 @@ class PruneChannels(Pass):
         kind=Kind.STATIC,
         granularity=Granularity.NEURON,
         needs=frozenset({"calibration"}),
+        family="pruning",
     )
 
     ratio: float | None = None
     importance: str = "l1"
-    round_to: int = 1
+    round_to: int | Literal["auto"] = "auto"
     skip: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     scope: Literal["uniform", "global"] = "uniform"
@@ -126,13 +140,14 @@ class PruneChannels(Pass):
     rounds: int = 1
     schedule: Literal["linear", "gradual"] = "linear"
     compensate: bool = False
+    keep: bool = False
 
     def __post_init__(self) -> None:
-        given = [name for name in ("ratio", *COSTS) if getattr(self, name) is not None]
+        given = [name for name in ("ratio", *_TARGETS) if getattr(self, name) is not None]
         if len(given) > 1:
             raise PassError(
                 f"prune-channels: {' and '.join(given)} are given; "
-                f"give one of ratio, {', '.join(COSTS[:-1])} and {COSTS[-1]}."
+                f"give one of ratio, {', '.join(_TARGETS[:-1])} and {_TARGETS[-1]}."
             )
         for name in given:
             value = getattr(self, name)
@@ -141,7 +156,8 @@ class PruneChannels(Pass):
                 good, name, "a number " + ("from 0 up to but not including 1" if name == "ratio" else "in (0, 1]")
             )
         self._check_importance()
-        self._check(type(self.round_to) is int and self.round_to >= 1, "round_to", "an integer of at least 1")
+        rounds = self.round_to == "auto" or (type(self.round_to) is int and self.round_to >= 1)
+        self._check(rounds, "round_to", "'auto' or an integer of at least 1")
         for name in ("skip", "include"):
             patterns = getattr(self, name)
             self._check(
@@ -151,7 +167,8 @@ class PruneChannels(Pass):
         self._check(is_number(self.max_ratio, 0) and self.max_ratio <= 1, "max_ratio", "a number from 0 to 1")
         self._check(type(self.rounds) is int and self.rounds >= 1, "rounds", "an integer of at least 1")
         self._check(self.schedule in ("linear", "gradual"), "schedule", "'linear' or 'gradual'")
-        self._check(isinstance(self.compensate, bool), "compensate", "true or false")
+        for name in ("compensate", "keep"):
+            self._check(isinstance(getattr(self, name), bool), name, "true or false")
         if self.scope == "uniform" and self._target is None and self._ratio > self.max_ratio:
             raise PassError(
                 f"prune-channels: ratio={self._ratio} is above max_ratio={self.max_ratio}; "
@@ -173,6 +190,11 @@ class PruneChannels(Pass):
         return self.info.needs if self._measures else frozenset()
 
     @property
+    def must_pay(self) -> bool:
+        """Yes, without ``keep``."""
+        return not self.keep
+
+    @property
     def _measures(self) -> frozenset[str]:
         """What has to be measured on calibration data."""
         return self._criterion.needs | (frozenset({"activity", "moment"}) if self.compensate else frozenset())
@@ -185,9 +207,9 @@ class PruneChannels(Pass):
         return found
 
     @property
-    def _target(self) -> tuple[Cost, float] | None:
+    def _target(self) -> tuple[Cost | Literal["latency"], float] | None:
         """The cost to reach, and the share of it that is to be left."""
-        return next(((name, getattr(self, name)) for name in COSTS if getattr(self, name) is not None), None)
+        return next(((name, getattr(self, name)) for name in _TARGETS if getattr(self, name) is not None), None)
 
     @property
     def _ratio(self) -> float:
@@ -255,14 +277,20 @@ class PruneChannels(Pass):
             keep = ladder.at_share(self._ratio * done)
             if keep is None:
                 raise PassError(
-                    f"prune-channels: ratio={self._ratio} of {profile['units']} units cannot be removed; "
-                    f"max_ratio={self.max_ratio} and one unit a group leave {profile['units'] - ladder.last} of them."
+                    f"prune-channels: ratio={self._ratio} of {profile['units']} units cannot be removed; with "
+                    f"max_ratio={self.max_ratio} and round_to={self.round_to!r} at least "
+                    f"{profile['units'] - ladder.last} of them stay."
                 )
         else:
             cost, left = self._target
-            whole = self._cost_at_entry(cost, model, context)
-            keep = self._cheapest(cost, whole * (1 - (1 - left) * done), whole, ladder, model)
-            profile[cost] = model.of(cost, keep) / whole
+            goal = 1 - (1 - left) * done
+            if cost == "latency":
+                keep, found = self._fastest(goal, ladder, graph_module, analysis, context)
+                profile |= {"latency": found.middle, "latency_interval": [found.low, found.high]}
+            else:
+                whole = self._cost_at_entry(cost, model, context)
+                keep = self._cheapest(cost, whole * goal, whole, ladder, model)
+                profile[cost] = model.of(cost, keep) / whole
         kept = [keep.get(each.group.name, each.score).shape[0] for each in candidates]
         profile["removed"] = profile["units"] - sum(kept)
         return keep, profile
@@ -309,6 +337,31 @@ class PruneChannels(Pass):
                 f"round_to, include and skip allow, {lowest} of it is left: use that or more."
             )
         return ladder.keep(step)
+
+    def _fastest(
+        self, goal: float, ladder: Ladder, graph_module: GraphModule, analysis: ChannelAnalysis, context: PassContext
+    ) -> tuple[Keep, Interval]:
+        """The least pruning that takes at most the share ``goal`` of the time at entry, and what it takes."""
+        if goal >= 1:
+            return {}, Interval(1.0, 1.0, 1.0)
+        stopwatch = Stopwatch(context.entry or graph_module, context.example_inputs)
+
+        def timed(step: int) -> Interval:
+            trial = copy.deepcopy(graph_module)
+            prune(trial, analysis, ladder.keep(step))
+            return stopwatch.ratio(trial, goal)
+
+        step = first_step(ladder.last, lambda step: timed(step).high <= goal)
+        step = ladder.last if step is None else step
+        while (found := timed(step)).high > goal and step < ladder.last:
+            step = min(step + math.ceil(ladder.last / _TRIES), ladder.last)
+        if found.high > goal:
+            least = math.ceil(1e4 * found.high) / 1e4
+            raise PassError(
+                f"prune-channels: latency={self.latency} was not reached; with as few units as max_ratio, round_to, "
+                f"include and skip allow, {found.low:.4f} to {found.high:.4f} of the time is left: use {least} or more."
+            )
+        return ladder.keep(step), found
 
     def _fold(
         self, weights: Weights, analysis: ChannelAnalysis, keep: Keep, evidence: Evidence

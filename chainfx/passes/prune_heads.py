@@ -86,6 +86,7 @@ class PruneHeads(Pass):
         Kind.STATIC,
         Granularity.NEURON,
         needs=frozenset({"calibration"}),
+        family="pruning",
     )
 
     ratio: float = 0.5

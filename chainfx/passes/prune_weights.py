@@ -64,7 +64,11 @@ class PruneWeights(Pass):
     """
 
     info: ClassVar[PassInfo] = PassInfo(
-        "prune-weights", Kind.STATIC, Granularity.SUB_NEURON, establishes=frozenset({"masks"})
+        "prune-weights",
+        Kind.STATIC,
+        Granularity.SUB_NEURON,
+        establishes=frozenset({"masks"}),
+        family="pruning",
     )
 
     ratio: float | None = None

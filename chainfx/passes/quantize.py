@@ -5,10 +5,9 @@ from typing import ClassVar, Literal, final
 
 from torch.fx import GraphModule
 
-from chainfx.errors import PassError
-from chainfx.ir.graph import edit, ends_of, ops, select
-from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, Skipped, TuneRequest
-from chainfx.passes.quantizing import FLOAT, LayerWidths, insert_quantizers
+from chainfx.ir.graph import Layer, ends_of, ops
+from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, TuneRequest
+from chainfx.passes.quantizing import FLOAT, LayerWidths, quantize_network
 
 __all__ = ["Quantize"]
 
@@ -27,8 +26,12 @@ class Quantize(Pass):
     Formula: DoReFa (Zhou et al. 2016, arXiv 1606.06160, eq. 5 and 9; one bit: sign times mean magnitude, sign(0) = +1),
     see :mod:`chainfx.ir.graph.ops`. Departures: the weight keeps its scale, per channel by default, and activations are
     clipped at a learnt value (Choi et al. 2018) that starts where the squared error on the calibration batches is
-    least, not at 1. ``scheme="uniform"`` is symmetric rounding without tanh; it is what ``None`` means when nothing
-    will be tuned, because tanh moves trained weights.
+    least, not at 1. At 8 bits ``dorefa`` becomes ``tanh``, the same function on the 255 values of an int8, because its
+    own 256 have no zero and fit into no kernel. ``scheme="uniform"`` is symmetric rounding without tanh; it is what
+    ``None`` means when nothing will be tuned, because tanh moves trained weights.
+
+    The addition at the end of a skip connection reads the quantized value that the layers beside it read, so that a
+    block needs no float tensor; ``residuals=False`` leaves it the value itself, as most papers on few bits do.
 
     A second ``Quantize`` replaces the quantizers of the first; masks stay, above them. Exact only at 32 bits. Biases,
     BatchNorm and products of two activations (attention scores) stay in float. Bit operations fall by
@@ -43,9 +46,10 @@ class Quantize(Pass):
     activations: int = 8
     first: int | None = 8
     last: int | None = 8
-    scheme: Literal["dorefa", "uniform"] | None = None
+    scheme: Literal["dorefa", "tanh", "uniform"] | None = None
     granularity: Literal["tensor", "channel"] = "channel"
     skip: tuple[str, ...] = ()
+    residuals: bool = True
 
     info: ClassVar[PassInfo] = PassInfo(
         "quantize",
@@ -53,8 +57,9 @@ class Quantize(Pass):
         Granularity.SUB_NEURON,
         needs=frozenset({"calibration"}),
         establishes=frozenset({"bit-widths"}),
-        revision=2,
+        revision=3,
         headline=("weights", "activations"),
+        family="quantization",
     )
 
     def __post_init__(self) -> None:
@@ -63,6 +68,7 @@ class Quantize(Pass):
             allowed = value in (*range(1, 9), FLOAT) or (value is None and option in ("first", "last"))
             self._check(allowed and not isinstance(value, bool), option, "1..8 bits, or 32 for float")
         self._check(self.scheme in (None, *ops.SCHEMES), "scheme", f"None or one of {', '.join(ops.SCHEMES)}")
+        self._check(isinstance(self.residuals, bool), "residuals", "True or False")
         self._check(self.granularity in ("tensor", "channel"), "granularity", "'channel' or 'tensor'")
 
     @property
@@ -73,29 +79,19 @@ class Quantize(Pass):
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Insert the quantizers, with clips from the calibration batches."""
-        layers, skipped = select(graph_module, self.info.name, skip=self.skip, weight_names=True)
         first, last = ends_of(graph_module)
         scheme = self.scheme or ("dorefa" if context.tunes else "uniform")
-        widths = {
-            layer: self._widths(self.first if layer in first else self.last if layer in last else None, scheme)
-            for layer in layers
-        }
-        if not widths:
-            raise PassError("quantize: the network has no convolution or linear layer to quantize; remove the pass.")
-        skipped += [
-            Skipped(layer.name, "its weight stays in float, at 32 bits")
-            for layer, width in widths.items()
-            if width.weights == FLOAT
-        ]
-        inserted = insert_quantizers(graph_module, widths, context)
-        skipped += [
-            Skipped(node.name, "a product of two activations stays in float")
-            for node in graph_module.graph.nodes
-            if edit.is_product(node)
-        ]
+
+        def widths_of(layer: Layer) -> LayerWidths:
+            return self._widths(self.first if layer in first else self.last if layer in last else None, scheme)
+
+        inserted, skipped = quantize_network(
+            graph_module, context, self.info.name, widths_of, skip=self.skip, residuals=self.residuals
+        )
         tune = TuneRequest() if context.tunes and inserted else None
-        return PassResult(graph_module, modified=inserted, tune=tune, skipped=tuple(skipped))
+        return PassResult(graph_module, modified=inserted, tune=tune, skipped=skipped)
 
     def _widths(self, at_end: int | None, scheme: str) -> LayerWidths:
         weights, activations = (self.weights, self.activations) if at_end is None else (at_end, at_end)
-        return LayerWidths(weights, activations, scheme, self.granularity == "channel")
+        on_grid = "tanh" if scheme == "dorefa" and weights == 8 else scheme
+        return LayerWidths(weights, activations, on_grid, self.granularity == "channel")

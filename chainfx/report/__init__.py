@@ -10,9 +10,12 @@ unfolded, and by what it is sorted. JSON is not made here: it is part of a value
 """
 
 from chainfx.bitops import CostDiff, CostReport, CrossCheck
+from chainfx.deploy import BenchReport, Lowering
 from chainfx.ir.channels import ChannelAnalysis
+from chainfx.linting import Explanation, LintReport
 from chainfx.passes import PassSummary
 from chainfx.rendering import register_renderer
+from chainfx.report.bench import bench_text
 from chainfx.report.chain_report import chain_table, chain_text
 from chainfx.report.channel_analysis import channels_text
 from chainfx.report.cost_csv import diff_csv, report_csv
@@ -20,7 +23,10 @@ from chainfx.report.cost_diff import diff_text
 from chainfx.report.cost_html import diff_html, report_html
 from chainfx.report.cost_report import render
 from chainfx.report.crosscheck import cross_check_text
-from chainfx.report.demo import DemoRow, demo_table
+from chainfx.report.demo import DemoRow, demo_headline, demo_table
+from chainfx.report.explanation import explanation_text
+from chainfx.report.lint_report import lint_text
+from chainfx.report.lowering import lowering_text
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.report.study import design_text, law_text, result_text, status_text
@@ -28,8 +34,9 @@ from chainfx.report.study_html import result_html
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
 from chainfx.study import Design, MeasuredLaw, Status, StudyResult
 
-__all__ = ["DemoRow", "demo_table", "render"]
+__all__ = ["DemoRow", "demo_headline", "demo_table", "render"]
 
+register_renderer(BenchReport, "text", bench_text)
 register_renderer(ChainReport, "text", chain_text)
 register_renderer(ChainReport, "table", chain_table)
 register_renderer(ChannelAnalysis, "text", channels_text)
@@ -42,7 +49,10 @@ register_renderer(CostReport, "csv", report_csv)
 register_renderer(CrossCheck, "text", cross_check_text)
 register_renderer(Design, "text", design_text)
 register_renderer(Edge, "text", edge_text)
+register_renderer(Explanation, "text", explanation_text)
 register_renderer(Finding, "text", finding_text)
+register_renderer(LintReport, "text", lint_text)
+register_renderer(Lowering, "text", lowering_text)
 register_renderer(MeasuredLaw, "text", law_text)
 register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)

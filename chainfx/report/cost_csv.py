@@ -9,7 +9,16 @@ from chainfx.bitops import CostDiff, CostReport, CostRow, NodeChange, Uncounted
 
 __all__ = ["diff_csv", "report_csv"]
 
-_COSTS = ("macs", "nonzero_macs", "elementwise", "weight_bits", "activation_bits", "weight_elements", "bitops")
+_COSTS = (
+    "macs",
+    "nonzero_macs",
+    "elementwise",
+    "weight_bits",
+    "activation_bits",
+    "weight_elements",
+    "bitops",
+    "moved_bits",
+)
 _NAMES = ("node", "module", "operator")
 _REPORT = (*_NAMES, "output", *_COSTS, "pattern", "segment", "branch", "convention", "not_counted")
 _DIFF = (*_NAMES, "change", *(f"{cost}_{side}" for cost in _COSTS for side in ("before", "after")), "convention")

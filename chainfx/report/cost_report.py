@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from rich.table import Table
 
-from chainfx.bitops import CostReport
+from chainfx.bitops import HOROWITZ_2014, CostReport
 from chainfx.errors import InputError
 from chainfx.report.cost_tree import Branch, Sort, fitting_depth, tree_of
 from chainfx.report.text_tables import lines_of, plain_table
@@ -13,14 +13,19 @@ __all__ = ["branch_cells", "render", "report_headings", "report_title", "report_
 
 _LINES = 40
 _INDENT = "  "
+_MEMORY_HEADINGS = ["module", "operator", "w x a", "MACs", "BitOps", "MB moved", "energy uJ"]
 
 
-def render(report: CostReport, *, depth: int | None = None, sort: Sort = "order", flat: bool = False) -> str:
+def render(
+    report: CostReport, *, depth: int | None = None, sort: Sort = "order", flat: bool = False, memory: bool = False
+) -> str:
     """The report as text of at most 120 columns: the tree of modules with a total for each, then those of the network.
 
     ``depth``: how many levels are unfolded, 0 for the totals alone; by default as many as fit on a screen of 40 lines,
     at least one. ``sort``: within every module, ``"order"`` as the nodes run, ``"macs"`` or ``"bitops"`` the dearest
-    first. ``flat``: every node on a line of its own, without modules. Raises :class:`InputError` on other values.
+    first. ``flat``: every node on a line of its own, without modules. ``memory``: in place of shapes and element-wise
+    work the bytes that are moved and an estimate of the energy, and below them the memory needed at the peak. Raises
+    :class:`InputError` on other values.
 
     >>> import torch, chainfx
     >>> report = chainfx.count(torch.nn.Linear(8, 4), torch.zeros(1, 8))
@@ -33,8 +38,8 @@ def render(report: CostReport, *, depth: int | None = None, sort: Sort = "order"
         raise InputError(f"depth={depth!r} is not a whole number from 0; give the number of levels to unfold.")
     root = tree_of(report, sort, flat=flat)
     depth = fitting_depth(root, _LINES) if depth is None else depth
-    head = lines_of(_table(report, root, depth)) if depth and root.nodes else [report_title(report)]
-    return "\n".join([*head, *report_totals(report)])
+    head = lines_of(_table(report, root, depth, memory)) if depth and root.nodes else [report_title(report)]
+    return "\n".join([*head, *report_totals(report), *(_memory(report) if memory else ())])
 
 
 def report_title(report: CostReport) -> str:
@@ -117,9 +122,38 @@ def is_sparse(report: CostReport) -> bool:
     return any(row.pattern for row in report.rows)
 
 
-def _table(report: CostReport, root: Branch, depth: int) -> Table:
-    table = plain_table(report_title(report), report_headings(report), 3)
+def _memory(report: CostReport) -> list[str]:
+    """The lines of the network's memory and energy, which are those of the average sample if there are exits."""
+    names = (*report.exits, *report.conditions)
+    peak = "unknown, as widths were changed without the graph"
+    if report.peak_activation_bits is not None and report.peak_bits is not None:
+        peak = f"{_megabytes(report.peak_bits)} MB, {_megabytes(report.peak_activation_bits)} MB of it activations"
+    lines = [
+        f"memory at the peak: {peak}",
+        f"moved: {_megabytes(report.moved_bits)} MB" + " (worst case)" * bool(names),
+    ]
+    if names and (report.exit_rates is None or report.true_rates is None):
+        return lines
+    expected = f", {_megabytes(report.expected_moved_bits)} MB expected" if names else ""
+    estimate = f"energy: about {report.energy():,.1f} uJ (an estimate, by the table {HOROWITZ_2014.name})"
+    return [lines[0], lines[1] + expected, estimate]
+
+
+def _megabytes(bits: float | Fraction) -> str:
+    return f"{float(bits) / 8e6:,.3f}"
+
+
+def _memory_cells(branch: Branch, report: CostReport, *, folded: bool) -> list[str]:
+    """The texts of the columns of :data:`_MEMORY_HEADINGS` for a module or node."""
+    name, operator, _, macs, _, width, bitops, *_ = branch_cells(branch, report, folded=folded)
+    moved = _megabytes(branch.moved_bits) if branch.moved_bits else ""
+    return [name, operator, width, macs, bitops, moved, f"{branch.energy:,.1f}" if branch.energy else ""]
+
+
+def _table(report: CostReport, root: Branch, depth: int, memory: bool) -> Table:
+    headings, cells_of = (_MEMORY_HEADINGS, _memory_cells) if memory else (report_headings(report), branch_cells)
+    table = plain_table(report_title(report), headings, 3)
     for level, branch in root.walk(depth):
-        name, *cells = branch_cells(branch, report, folded=level == depth - 1)
+        name, *cells = cells_of(branch, report, folded=level == depth - 1)
         table.add_row(_INDENT * level + name, *cells)
     return table

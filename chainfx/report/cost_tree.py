@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import accumulate, takewhile
 from typing import Any, Literal, get_args
 
-from chainfx.bitops import CostReport, CostRow
+from chainfx.bitops import HOROWITZ_2014, CostReport, CostRow
 from chainfx.errors import InputError
 
 __all__ = ["Branch", "Sort", "fitting_depth", "tree_of"]
@@ -22,13 +22,18 @@ _Placed = tuple[_Path, CostRow]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A module with what is inside it, or a single node (``row``, and no children); totals are of one sample."""
+    """A module with what is inside it, or a single node (``row``, and no children); totals are of one sample.
+
+    ``energy``: in microjoules, by the table of :mod:`chainfx.bitops.energy`.
+    """
 
     name: str
     macs: int
     nonzero_macs: int | Fraction
     elementwise: int
     bitops: int | Fraction
+    moved_bits: int | Fraction
+    energy: float
     nodes: int
     children: tuple[Branch, ...] = ()
     row: CostRow | None = None
@@ -116,7 +121,8 @@ def _module(name: str, inside: Sequence[_Placed], path: _Path, either: frozenset
 
 
 def _leaf(name: str, row: CostRow) -> Branch:
-    return Branch(name, row.macs, row.nonzero_macs, row.elementwise, row.bitops, 1, row=row)
+    costs = (row.macs, row.nonzero_macs, row.elementwise, row.bitops, row.moved_bits, HOROWITZ_2014.of(row) / 1e6)
+    return Branch(name, *costs, nodes=1, row=row)
 
 
 def _total(name: str, children: tuple[Branch, ...], *, dearest: bool) -> Branch:
@@ -128,6 +134,8 @@ def _total(name: str, children: tuple[Branch, ...], *, dearest: bool) -> Branch:
         nonzero_macs=add(child.nonzero_macs for child in children),
         elementwise=add(child.elementwise for child in children),
         bitops=add(child.bitops for child in children),
+        moved_bits=add(child.moved_bits for child in children),
+        energy=add(child.energy for child in children),
         nodes=sum(child.nodes for child in children),
         children=children,
     )

@@ -8,7 +8,7 @@ from rich.table import Table
 from chainfx.report.text_tables import amount, stage_table, times
 from chainfx.scheduler import StageRecord
 
-__all__ = ["DemoRow", "demo_table"]
+__all__ = ["DemoRow", "demo_headline", "demo_table"]
 
 _TITLE = "test accuracy; times fewer BitOps for one image (mac_bw_ba, and strict); times faster"
 _HEADINGS = ("stage", "accuracy", "MACs", "BitOps", "worst", "strict", "on disk", "alone", "batch")
@@ -45,14 +45,27 @@ def demo_table(rows: Sequence[DemoRow]) -> Table:
     return table
 
 
+def demo_headline(rows: Sequence[DemoRow]) -> str:
+    """What the whole chain lost and gained, for one image alone, in one line."""
+    first, last = rows[0], rows[-1]
+    work = times(first.record.after.bitops / _expected(last.record))
+    disk, speed = times(first.bytes_on_disk / last.bytes_on_disk), times(first.latency / last.latency)
+    accuracy = f"test accuracy {first.test_accuracy:.1%} -> {last.test_accuracy:.1%}"
+    return f"{accuracy}: {work} fewer BitOps, {disk} smaller, {speed} faster"
+
+
+def _expected(record: StageRecord) -> float:
+    expected = record.after.expected_bitops
+    return record.after.bitops if expected is None else expected
+
+
 def _cells(row: DemoRow, first: DemoRow) -> list[str]:
     original, after = first.record.after, row.record.after
-    expected = after.bitops if after.expected_bitops is None else after.expected_bitops
     return [
         row.record.name,
         f"{row.test_accuracy:.2%}",
         amount(after.macs),
-        times(original.bitops / expected),
+        times(original.bitops / _expected(row.record)),
         times(original.bitops / after.bitops),
         times(first.strict_bitops / row.strict_bitops),
         f"{row.bytes_on_disk / 1024:,.0f} KiB",

@@ -10,7 +10,7 @@ def plan_text(plan: Plan) -> str:
     lines = [f"order: {' -> '.join(plan.order) or 'no passes'}"]
     lines += [f"  {edge_text(edge)}" for edge in plan.edges]
     lines += [f"  tie: {first} and {second}, kept as written" for first, second in plan.ties]
-    lines += [f"  broken: {finding_text(finding)}" for finding in plan.findings]
+    lines += [f"  {finding_text(finding)}" for finding in plan.findings]
     return "\n".join(lines)
 
 
@@ -21,7 +21,8 @@ def edge_text(edge: Edge) -> str:
 
 
 def finding_text(finding: Finding) -> str:
-    """Where the two passes stand in the given order, and the edge that this breaks."""
-    edge = finding.edge
-    where = f"{edge.before} stands at {finding.position}, behind {edge.after} at {finding.after_position}"
-    return f"{where}, but {edge_text(edge)}"
+    """How bad, where, what is wrong, who says so, who says the contrary, and what to do; one line."""
+    where = f" at {' and '.join(map(str, finding.positions))}" if finding.positions else ""
+    text = f"{finding.severity}{where} ({finding.rule}): {finding.reason} [{finding.source}]"
+    contested = f"; contested: {finding.contested}" if finding.contested else ""
+    return f"{text}{contested}; to mend it, {finding.fix}"

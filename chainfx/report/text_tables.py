@@ -1,13 +1,14 @@
 """Tables as plain text: rich lays them out, without colours, markup or anything that depends on the terminal."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-__all__ = ["amount", "lines_of", "plain_table", "size", "stage_table", "text_of", "times"]
+__all__ = ["amount", "lines_of", "plain_table", "size", "stage_table", "text_of", "times", "wrapped"]
 
 _WIDTH = 120
 _AMOUNTS = (("M", 10**6), ("G", 10**9), ("T", 10**12))
@@ -58,6 +59,11 @@ def text_of(*items: RenderableType, width: int) -> str:
     for item in items:
         console.print(item)
     return stream.getvalue()
+
+
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """A text in lines of at most ``width`` columns that begin with ``indent``, all but the first with two more."""
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def lines_of(table: Table) -> list[str]:

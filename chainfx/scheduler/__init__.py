@@ -3,7 +3,8 @@
 Start with :func:`plan`: it sorts passes into a :class:`Plan`, in which every :class:`Edge` (this pass before that one)
 carries its reason and its source. Edges come from the law (:data:`LAW`: static before dynamic, large before small),
 from evidence about pairs of passes (:data:`EVIDENCE`, or your own with :func:`load_evidence`), and from the facts that
-passes establish and require. A given order can be checked instead: each edge that it breaks is a :class:`Finding`.
+passes establish and require. A given order can be checked instead: what it breaks is a :class:`Finding` for every two
+passes; :func:`chainfx.lint` finds more.
 
 :func:`run` then applies the passes one by one. Every :class:`Stage` is a graph with its :class:`StageRecord`, which
 says what was applied, what the network costs now (:class:`Costs`) and how accurate it is; a :class:`StageStore` keeps
@@ -12,11 +13,15 @@ finished stages in a folder, so that a second run goes on after them. All record
 """
 
 from chainfx.scheduler.chain import ChainReport
-from chainfx.scheduler.evidence import EVIDENCE, Evidence, load_evidence
-from chainfx.scheduler.fact_checks import check_applied
+from chainfx.scheduler.edges import Edge
+from chainfx.scheduler.evidence import EVIDENCE, LOSSY, Evidence, gather, load_evidence
+from chainfx.scheduler.evidence_names import check_evidence
+from chainfx.scheduler.fact_checks import check_applied, lost_facts
+from chainfx.scheduler.findings import SEVERITIES, Finding, Severity, worst
 from chainfx.scheduler.keys import StageKey, Surroundings
 from chainfx.scheduler.law import LAW, Law
-from chainfx.scheduler.planning import Edge, Finding, Plan, plan
+from chainfx.scheduler.needs import unserved_needs
+from chainfx.scheduler.planning import Plan, plan
 from chainfx.scheduler.records import Costs, Stage, StageRecord
 from chainfx.scheduler.runner import Listener, StageRunner, run
 from chainfx.scheduler.store import StageStore, open_stage
@@ -24,6 +29,8 @@ from chainfx.scheduler.store import StageStore, open_stage
 __all__ = [
     "EVIDENCE",
     "LAW",
+    "LOSSY",
+    "SEVERITIES",
     "ChainReport",
     "Costs",
     "Edge",
@@ -32,6 +39,7 @@ __all__ = [
     "Law",
     "Listener",
     "Plan",
+    "Severity",
     "Stage",
     "StageKey",
     "StageRecord",
@@ -39,8 +47,13 @@ __all__ = [
     "StageStore",
     "Surroundings",
     "check_applied",
+    "check_evidence",
+    "gather",
     "load_evidence",
+    "lost_facts",
     "open_stage",
     "plan",
     "run",
+    "unserved_needs",
+    "worst",
 ]

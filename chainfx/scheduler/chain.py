@@ -6,6 +6,7 @@ from typing import Any, Self
 from rich.table import Table
 
 from chainfx.rendering import rendered
+from chainfx.scheduler.findings import Finding
 from chainfx.scheduler.records import Costs, StageRecord
 
 __all__ = ["ChainReport"]
@@ -13,10 +14,14 @@ __all__ = ["ChainReport"]
 
 @dataclass(frozen=True)
 class ChainReport:
-    """What a chain did: the plan as text and the record of every stage, the original first. ``print`` shows it."""
+    """What a chain did: the plan as text and the record of every stage, the original first. ``print`` shows it.
+
+    ``findings``: what :func:`chainfx.lint` found before it ran.
+    """
 
     plan: str
     records: tuple[StageRecord, ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def bitops_ratio(self) -> float:
@@ -37,12 +42,14 @@ class ChainReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON."""
-        return {"plan": self.plan, "records": [record.to_dict() for record in self.records]}
+        found = [finding.to_dict() for finding in self.findings]
+        return {"plan": self.plan, "records": [record.to_dict() for record in self.records], "findings": found}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Self:
         """The report that :meth:`to_dict` wrote."""
-        return cls(plain["plan"], tuple(StageRecord.from_dict(item) for item in plain["records"]))
+        findings = tuple(Finding.from_dict(item) for item in plain.get("findings", ()))  # chainfx 0.2 wrote none
+        return cls(plain["plan"], tuple(StageRecord.from_dict(item) for item in plain["records"]), findings)
 
 
 def _expected(costs: Costs) -> float:

@@ -1,12 +1,31 @@
 """What the runner holds passes and trainers to: facts that a network has are kept, or given up by declaration."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from chainfx.errors import PassError, TuningError
-from chainfx.ir.graph import Codebook, FactChange, Facts, Mask
+from chainfx.ir.graph import Codebook, FactChange, FactName, Facts, Mask
 from chainfx.passes import Pass
 
-__all__ = ["check_applied", "check_chain", "check_tuned"]
+__all__ = ["check_applied", "check_chain", "check_tuned", "lost_facts"]
+
+
+def lost_facts(passes: Sequence[Pass]) -> Iterator[tuple[int, int, FactName]]:
+    """Which pass of a chain loses what an earlier one made and nobody between used: both positions (from 0), the fact.
+
+    >>> from torch import nn
+    >>> from chainfx.passes import Distill, PruneWeights
+    >>> list(lost_facts([PruneWeights(0.5), Distill(student=nn.Linear(4, 2))]))
+    [(0, 1, 'masks')]
+    """
+    for position, one in enumerate(passes):
+        for fact in sorted(one.invalidates - one.info.establishes):
+            for place in range(position - 1, -1, -1):
+                earlier = passes[place].info
+                if fact in one.info.requires or fact in earlier.requires:
+                    break
+                if fact in earlier.establishes:
+                    yield place, position, fact
+                    break
 
 
 def check_chain(passes: Sequence[Pass]) -> None:
@@ -14,16 +33,12 @@ def check_chain(passes: Sequence[Pass]) -> None:
 
     Raises :class:`PassError` naming both passes and the fact.
     """
-    for position, one in enumerate(passes):
-        for fact in sorted(one.invalidates - one.info.establishes):
-            for earlier in reversed(passes[:position]):
-                if fact in one.info.requires or fact in earlier.info.requires:
-                    break
-                if fact in earlier.info.establishes:
-                    raise PassError(
-                        f"{one.info.name}: it would lose the {fact} that {earlier.info.name} establishes before it; "
-                        f"let {one.info.name} go first, as order='auto' does, or leave {earlier.info.name} out."
-                    )
+    for place, position, fact in lost_facts(passes):
+        one, earlier = passes[position].info.name, passes[place].info.name
+        raise PassError(
+            f"{one}: it would lose the {fact} that {earlier} establishes before it; "
+            f"let {one} go first, as order='auto' does, or leave {earlier} out."
+        )
 
 
 def check_applied(one: Pass, before: Facts, after: Facts) -> None:

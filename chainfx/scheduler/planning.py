@@ -1,8 +1,8 @@
 """In what order passes go, and why: a topological sort of edges that each carry a reason and a source."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, permutations
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise, permutations
 from pathlib import Path
 from typing import Literal
 
@@ -11,46 +11,12 @@ import networkx as nx
 from chainfx.errors import InputError, ScheduleError
 from chainfx.passes import Pass
 from chainfx.rendering import rendered
+from chainfx.scheduler.edges import STRENGTH, Edge, EdgeKind
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, gather
+from chainfx.scheduler.findings import Finding, order_finding
 from chainfx.scheduler.law import LAW, Law
 
-__all__ = ["Edge", "Finding", "Plan", "plan"]
-
-EdgeKind = Literal["property", "cited", "measured", "fact"]
-
-# from weak to strong: an edge gives way to stronger ones that contradict it
-_STRENGTH: tuple[EdgeKind, ...] = ("property", "cited", "measured", "fact")
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """Pass ``before`` goes before pass ``after``, and why.
-
-    ``kind``: ``"property"`` (the law), ``"cited"`` or ``"measured"`` (evidence), ``"fact"`` (one establishes what the
-    other requires). ``overrides``: the weaker edges, from ``after`` to ``before``, that gave way to this one.
-    """
-
-    before: str
-    after: str
-    reason: str
-    source: str
-    kind: EdgeKind
-    overrides: tuple["Edge", ...] = ()
-
-    def __str__(self) -> str:
-        return rendered(self, "text")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """An edge that a given order breaks: ``edge.before`` stands at ``position`` (from 1), after ``edge.after``."""
-
-    edge: Edge
-    position: int
-    after_position: int
-
-    def __str__(self) -> str:
-        return rendered(self, "text")
+__all__ = ["Plan", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +24,8 @@ class Plan:
     """The order of a chain of passes, and every edge that decided it.
 
     ``passes`` in order, ``order`` their names. ``edges``: every edge that holds. ``ties``: pairs of names that no edge
-    orders, in written order. ``findings``: the edges that the order breaks, for ``order="given"``.
+    orders, in written order. ``findings``: for ``order="given"`` one for every two passes whose order breaks edges; in
+    a plan that :func:`chainfx.compile` runs, all that :func:`chainfx.lint` finds.
     """
 
     passes: tuple[Pass, ...]
@@ -91,6 +58,7 @@ def plan(
     *,
     law: Law = LAW,
     evidence: Iterable[Evidence | str | Path] = EVIDENCE,
+    tunes: bool = True,
 ) -> Plan:
     """Put passes in order, or check the order they are given in.
 
@@ -107,15 +75,13 @@ def plan(
 
     Complexity: O(n**4) for n passes in the worst case, n being a handful.
     """
-    chain = _checked(passes, order)
-    links = _resolve(len(chain), list(_links(chain, law, gather(evidence))))
+    chain, known = _checked(passes, order), gather(evidence)
+    links = _resolve(len(chain), list(_links(chain, law, known, tunes)))
     graph = _graph(len(chain), links)
     edges = tuple(dict.fromkeys(_finished(link) for link in links))
     ties = _ties(chain, graph)
     if order == "given":
-        broken = [link for link in links if link.first > link.second]
-        findings = tuple(Finding(_finished(link), link.first + 1, link.second + 1) for link in broken)
-        return Plan(chain, edges, ties, findings)
+        return Plan(chain, edges, ties, tuple(_findings(chain, links, known, tunes)))
     if not nx.is_directed_acyclic_graph(graph):
         raise ScheduleError(_cycle_text(chain, graph))
     positions = nx.lexicographical_topological_sort(graph, key=int)
@@ -140,7 +106,20 @@ def _checked(passes: Sequence[Pass], order: str) -> tuple[Pass, ...]:
     return tuple(passes)
 
 
-def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Iterator[_Link]:
+def _findings(
+    chain: Sequence[Pass], links: Sequence[_Link], evidence: Sequence[Evidence], tunes: bool
+) -> Iterator[Finding]:
+    """What a given order breaks: one finding for two positions, in the order of the chain."""
+
+    def places(link: _Link) -> tuple[int, int]:
+        return link.second, link.first
+
+    broken = sorted((link for link in links if link.first > link.second), key=places)
+    for (first, second), found in groupby(broken, key=places):
+        yield order_finding(chain, first, second, [_finished(link) for link in found], evidence, tunes)
+
+
+def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence], tunes: bool) -> Iterator[_Link]:
     """Every edge that the law, the evidence and the facts give between two positions."""
     required = frozenset(fact for step in chain for fact in step.info.requires)
     for first, second in permutations(range(len(chain)), 2):
@@ -149,10 +128,11 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Ite
             continue
         reason = law.reason(before, after)
         found = [] if reason is None else [Edge(before.name, after.name, reason, law.source, "property")]
-        for item in evidence:
-            if (item.before, item.after) == (before.name, after.name):
-                kind: EdgeKind = "measured" if item.confidence == "measured" else "cited"
-                found.append(Edge(before.name, after.name, item.reason, item.source, kind))
+        found += [
+            _from_evidence(row, before.name, after.name)
+            for row in evidence
+            if _orders(row, chain[first], chain[second], tunes)
+        ]
         for fact in sorted((before.establishes - before.requires) & after.requires):
             found.append(
                 _fact(before.name, after.name, f"{before.name} establishes {fact!r}, {after.name} requires it")
@@ -168,6 +148,21 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence]) -> Ite
         yield from (_Link(first, second, edge, []) for edge in found)
 
 
+def _orders(row: Evidence, first: Pass, second: Pass, tunes: bool) -> bool:
+    """Whether evidence says that pass ``first`` goes before pass ``second``."""
+    if row.confidence == "contested" or row.rating == "moderate":
+        return False
+    written = (second, first) if row.rating == "poor" else (first, second)
+    return row.applies(*written, tunes)
+
+
+def _from_evidence(row: Evidence, before: str, after: str) -> Edge:
+    kind: EdgeKind = "measured" if row.confidence == "measured" else "cited"
+    poor = row.rating == "poor"
+    reason = f"the other order is poor: {row.reason}" if poor else row.reason
+    return Edge(before, after, reason, row.source, kind, rated_poor=poor, origin=row.origin)
+
+
 def _fact(before: str, after: str, reason: str) -> Edge:
     return Edge(before, after, reason, "declared by the two passes", "fact")
 
@@ -175,7 +170,7 @@ def _fact(before: str, after: str, reason: str) -> Edge:
 def _resolve(count: int, links: Sequence[_Link]) -> list[_Link]:
     """The links that hold: from strong to weak, without those that a path of stronger links contradicts."""
     kept: list[_Link] = []
-    for kind in reversed(_STRENGTH):
+    for kind in reversed(STRENGTH):
         stronger = _graph(count, kept)
         for link in (link for link in links if link.edge.kind == kind):
             if not nx.has_path(stronger, link.second, link.first):
@@ -191,14 +186,13 @@ def _graph(count: int, links: Sequence[_Link]) -> "nx.DiGraph[int]":
     """The positions and, between two of them, the strongest link."""
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(count))
-    for link in sorted(links, key=lambda link: _STRENGTH.index(link.edge.kind)):
+    for link in sorted(links, key=lambda link: STRENGTH.index(link.edge.kind)):
         graph.add_edge(link.first, link.second, link=link)
     return graph
 
 
 def _finished(link: _Link) -> Edge:
-    edge = link.edge
-    return Edge(edge.before, edge.after, edge.reason, edge.source, edge.kind, tuple(dict.fromkeys(link.overridden)))
+    return replace(link.edge, overrides=tuple(dict.fromkeys(link.overridden)))
 
 
 def _ties(chain: Sequence[Pass], graph: "nx.DiGraph[int]") -> tuple[tuple[str, str], ...]:
@@ -218,5 +212,6 @@ def _cycle_text(chain: Sequence[Pass], graph: "nx.DiGraph[int]") -> str:
         f"the order is contradictory: {' -> '.join([*names, names[0]])}; "
         "leave a pass out, mend the evidence, or use order='given'."
     ]
-    lines += [f"  {_finished(graph.edges[step]['link'])}" for step in cycle]
+    held = [_finished(graph.edges[step]["link"]) for step in cycle]
+    lines += [f"  {edge}" + (f" ({edge.origin})" if edge.origin else "") for edge in held]
     return "\n".join(lines)

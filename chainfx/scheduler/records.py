@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport
 from chainfx.errors import CostError
-from chainfx.passes import Skipped
+from chainfx.passes import Metric, Skipped
 from chainfx.scheduler.keys import Surroundings
 
 __all__ = ["Costs", "Stage", "StageRecord"]
@@ -52,11 +52,13 @@ class StageRecord:
 
     ``spec`` and ``revision``: the pass with its options, and the revision it declared. ``fingerprint``: the hash of the
     stage's :class:`~chainfx.scheduler.StageKey`, under which it is stored; ``parent``: that of the stage before.
-    ``before`` and ``after``: totals of the cost before and after the stage. ``metric``: validation accuracy in [0, 1]
-    after the stage, exits in effect, ``None`` without a trainer. ``exit_rates``: share of validation samples that
-    leaves at each exit. ``seconds``: wall time of the stage when it was computed. ``report``: the whole cost report of
-    the network after the stage, with the measured exit rates. ``surroundings``: what else determined the stage, the
-    versions of chainfx and torch among it. The last two are ``None`` in records that chainfx 0.1 wrote.
+    ``before`` and ``after``: totals of the cost before and after the stage. ``metric``: what the trainer measured on
+    validation data after the stage, exits in effect, ``None`` without a trainer; ``measured_by``: what that is,
+    accuracy in [0, 1] unless the trainer says otherwise. ``exit_rates``: share of validation samples that leaves at
+    each exit. ``seconds``: wall time of the stage when it was computed. ``report``: the whole cost report of the
+    network after the stage, with the measured exit rates. ``surroundings``: what else determined the stage, the
+    versions of chainfx and torch among it. Both are ``None`` in records that chainfx 0.1 wrote. ``remarks``: sentences
+    that a user should read, such as that the stage does not pay, or lost much accuracy and why that may be.
     """
 
     index: int
@@ -77,6 +79,8 @@ class StageRecord:
     report: CostReport | None = None
     revision: int = 1
     surroundings: Surroundings | None = None
+    measured_by: Metric = field(default_factory=Metric)
+    remarks: tuple[str, ...] = ()
 
     def costs_under(self, convention: str) -> Costs:
         """The totals after the stage under another convention, such as ``"strict"``; nothing is counted again.
@@ -111,6 +115,8 @@ class StageRecord:
             "skipped": tuple(Skipped(**item) for item in plain["skipped"]),
             "report": None if report is None else CostReport.from_dict(report),
             "surroundings": None if surroundings is None else Surroundings.from_dict(surroundings),
+            "measured_by": Metric(**plain.get("measured_by", {})),
+            "remarks": tuple(plain.get("remarks", ())),
         }
         return cls(**{**known, **nested})
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,13 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
 from chainfx.bitops import CostReport, count
-from chainfx.errors import PassError
+from chainfx.errors import DropWarning, PassError
 from chainfx.ir.graph import Answer, device_of, exit_rates, facts_of, ordinary, verify
-from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer
+from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer, metric_of
+from chainfx.scheduler import remarks
 from chainfx.scheduler.fact_checks import check_applied, check_chain, check_tuned
 from chainfx.scheduler.keys import StageKey, Surroundings
+from chainfx.scheduler.needs import unserved_needs
 from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, Stage, StageRecord
 from chainfx.scheduler.store import StageStore
@@ -35,7 +38,7 @@ class Listener:
         """Round ``index`` (from 1) of ``total`` of the current stage begins; not told of passes with one round."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """The trainer finished an epoch of the current stage."""
+        """The trainer finished an epoch of the current stage, or a part of one; see ``Epoch.share``."""
 
     def end(self, stage: Stage) -> None:
         """A stage is finished and kept."""
@@ -52,12 +55,16 @@ def run(
     seed: int = 0,
     listener: Listener | None = None,
     start: Stage | None = None,
+    warn_drop: float | None = 0.05,
 ) -> Iterator[Stage]:
     """Run the passes of a plan, yielding each stage as it is finished, the captured network first.
 
     A stage's graph is never changed afterwards. With a ``store``, a stage that was finished before under the same
     :class:`~chainfx.scheduler.StageKey` is read instead of computed. With ``start``, a stage of this network that was
-    finished elsewhere, it follows the captured network and the passes go on from it. Raises what the passes and the
+    finished elsewhere, it follows the captured network and the passes go on from it. A pass whose result is no cheaper
+    than the network before is taken back if it :attr:`~chainfx.passes.Pass.must_pay`, and its record says so. A stage
+    whose metric is worse than before by more than ``warn_drop``, in units of the metric, says so in its record with the
+    likely causes, and a :class:`~chainfx.errors.DropWarning` does; ``None`` for never. Raises what the passes and the
     trainer raise; before anything runs, :class:`PassError` when a pass needs what is not there or would lose what
     another one made, and :class:`~chainfx.errors.ArtifactError` when the store cannot keep the network; later
     :class:`PassError` when a pass changes facts of the graph that it does not declare, and
@@ -85,9 +92,15 @@ def run(
         yield stage
     for index, one in enumerate(plan.passes, start=1):
         listener.begin(index, len(plan.passes), one.label)
+        parent = stage.record
         stage = runner.next(stage, one)
+        lost = remarks.of_loss(one, parent, stage.record, warn_drop)  # what is much is no part of the stage's key
+        if lost:
+            stage = replace(stage, record=replace(stage.record, remarks=(*stage.record.remarks, lost)))
         listener.end(stage)
         yield stage
+        if lost:
+            warnings.warn(f"{one.label}: {lost}", DropWarning, stacklevel=2)
 
 
 class StageRunner:
@@ -161,6 +174,7 @@ def _first_stage(surroundings: Surroundings, context: PassContext, trainer: Trai
         modified=False,
         report=report,
         surroundings=surroundings,
+        measured_by=metric_of(trainer),
     )
     return Stage(record, context.reference)
 
@@ -175,6 +189,44 @@ def _next_stage(
     parent: Stage, one: Pass, key: StageKey, context: PassContext, trainer: Trainer | None, listener: Listener
 ) -> Stage:
     start = time.perf_counter()
+    results = _results(parent, one, context, trainer, listener)
+    graph_module = results[-1].graph_module
+    report, rates, measured = measure(graph_module, context)
+    old, new = _strict_costs(parent, context), Costs.of(report.reprice("strict"), measured=measured)
+    modified = any(each.modified for each in results)
+    taken_back = modified and one.must_pay and not remarks.is_cheaper(one, old, new)
+    if taken_back:
+        graph_module = copy.deepcopy(parent.graph_module)
+        report, rates, measured = measure(graph_module, context)
+    record = StageRecord(
+        index=parent.record.index + 1,
+        name=one.info.name,
+        spec=key.spec,
+        label=one.label,
+        fingerprint=key.fingerprint,
+        parent=key.parent,
+        before=parent.record.after,
+        after=Costs.of(report, measured=measured),
+        metric=_metric(graph_module, trainer),
+        exit_rates=rates,
+        modified=modified and not taken_back,
+        tuned=not taken_back and trainer is not None and any(each.tune is not None for each in results),
+        seconds=time.perf_counter() - start,
+        skipped=tuple(dict.fromkeys(item for each in results for item in each.skipped)),
+        profile=json.loads(json.dumps({**_profile(results[:-1]), **results[-1].profile})),
+        report=report,
+        revision=key.revision,
+        surroundings=key.surroundings,
+        measured_by=metric_of(trainer),
+        remarks=remarks.of_cost(one, old, new, modified=modified, taken_back=taken_back),
+    )
+    return Stage(record, graph_module)
+
+
+def _results(
+    parent: Stage, one: Pass, context: PassContext, trainer: Trainer | None, listener: Listener
+) -> list[PassResult]:
+    """Apply a pass to a copy of its parent's network, tune in every round, and finish it: what each step gave."""
     graph_module = copy.deepcopy(parent.graph_module)
     verify(graph_module, context.example_inputs)
     results: list[PassResult] = []
@@ -194,28 +246,15 @@ def _next_stage(
     finished = one.finish(graph_module, replace(context, round=one.rounds - 1, entry=parent.graph_module))
     verify(finished.graph_module, context.example_inputs)
     check_applied(one, before, facts_of(finished.graph_module))
-    report, rates, measured = measure(finished.graph_module, context)
-    record = StageRecord(
-        index=parent.record.index + 1,
-        name=one.info.name,
-        spec=key.spec,
-        label=one.label,
-        fingerprint=key.fingerprint,
-        parent=key.parent,
-        before=parent.record.after,
-        after=Costs.of(report, measured=measured),
-        metric=_metric(finished.graph_module, trainer),
-        exit_rates=rates,
-        modified=any(each.modified for each in (*results, finished)),
-        tuned=trainer is not None and any(each.tune is not None for each in results),
-        seconds=time.perf_counter() - start,
-        skipped=tuple(dict.fromkeys(item for each in (*results, finished) for item in each.skipped)),
-        profile=json.loads(json.dumps({**_profile(results), **finished.profile})),
-        report=report,
-        revision=key.revision,
-        surroundings=key.surroundings,
-    )
-    return Stage(record, finished.graph_module)
+    return [*results, finished]
+
+
+def _strict_costs(stage: Stage, context: PassContext) -> Costs:
+    """What a stage costs with every layer at its own width; counted again where its record has no report."""
+    if stage.record.report is not None:
+        return stage.record.costs_under("strict")
+    report, _, measured = measure(stage.graph_module, context)
+    return Costs.of(report.reprice("strict"), measured=measured)
 
 
 def _profile(results: Sequence[PassResult]) -> dict[str, Any]:
@@ -277,15 +316,5 @@ def _context(
 def _check_needs(passes: Sequence[Pass], trainer: Trainer | None, calibration: Any) -> None:
     """Say before anything runs which pass lacks what."""
     for one in passes:
-        if "training" in one.needs and trainer is None:
-            raise PassError(
-                f"{one.info.name}: this pass trains, and there is no trainer; "
-                f"give trainer=chainfx.training.Trainer(data, ...) or leave the pass out."
-            )
-        if "evaluation" in one.needs and trainer is None:
-            raise PassError(f"{one.info.name}: this pass measures accuracy; give a trainer with validation data.")
-        if "calibration" in one.needs and trainer is None and calibration is None:
-            raise PassError(
-                f"{one.info.name}: this pass needs calibration data and there is none; "
-                f"give calibration=[batches of inputs] or a trainer."
-            )
+        for problem in unserved_needs(one, trainer=trainer is not None, calibration=calibration is not None):
+            raise PassError(f"{one.info.name}: {problem}.")

@@ -119,8 +119,8 @@ class StudyResult:
                 case _:
                     lean = math.copysign(1 - verdict.decision.p, verdict.decision.difference)
                     undecided.append((first, second, lean, verdict.factor))
-        infos = [grid[0].info for grid in self.design.passes.values()]
-        return law_of(infos, edges, equivalent, undecided, self.source(chosen))
+        passes = [grid[0] for grid in self.design.passes.values()]
+        return law_of(passes, edges, equivalent, undecided, self.source(chosen))
 
     def source(self, training: Training) -> str:
         """The study in words: network, data, seeds, training, machine and versions."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any, Literal
 import networkx as nx
 
 from chainfx.errors import StudyError
-from chainfx.passes import PassInfo
+from chainfx.passes import Pass
 from chainfx.rendering import rendered
-from chainfx.scheduler import EVIDENCE, LAW, Evidence
+from chainfx.scheduler import EVIDENCE, LAW, Evidence, Law, plan
 
 __all__ = ["LawEdge", "MeasuredLaw", "law_of"]
+
+_NO_LAW = Law((), "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class MeasuredLaw:
     ``order``: names of the passes; ties stand as the design has them. ``unique``: whether the edges allow no other.
     ``edges`` hold; ``gave_way``: the weakest edge of each cycle, which does not: one that is cited before one that is
     measured, then the least confident. ``equivalent``: pairs that were measured to be equal, so that evidence for one
-    of their orders is void. ``undecided``: pairs that were not decided. ``source``: the study, in words.
+    of their orders is void. ``undecided``: pairs that were not decided. ``source``: the study, in words. ``evidence``:
+    what was measured, and what the shipped evidence says of pairs that are neither equivalent nor gave way; to be used
+    *in place of* the shipped one.
     """
 
     order: tuple[str, ...]
@@ -53,35 +57,7 @@ class MeasuredLaw:
     equivalent: tuple[tuple[str, str], ...]
     undecided: tuple[tuple[str, str], ...]
     source: str
-
-    @property
-    def evidence(self) -> tuple[Evidence, ...]:
-        """The evidence of the law, to be used *in place of* the shipped one.
-
-        It has the edges that hold, measured and cited, and what is cited of pairs that were not studied.
-        """
-        measured = [
-            Evidence(
-                edge.before,
-                edge.after,
-                "measured",
-                self.source,
-                f"compresses {edge.factor:.2f} times further than the other order (confidence {edge.confidence:.3f})",
-            )
-            for edge in self.edges
-            if edge.kind == "measured"
-        ]
-        void = {
-            frozenset((edge.before, edge.after)) for edge in (*self.edges, *self.gave_way) if edge not in self._cited
-        }
-        void |= set(map(frozenset, self.equivalent))
-        cited = [each for each in EVIDENCE if frozenset((each.before, each.after)) not in void]
-        return (*measured, *cited)
-
-    @property
-    def _cited(self) -> tuple[LawEdge, ...]:
-        """The cited edges that hold."""
-        return tuple(edge for edge in self.edges if edge.kind == "cited")
+    evidence: tuple[Evidence, ...]
 
     def write(self, path: str | Path) -> None:
         """Write :attr:`evidence` as a TOML file for ``plan(passes, evidence=[path])``.
@@ -91,24 +67,24 @@ class MeasuredLaw:
         lines = [f"# The order that was measured: {' -> '.join(self.order)}", f"# by {self.source}"]
         lines += [f"# equivalent, so that nothing orders them: {' and '.join(pair)}" for pair in self.equivalent]
         for each in self.evidence:
-            lines += ["", "[[edge]]", *(f"{name} = {_quoted(getattr(each, name))}" for name in Evidence.__slots__)]
+            lines += ["", "[[edge]]", *(f"{name} = {text}" for name, text in _fields(each))]
         try:
             Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise StudyError(f"the evidence {path} cannot be written: {error.strerror}; give another file.") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The law as plain JSON."""
-        return dataclasses.asdict(self)
+        """The law as plain JSON, without the evidence, which :meth:`write` writes."""
+        return dataclasses.asdict(dataclasses.replace(self, evidence=()))
 
     def __str__(self) -> str:
         return rendered(self, "text")
 
 
 def law_of(
-    infos: Sequence[PassInfo],
+    passes: Sequence[Pass],
     edges: Iterable[tuple[str, str, float, float]],
-    equivalent: Iterable[tuple[str, str]],
+    equivalent: Sequence[tuple[str, str]],
     undecided: Sequence[tuple[str, str, float, float]],
     source: str,
 ) -> MeasuredLaw:
@@ -117,20 +93,18 @@ def law_of(
     ``undecided``: likewise, with the confidence to which the study leans that way, negative for the other way.
 
     >>> from chainfx.passes import EarlyExit, PruneChannels, Quantize
-    >>> p, q, e = (each.info for each in (PruneChannels, Quantize, EarlyExit))
-    >>> edges = [(q.name, p.name, 0.99, 1.3), (p.name, e.name, 0.98, 1.1), (e.name, q.name, 0.96, 1.05)]
-    >>> law = law_of([p, q, e], edges, [], [], "a study")
+    >>> passes = [PruneChannels(), Quantize(), EarlyExit()]
+    >>> p, q, e = (one.info.name for one in passes)
+    >>> law = law_of(passes, [(q, p, 0.99, 1.3), (p, e, 0.98, 1.1), (e, q, 0.96, 1.05)], [], [], "a study")
     >>> law.order, law.unique, [(edge.before, edge.after) for edge in law.gave_way]
     (('quantize', 'prune-channels', 'early-exit'), True, [('early-exit', 'quantize')])
     """
-    known = {info.name: info for info in infos}
+    known = {one.info.name: one for one in passes}
     place = list(known).index
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_nodes_from(known)
-    made = [_edge("measured", known, *each) for each in edges] + [
-        _edge("cited", known, *each) for each in _cited(undecided)
-    ]
-    for edge in made:
+    measured = [_edge("measured", known, *each) for each in edges]
+    for edge in (*measured, *(_edge("cited", known, *each) for each in _cited(known, undecided))):
         graph.add_edge(edge.before, edge.after, edge=edge)
     gave_way = []
     while not nx.is_directed_acyclic_graph(graph):
@@ -139,23 +113,47 @@ def law_of(
         graph.remove_edge(weakest.before, weakest.after)
         gave_way.append(weakest)
     order = tuple(nx.lexicographical_topological_sort(graph, key=place))
-    unique = all(graph.has_edge(*pair) for pair in pairwise(order))
     held = tuple(data["edge"] for _, _, data in graph.edges(data=True))
-    pairs = tuple((first, second) for first, second, *_ in undecided)
-    return MeasuredLaw(order, unique, held, tuple(gave_way), tuple(equivalent), pairs, source)
+    void = [*equivalent, *((edge.before, edge.after) for edge in gave_way)]
+    return MeasuredLaw(
+        order=order,
+        unique=all(graph.has_edge(*pair) for pair in pairwise(order)),
+        edges=held,
+        gave_way=tuple(gave_way),
+        equivalent=tuple(equivalent),
+        undecided=tuple((first, second) for first, second, *_ in undecided),
+        source=source,
+        evidence=(*(_evidence(edge, source) for edge in held if edge.kind == "measured"), *_without(known, void)),
+    )
 
 
-def _cited(undecided: Iterable[tuple[str, str, float, float]]) -> list[tuple[str, str, float, float]]:
-    """What the shipped evidence cites of pairs that were not decided, and how far the study leans that way."""
-    shipped = {(each.before, each.after) for each in EVIDENCE}
-    there = [each for each in undecided if each[:2] in shipped]
-    back = [(second, first, -lean, 1 / factor) for first, second, lean, factor in undecided]
-    return there + [each for each in back if each[:2] in shipped]
+def _cited(
+    known: Mapping[str, Pass], undecided: Iterable[tuple[str, str, float, float]]
+) -> Iterator[tuple[str, str, float, float]]:
+    """What the shipped evidence says of pairs that were not decided, and how far the study leans that way."""
+    for first, second, lean, factor in undecided:
+        said = _said(known[first], known[second])
+        if (first, second) in said:
+            yield first, second, lean, factor
+        elif (second, first) in said:
+            yield second, first, -lean, 1 / factor
+
+
+def _said(first: Pass, second: Pass, evidence: Sequence[Evidence] = EVIDENCE) -> set[tuple[str, str]]:
+    """The orders of two passes, by name, that evidence gives."""
+    edges = plan([first, second], "given", law=_NO_LAW, evidence=evidence).edges
+    return {(edge.before, edge.after) for edge in edges if edge.kind != "fact"}
+
+
+def _without(known: Mapping[str, Pass], void: Iterable[tuple[str, str]]) -> list[Evidence]:
+    """The shipped evidence but for what orders one of these pairs."""
+    pairs = [(known[first], known[second]) for first, second in void]
+    return [row for row in EVIDENCE if not any(_said(*pair, [row]) for pair in pairs)]
 
 
 def _edge(
     kind: Literal["measured", "cited"],
-    known: Mapping[str, PassInfo],
+    known: Mapping[str, Pass],
     before: str,
     after: str,
     confidence: float,
@@ -164,14 +162,24 @@ def _edge(
     return LawEdge(before, after, kind, confidence, factor, _agreement(known[before], known[after]))
 
 
-def _agreement(before: PassInfo, after: PassInfo) -> dict[str, bool | None]:
-    """What the law of properties and the shipped evidence say of a measured edge."""
-    properties = True if LAW.reason(before, after) else False if LAW.reason(after, before) else None
-    cited = {(each.before, each.after) for each in EVIDENCE}
-    there, back = (before.name, after.name) in cited, (after.name, before.name) in cited
-    return {"properties": properties, "evidence": True if there else False if back else None}
+def _agreement(before: Pass, after: Pass) -> dict[str, bool | None]:
+    """What the law of properties and the shipped evidence say of an edge."""
+    there, back = LAW.reason(before.info, after.info), LAW.reason(after.info, before.info)
+    said, edge = _said(before, after), (before.info.name, after.info.name)
+    return {
+        "properties": True if there else False if back else None,
+        "evidence": True if edge in said else False if said else None,
+    }
 
 
-def _quoted(text: str) -> str:
-    """A TOML basic string."""
-    return json.dumps(text, ensure_ascii=False)
+def _evidence(edge: LawEdge, source: str) -> Evidence:
+    reason = f"compresses {edge.factor:.2f} times further than the other order (confidence {edge.confidence:.3f})"
+    return Evidence(edge.before, edge.after, "measured", source, reason)
+
+
+def _fields(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """The fields of a table of an evidence file, as TOML, without those that have their default."""
+    for each in dataclasses.fields(evidence):
+        value = getattr(evidence, each.name)
+        if each.compare and value != each.default:
+            yield each.name, json.dumps(value, ensure_ascii=False)

@@ -10,7 +10,7 @@ from chainfx.study.tuning import Tuning
 
 __all__ = ["shipped_design"]
 
-_KEPT: dict[str, Any] = {"threshold": 1.01}
+_KEPT: dict[str, Any] = {"threshold": 1.01, "keep": True}
 """What keeps exits whatever they cost: a study reads them at thresholds of its own."""
 
 _PASSES: dict[str, tuple[Pass, ...]] = {

@@ -3,11 +3,12 @@
 import copy
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.fx import GraphModule
 
 from chainfx.errors import DataError, InputError, TuningError
 from chainfx.ir.graph import content_hash, derived_generator, recording
-from chainfx.passes import Epoch, TuneRequest
+from chainfx.passes import Epoch, Metric, TuneRequest
 from chainfx.training.augment import Augment
 from chainfx.training.checks import answers, check_labels
 from chainfx.training.data import Batch, Batches, Data
@@ -36,6 +37,7 @@ __all__ = ["Trainer", "rate_factor"]
 
 _DEFAULT_BATCH_SIZE = 128
 _CALIBRATION_SAMPLES = 512
+_SECONDS = 0.25  # between two reports on an epoch that goes on
 
 Objective = Callable[[object, tuple[Tensor, ...], Tensor], Tensor]
 
@@ -72,6 +74,8 @@ class Trainer:
     >>> trainer.fit(net, seed=0) > 0.5
     True
     """
+
+    metric: ClassVar[Metric] = Metric()
 
     data: Data
     _: KW_ONLY
@@ -141,7 +145,11 @@ class Trainer:
         self._train(graph_module, request, seed, on_epoch)
 
     def fit(self, model: nn.Module, *, seed: int = 0, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> float:
-        """Train all parameters of ``model`` in place, at the full learning rate; its validation accuracy in [0, 1]."""
+        """Train all parameters of ``model`` in place, at the full learning rate; its validation accuracy in [0, 1].
+
+        ``on_epoch`` is told of every finished epoch and, about four times a second, of the one that runs; see
+        :class:`~chainfx.passes.Epoch`.
+        """
         return self._train(model, TuneRequest(from_scratch=True), seed, on_epoch)
 
     def evaluate(self, graph_module: nn.Module) -> float:
@@ -243,7 +251,7 @@ class _Run:
         best, state = (-1.0, {}) if self.from_scratch else (self._accuracy(), self._state())
         for index in range(1, total + 1):
             set_modes(self.model, self.trained)
-            loss = self._epoch(network, index)
+            loss = self._epoch(network, index, on_epoch)
             same_buffers(self.model)
             metric = self._accuracy()
             if metric >= best:
@@ -270,18 +278,22 @@ class _Run:
     def _state(self) -> dict[str, Tensor]:
         return {key: value.detach().clone() for key, value in self.model.state_dict().items()}
 
-    def _epoch(self, network: nn.Module, index: int) -> float:
-        """Train one epoch; the mean loss of its steps."""
+    def _epoch(self, network: nn.Module, index: int, on_epoch: Callable[[Epoch], None]) -> float:
+        """Train one epoch and tell of parts of it, about four a second; the mean loss of its steps."""
         trainer = self.trainer
         split, size = trainer.data.train, trainer._batch_size
         steps, losses = split.steps(size), []
         crops = derived_generator(self.seed, f"{index}/augment")
+        told = time.monotonic()
         for step, batch in enumerate(split.batches(size, derived_generator(self.seed, f"{index}/shuffle"))):
             rate = self.rate * rate_factor((index - 1) * steps + step, trainer.epochs * steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             where = f"at epoch {index} of {trainer.epochs}, step {step + 1} of {steps}, with learning rate {rate:.3g}"
             losses.append(self._step(network, self._prepared(batch, crops), where))
+            if step + 1 < steps and time.monotonic() - told >= _SECONDS and is_first_process():
+                told = time.monotonic()
+                on_epoch(Epoch(index, trainer.epochs, sum(losses) / len(losses), None, (step + 1) / steps))
         if not losses:
             raise TuningError("tuning: the training data gave no batch; use a smaller batch size or more data.")
         return sum(losses) / len(losses)

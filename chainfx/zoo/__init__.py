@@ -1,13 +1,23 @@
 """The reference networks of the literature for 32x32 images, written anew as plain, traceable modules.
 
-Every activation is a module of its own, so that quantizers of whole-graph tools find a clean pattern.
+Every activation is a module of its own, so that quantizers of whole-graph tools find a clean pattern. The weights of
+public checkpoints for CIFAR are read by :func:`load_weights`, whatever they call the layers.
 """
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import nn
 
 from chainfx.zoo.mobilenet import mobilenet_v2
 from chainfx.zoo.resnet import resnet, resnet20, resnet32, resnet34, resnet56
 from chainfx.zoo.vgg import vgg, vgg8, vgg11, vgg13, vgg16, vgg19
+from chainfx.zoo.weights import LAYOUTS, load_weights
 
 __all__ = [
+    "LAYOUTS",
+    "NETWORKS",
+    "load_weights",
     "mobilenet_v2",
     "resnet",
     "resnet20",
@@ -21,3 +31,11 @@ __all__ = [
     "vgg16",
     "vgg19",
 ]
+
+_ALL: tuple[Callable[..., nn.Module], ...] = (
+    *(mobilenet_v2, resnet, resnet20, resnet32, resnet34, resnet56),
+    *(vgg, vgg8, vgg11, vgg13, vgg16, vgg19),
+)
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({make.__name__: make for make in _ALL})
+"""Every network of the zoo by its name: a function that makes it."""

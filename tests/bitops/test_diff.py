@@ -24,7 +24,7 @@ PASSES = {
     "prune-channels": PruneChannels(0.5),
     "fuse": Fuse(),
     "quantize": Quantize(weights=4, activations=8),
-    "early-exit": EarlyExit(exits=1, threshold=0.5),
+    "early-exit": EarlyExit(exits=1, threshold=0.5, keep=True),
 }
 X = (torch.zeros(1, 1, 8, 8),)
 

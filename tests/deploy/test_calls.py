@@ -9,7 +9,7 @@ from torch import nn
 
 import chainfx
 from chainfx.deploy.model import CompressedModel
-from chainfx.errors import InputError, TuningError
+from chainfx.errors import ArtifactError, InputError, TuningError
 from chainfx.passes import EarlyExit, Fuse, PruneChannels, Quantize
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
@@ -195,7 +195,7 @@ def test_an_artefact_of_chainfx_0_1_takes_its_input_by_position(tmp_path):
 def test_exits_take_inputs_by_name():
     x = images(16)
     small = chainfx.compile(
-        small_resnet((1, 1)), [EarlyExit(exits=1, threshold=0.2)], example_inputs=x, trainer=FakeTrainer(x)
+        small_resnet((1, 1)), [EarlyExit(exits=1, threshold=0.2, keep=True)], example_inputs=x, trainer=FakeTrainer(x)
     )
     assert torch.equal(small(x=x), small(x))
 
@@ -241,3 +241,24 @@ def test_torch_compile_follows_the_binding(tokens, keep):
         assert torch.allclose(answer, net(tokens[:count], keep=keep[:count])["tags"], atol=1e-6)
     small.compile(backend="eager")
     assert torch.allclose(small(keep=keep, tokens=tokens)["tags"], net(tokens, keep=keep)["tags"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_is_no_folder_to_save_in(tmp_path, name):
+    small = chainfx.compile(Query().eval(), [Fuse()], example_inputs=(torch.randn(3, 5), torch.randn(3, 7)))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError) as caught:
+        small.save(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name} is or lies in a file; give a folder to save in."
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_is_no_saved_network(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path, message in (
+        (tmp_path / "file", f"{tmp_path / 'file'} is a file; give the folder that save() wrote."),
+        (tmp_path, f"{tmp_path / 'manifest.json'} does not exist; give the folder that save() wrote."),
+    ):
+        with pytest.raises(ArtifactError) as caught:
+            chainfx.load(path)
+        assert str(caught.value) == message

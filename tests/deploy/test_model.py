@@ -51,7 +51,7 @@ def x():
 def compressed(x):
     return chainfx.compile(
         small_resnet((2, 2)),
-        [Quantize(1, 4), EarlyExit(exits=1, max_drop=0.2)],
+        [Quantize(1, 4), EarlyExit(exits=1, max_drop=0.2, keep=True)],
         example_inputs=x,
         trainer=FakeTrainer(x),
     )

@@ -16,6 +16,7 @@ from chainfx.passes import (
     Pass,
     PassInfo,
     PassSummary,
+    PostTrainingQuantize,
     PruneChannels,
     PruneHeads,
     PruneWeights,
@@ -33,6 +34,7 @@ PASSES = [
     PruneWeights(pattern="2:4", rounds=3),
     PruneChannels(0.3, importance="l2", round_to=4),
     Quantize(2, 4, first=None, skip=("fc.*",)),
+    PostTrainingQuantize(7, clips="min-max", skip=("fc.*",)),
 ]
 
 
@@ -58,6 +60,7 @@ def test_the_passes_declare_what_the_paper_says():
         "low-rank": (Kind.STATIC, Granularity.LAYER),
         "prune-heads": (Kind.STATIC, Granularity.NEURON),
         "prune-weights": (Kind.STATIC, Granularity.SUB_NEURON),
+        "post-training-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
     }
     assert registry.pass_names() == tuple(sorted(declared))
 
@@ -72,13 +75,15 @@ def test_unknown_options_and_names():
     with pytest.raises(PassError) as caught:
         Quantize.from_spec({"weights": 4, "bits": 3})
     assert str(caught.value) == (
-        "quantize: unknown option 'bits'; use one of activations, first, granularity, last, scheme, skip, weights."
+        "quantize: unknown option 'bits'; use one of activations, first, granularity, last, residuals, scheme, skip, "
+        "weights."
     )
     with pytest.raises(PassError) as caught:
         registry.get_pass("quantise")
     assert str(caught.value) == (
         "there is no pass named 'quantise'; did you mean 'quantize'? "
-        "installed are distill, early-exit, fuse, low-rank, prune-channels, prune-heads, prune-weights, quantize."
+        "installed are distill, early-exit, fuse, low-rank, post-training-quantize, prune-channels, prune-heads, "
+        "prune-weights, quantize."
     )
 
 

@@ -5,7 +5,6 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from chainfx import zoo
 from chainfx.passes import (
@@ -15,6 +14,7 @@ from chainfx.passes import (
     Granularity,
     Kind,
     LowRank,
+    OptimizeGraph,
     Pass,
     PassInfo,
     PassResult,
@@ -25,7 +25,7 @@ from chainfx.passes import (
     Skipped,
 )
 from chainfx.testing import check_pass
-from tests.nets import images, small_resnet, warm
+from tests.nets import Scaled, images, small_resnet, warm
 
 PASSES = [
     Distill(depth=0.5),
@@ -33,6 +33,7 @@ PASSES = [
     EarlyExit(exits=1),
     Fuse(),
     LowRank(energy=0.6),
+    OptimizeGraph(),
     PruneWeights(0.7),
     PruneChannels(0.0),
     PruneChannels(0.4, importance="random"),
@@ -55,7 +56,7 @@ def test_every_pass_keeps_the_contract_on_every_zoo_family(one, net):
     make, channels, size = NETS[net]
     torch.manual_seed(0)
     result = check_pass(one, make(), (images(4, size, channels),), targets=10)
-    identity = one in (PruneChannels(0.0), Quantize(32, 32, first=None, last=None))
+    identity = one in (PruneChannels(0.0), Quantize(32, 32, first=None, last=None), OptimizeGraph())
     assert result.modified != identity
 
 
@@ -66,7 +67,7 @@ class Tagger(nn.Module):
         super().__init__()
         self.words, self.places = nn.Embedding(20, 8), nn.Parameter(torch.randn(6, 8))
         self.q, self.k, self.v, self.proj = (nn.Linear(8, 8) for _ in range(4))
-        self.enter, self.normed = nn.Linear(8, 12), weight_norm(nn.Linear(12, 8))
+        self.enter, self.scaled = nn.Linear(8, 12), Scaled(nn.Linear(12, 8))
         self.gru, self.out = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 20, bias=False)
         self.out.weight = self.words.weight
 
@@ -74,7 +75,7 @@ class Tagger(nn.Module):
         x = self.words(ids) + self.places
         q, k, v = (layer(x).unflatten(-1, (4, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         x = x + self.proj(((q @ k.mT / math.sqrt(2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
-        return self.out(self.gru(self.normed(self.enter(x).relu()))[0])
+        return self.out(self.gru(self.scaled(self.enter(x).relu()))[0])
 
 
 WORDS = torch.arange(24).reshape(4, 6) % 20
@@ -115,10 +116,7 @@ class Forgetful(Pass):
     [
         ("places", ["places"]),
         ("gru", ["gru.weight_ih_l0", "gru.weight_hh_l0"]),
-        (
-            "normed_parametrizations_weight_original0_1",
-            [f"normed.parametrizations.weight.original{number}" for number in (0, 1)],
-        ),
+        ("scaled_layer", ["scaled.layer.weight"]),
     ],
 )
 def test_a_name_that_is_not_said_is_noticed(name, silent):

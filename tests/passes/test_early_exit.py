@@ -46,6 +46,7 @@ def set_threshold(graph_module, threshold):
 
 def test_all_exits_are_returned_and_the_final_answer_is_unchanged_exactly():
     original, result, _, x = with_exits()
+    assert result.modified
     outputs = result.graph_module(x)
     assert [mark.name for mark in exits_of(result.graph_module)] == ["exit1", "exit2"]
     assert [tuple(part.shape) for part in outputs] == [(32, 10)] * 3
@@ -275,6 +276,10 @@ def test_heads_on_tokens_and_on_vectors(shape):
         (
             lambda: EarlyExit(criterion="luck"),
             "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-softmax.",
+        ),
+        (
+            lambda: EarlyExit(keep=1),
+            "early-exit: keep=1 is out of range; use true or false.",
         ),
         (
             lambda: EarlyExit(max_drop=1.0),

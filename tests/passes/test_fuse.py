@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from chainfx.ir.graph.checks import verify
+from chainfx.ir.graph.facts import facts_of
 from chainfx.passes.base import PassContext
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.quantize import Quantize
@@ -91,13 +92,31 @@ def test_what_cannot_be_folded_stays_with_its_reason():
     assert [item.reason for item in result.skipped] == ["it normalises another axis than the layer's output features"]
 
 
-def test_a_quantized_weight_is_left_on_its_grid():
-    x = images()
-    graph_module = graph_of(small_resnet(), x)
+@pytest.mark.parametrize(
+    ("one", "folds"),
+    [
+        (Quantize(4, 32, first=None, last=None), True),
+        (Quantize(8, 32, first=None, last=None), True),
+        (Quantize(1, 32, first=None, last=None, scheme="uniform"), True),
+        (Quantize(4, 32, first=None, last=None, granularity="tensor"), False),
+        (Quantize(4, 32, first=None, last=None, scheme="dorefa"), False),
+    ],
+    ids=lambda one: getattr(one, "label", str(one)),
+)
+def test_a_quantized_weight_is_folded_where_its_levels_scale_with_it(one, folds):
+    x, model = images().double(), small_resnet().double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data[::2] *= -1
+    graph_module = graph_of(model, x)
     context = PassContext(graph_module, (x,), calibration=[(x,)])
-    Quantize(4, 4).apply(graph_module, context)
+    graph_module = one.apply(copy.deepcopy(graph_module), context).graph_module
     verify(graph_module, (x,))
+    expected, facts, count = graph_module(x), facts_of(graph_module), norms(graph_module)
     result = Fuse().apply(graph_module, context)
-    assert not result.modified
-    assert len(result.skipped) == norms(graph_module)
-    assert "is computed by 'quantize_weight'" in result.skipped[0].reason
+    verify(result.graph_module, (x,))
+    assert norms(result.graph_module) == len(result.skipped) == (0 if folds else count)
+    assert facts_of(result.graph_module).difference(facts) == ()
+    torch.testing.assert_close(result.graph_module(x), expected, atol=1e-12, rtol=1e-12)
+    reasons = {item.reason.split(" of '")[0] for item in result.skipped}
+    assert reasons == (set() if folds else {"folding would move the weight"})

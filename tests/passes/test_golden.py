@@ -17,8 +17,10 @@ from chainfx.passes import (
     EarlyExit,
     Fuse,
     LowRank,
+    OptimizeGraph,
     Pass,
     PassContext,
+    PostTrainingQuantize,
     PruneChannels,
     PruneHeads,
     PruneWeights,
@@ -87,6 +89,14 @@ class Normed(nn.Module):
 
     def forward(self, x):
         return self.norm(self.conv(x))
+
+
+class Spread(Normed):
+    """A BatchNorm that scales each channel by another factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm.running_var.copy_(torch.arange(1.0, 5.0))
 
 
 class NormedLinear(nn.Module):
@@ -180,6 +190,40 @@ class LowRanked(nn.Module):
         return self.out(self.fc(torch.relu(self.conv(x)).mean((2, 3))))
 
 
+class Roundabout(nn.Module):
+    """Two layers that are one, a constant that is computed, dropout, one value that is computed twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.drop = nn.Linear(6, 9), nn.Linear(9, 3), nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.drop(self.b(self.a(x)) + torch.arange(3) * 2)
+        return x.sin() * x.sin()
+
+
+class Narrowed(nn.Module):
+    """A convolution of 3x3 and one of 1x1 to fewer channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+class NormedTokens(nn.Module):
+    """A layer normalization and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.norm(x))
+
+
 IMAGES, WIDE, VECTORS, TOKENS = (2, 1, 8, 8), (2, 2, 4, 4), (2, 6), (2, 5, 5)
 
 
@@ -211,6 +255,9 @@ CASES = [
     Case("a-layer-left-out", Quantize(4, 4, skip=("b.*",)), Vectors, VECTORS),
     Case("products-of-activations-stay", Quantize(8, 8), Attention, TOKENS),
     Case("thirty-two-bits", FLOAT, Plain, unchanged=True),
+    Case("skip-connections", Quantize(8, 4), Residual),
+    Case("skip-connections-in-float", Quantize(8, 4, residuals=False), Residual),
+    Case("all-layers-alike", PostTrainingQuantize(7, 8, clips="min-max"), Plain),
     Case("in-a-row", PruneChannels(0.5), Plain),
     Case("coupled-by-additions", PruneChannels(0.5), Residual),
     Case("side-by-side", PruneChannels(0.5), Joined, WIDE),
@@ -246,10 +293,23 @@ CASES = [
     Case("convolution", Fuse(), Normed, WIDE),
     Case("linear", Fuse(), NormedLinear, (2, 5)),
     Case("beneath-the-mask", Fuse(), Normed, WIDE, (PruneWeights(0.5),)),
-    Case("a-quantized-weight", Fuse(), Normed, WIDE, (Quantize(4, 4),), unchanged=True),
+    Case(
+        "a-quantized-weight",
+        Fuse(),
+        Spread,
+        WIDE,
+        (Quantize(4, 4, first=None, last=None, scheme="dorefa"),),
+        unchanged=True,
+    ),
+    Case("levels-that-scale-with-the-weight", Fuse(), Spread, WIDE, (Quantize(4, 4, first=None, last=None),)),
     Case("an-output-read-twice", Fuse(), ReadTwice, WIDE, unchanged=True),
     Case("no-running-statistics", Fuse(), lambda: Normed(track_running_stats=False), WIDE, unchanged=True),
     Case("no-batch-norm", Fuse(), Plain, unchanged=True),
+    Case("a-constant-an-identity-and-a-pair", OptimizeGraph(), Roundabout, VECTORS),
+    Case("a-convolution-and-one-of-1x1", OptimizeGraph(), Narrowed, WIDE),
+    Case("a-norm-before-a-layer", OptimizeGraph(), NormedTokens, VECTORS),
+    Case("a-masked-pair-stays", OptimizeGraph(), Narrowed, WIDE, (PruneWeights(0.5),), unchanged=True),
+    Case("nothing-to-do", OptimizeGraph(), Plain, unchanged=True),
     Case("blocks-of-a-residual-network", Distill(depth=(1,)), Residual, trainer=True),
     Case("layers-of-a-plain-network", Distill(depth=(1,)), Plain, trainer=True),
     Case("width", Distill(width=0.5), Plain, trainer=True),

@@ -371,6 +371,7 @@ def test_info():
         ({"macs": 1.0}, "macs=1.0 is out of range; use a share above 0 and below 1."),
         ({"macs": 0.5, "scheme": "cp"}, "scheme='cp' is out of range; use 'tucker' or 'spatial'."),
         ({"macs": 0.5, "skip": "fc"}, "skip='fc' is out of range; use a tuple of patterns."),
+        ({"macs": 0.5, "keep": None}, "keep=None is out of range; use true or false."),
     ],
 )
 def test_wrong_options(options, message):

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from chainfx.errors import PassError
 from chainfx.ir.capture.ways import capture
@@ -15,7 +14,7 @@ from chainfx.ir.graph import edit, layers_of
 from chainfx.passes.base import Granularity, Kind, PassContext, TuneRequest
 from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.pruning.importance import importance_names
-from tests.nets import graph_of
+from tests.nets import Scaled, graph_of
 
 
 class Tiny(nn.Module):
@@ -167,7 +166,7 @@ class Partly(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.places, self.enter = nn.Parameter(torch.randn(6, 8)), weight_norm(nn.Linear(5, 8))
+        self.places, self.enter = nn.Parameter(torch.randn(6, 8)), Scaled(nn.Linear(5, 8))
         self.lstm, self.middle, self.out = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 8), nn.Linear(8, 3)
 
     def forward(self, x):
@@ -186,7 +185,7 @@ def test_what_is_in_no_group_is_named_with_the_reason_of_the_analysis():
     reasons, result = said(PruneChannels(0.5), Partly(), 2, 6, 5)
     assert reasons == {
         "out": "3 channels stay: it is an output of the network",
-        "enter_parametrizations_weight_original0_1": "its weight is computed",
+        "enter_layer": "its weight is computed",
         "lstm": "the inside of module LSTM is not visible",
         "places": "none of its dimensions has channels that can go",
     }
@@ -233,6 +232,7 @@ def test_spec_round_trip():
         "rounds": 1,
         "schedule": "linear",
         "compensate": False,
+        "keep": False,
     }
     assert PruneChannels.from_spec(step.spec()) == step
     assert step.label == "prune-channels(ratio=0.25, importance='bn', round_to=4, skip=('stem', 'block.*'))"
@@ -256,7 +256,8 @@ def test_half_of_every_group_goes_if_nothing_is_said():
             "importance is a function, which a recipe or record cannot hold; register it with "
             "chainfx.passes.pruning.register_importance('name') and give the name.",
         ),
-        ({"round_to": 0}, "round_to=0 is out of range; use an integer of at least 1."),
+        ({"round_to": 0}, "round_to=0 is out of range; use 'auto' or an integer of at least 1."),
+        ({"round_to": "8"}, "round_to='8' is out of range; use 'auto' or an integer of at least 1."),
         ({"skip": "block"}, "skip='block' is out of range; use a tuple of patterns."),
         ({"include": ["a"]}, "include=['a'] is out of range; use a tuple of patterns."),
         ({"scope": "all"}, "scope='all' is out of range; use 'uniform' or 'global'."),
@@ -266,6 +267,7 @@ def test_half_of_every_group_goes_if_nothing_is_said():
         ({"rounds": 0}, "rounds=0 is out of range; use an integer of at least 1."),
         ({"schedule": "cubic"}, "schedule='cubic' is out of range; use 'linear' or 'gradual'."),
         ({"compensate": 1}, "compensate=1 is out of range; use true or false."),
+        ({"keep": "yes"}, "keep='yes' is out of range; use true or false."),
         (
             {"ratio": 0.5, "macs": 0.5},
             "ratio and macs are given; give one of ratio, macs, bitops, parameters and latency.",

@@ -143,6 +143,73 @@ def test_taylor_sees_what_the_answer_depends_on():
     assert torch.equal(graph_module.get_parameter("qkv.0.weight"), rows[:, [0, 3]].reshape(-1, rows.shape[-1]))
 
 
+class Normed(Separate):
+    """Queries and keys are normalized head by head, as in ViT-22B and Qwen 3."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.q_norm, self.k_norm = norm(WIDTH), norm(WIDTH)
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2)
+        return self.head(self.proj(y).mean(1))
+
+
+class Spelled(nn.Module):
+    """A root mean square normalization in single steps."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, Spelled])
+def test_queries_and_keys_that_are_normalized_by_head_lose_whole_heads(norm):
+    model, x = prepared(Normed(norm), TOKENS)
+    graph_module, _ = applied(PruneHeads(0.5), model, x)
+    kept = {
+        name: kept_rows(graph_module.get_parameter(f"{name}.weight"), model.get_parameter(f"{name}.weight"))
+        for name in "qkv"
+    }
+    assert kept["q"] == kept["k"] == kept["v"] and len(kept["q"]) == HEADS // 2 * WIDTH
+    assert torch.equal(graph_module.get_parameter("q_norm.weight"), model.q_norm.weight)
+    mask_columns(model.proj.weight, kept["v"])
+    assert_same(graph_module(x), model(x))
+
+
+class Turned(nn.Module):
+    """Attention of GPT-2: the weight of the one layer for queries, keys and values lies the other way round."""
+
+    def __init__(self, dim=HEADS * WIDTH):
+        super().__init__()
+        self.dim, self.embed, self.proj = dim, nn.Linear(5, dim), nn.Linear(dim, 3)
+        self.weight, self.bias = nn.Parameter(torch.empty(dim, 3 * dim)), nn.Parameter(torch.empty(3 * dim))
+
+    def forward(self, x):
+        x = self.embed(x)
+        qkv = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], 3 * self.dim)
+        q, k, v = (each.view(*each.shape[:-1], -1, WIDTH).transpose(1, 2) for each in qkv.split(self.dim, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return self.proj(y.reshape(*y.shape[:-2], -1))
+
+
+@pytest.mark.parametrize("width_ratio", [0.0, 0.5])
+def test_attention_of_gpt_2_loses_whole_heads(width_ratio):
+    model, x = prepared(Turned(), TOKENS)
+    graph_module, _ = applied(PruneHeads(0.5, width_ratio=width_ratio), model, x)
+    weight, width = graph_module.get_parameter("folded_weight"), WIDTH if width_ratio == 0 else WIDTH // 2
+    assert weight.shape == (3 * HEADS // 2 * width, HEADS * WIDTH)
+    assert graph_module.get_parameter("proj.weight").shape == (3, HEADS // 2 * width)
+    if width_ratio == 0:
+        rows = kept_rows(weight, model.weight.t())
+        mask_columns(model.proj.weight, [row - 2 * model.dim for row in rows if row >= 2 * model.dim])
+        assert_same(graph_module(x), model(x))
+
+
 class MultiQuery(nn.Module):
     """Heads of queries that share one head of keys and values."""
 

@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from chainfx.errors import PassError
 from chainfx.ir.graph import edit, layers_of, ops
@@ -11,7 +10,7 @@ from chainfx.ir.graph.checks import verify
 from chainfx.passes.base import PassContext, Skipped
 from chainfx.passes.quantize import Quantize
 from chainfx.passes.quantizing import LayerWidths, widths_in
-from tests.nets import graph_of, images, small_resnet
+from tests.nets import Scaled, graph_of, images, small_resnet
 
 
 def quantized(model, x, one, *, tunes=False):
@@ -132,7 +131,7 @@ def test_thirty_two_bits_take_quantizers_away_and_say_so():
 
 def test_tuning_gets_dorefa_and_everything_to_train():
     _, result = quantized(small_resnet(), images(), Quantize(3, 3), tunes=True)
-    assert {args[1] for args in literals(result.graph_module, ops.quantize_weight)} == {"dorefa"}
+    assert {args[:2] for args in literals(result.graph_module, ops.quantize_weight)} == {(3, "dorefa"), (8, "tanh")}
     assert result.tune.parameters is None
     result.graph_module(images()).sum().backward()
     clips = [p for name, p in result.graph_module.named_parameters() if name.endswith(".clip")]
@@ -149,12 +148,12 @@ def test_skipped_layers_stay_in_float_and_are_named_by_their_path_or_that_of_the
 
 
 class Melody(nn.Module):
-    """An embedding tied to the last layer, a table, a GRU, and a convolution whose weight is normed."""
+    """An embedding tied to the last layer, a table, a GRU, and a convolution whose weight is computed."""
 
     def __init__(self):
         super().__init__()
         self.notes, self.beats = nn.Embedding(12, 8), nn.Parameter(torch.randn(8, 5))
-        self.near = weight_norm(nn.Conv1d(8, 8, 3, padding=1))
+        self.near = Scaled(nn.Conv1d(8, 8, 3, padding=1))
         self.gru, self.out = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 12)
         self.out.weight = self.notes.weight
 
@@ -167,7 +166,7 @@ def test_every_weight_that_stays_in_float_is_named():
     _, result = quantized(Melody(), torch.arange(10).view(2, 5), Quantize(4, 8))
     assert [(item.node, item.reason) for item in result.skipped] == [
         ("notes", "module Embedding is no convolution or linear layer"),
-        ("near_parametrizations_weight_original0_1", "its weight is computed"),
+        ("near_layer", "its weight is computed"),
         ("gru", "the inside of module GRU is not visible"),
         ("beats", "'add' reads it, not as the weight of a convolution or linear layer"),
     ]
@@ -199,7 +198,7 @@ def test_products_of_activations_are_named_as_left_in_float():
         ({"weights": 0}, "quantize: weights=0 is out of range; use 1..8 bits, or 32 for float."),
         ({"activations": 9}, "quantize: activations=9 is out of range; use 1..8 bits, or 32 for float."),
         ({"weights": True}, "quantize: weights=True is out of range; use 1..8 bits, or 32 for float."),
-        ({"scheme": "lsq"}, "quantize: scheme='lsq' is out of range; use None or one of dorefa, uniform."),
+        ({"scheme": "lsq"}, "quantize: scheme='lsq' is out of range; use None or one of dorefa, tanh, uniform."),
         ({"granularity": "group"}, "quantize: granularity='group' is out of range; use 'channel' or 'tensor'."),
     ],
 )

@@ -49,6 +49,32 @@ def test_the_text_is_the_plan_the_table_and_what_was_left_alone():
     ]
 
 
+def test_what_was_left_alone_for_one_reason_is_one_line_with_the_first_names():
+    alone = (
+        Skipped("a", "it is small"),
+        Skipped("b", "it is shared"),
+        *(Skipped(name, "it is small") for name in "cd"),
+    )
+    more = tuple(Skipped(name, "it is odd") for name in "efgh")
+    two = replace(COMPRESSED, name="fuse", skipped=(Skipped("a", "it is small"), Skipped("b", "it is small")))
+    text = str(ChainReport("", (ORIGINAL, replace(COMPRESSED, skipped=alone + more), two)))
+    assert text.splitlines()[-4:] == [
+        "early-exit left 3 alone (a, c, d): it is small",
+        "early-exit left b alone: it is shared",
+        "early-exit left 4 alone (e, f, g, ...): it is odd",
+        "fuse left 2 alone (a, b): it is small",
+    ]
+
+
+def test_remarks_stand_between_the_table_and_what_was_left_alone():
+    told = replace(COMPRESSED, remarks=("does not pay.", "lost much."), skipped=(Skipped("a", "it is small"),))
+    assert str(ChainReport("", (ORIGINAL, told))).splitlines()[-3:] == [
+        "early-exit: does not pay.",
+        "early-exit: lost much.",
+        "early-exit left a alone: it is small",
+    ]
+
+
 def test_the_table_of_a_large_network_fits_80_columns():
     costs = replace(COMPRESSED.after, macs=15_470_264_320, parameters=138_357_544, storage_bits=2**33 * 99.9)
     large = replace(COMPRESSED, label="prune-channels(ratio=0.5, importance='taylor')", after=costs, metric=1.0)

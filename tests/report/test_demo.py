@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from chainfx.report import DemoRow, demo_table
+from chainfx.report import DemoRow, demo_headline, demo_table
 from chainfx.report.text_tables import text_of
 from tests.report.values import COMPRESSED, ORIGINAL
 
@@ -19,6 +19,7 @@ def test_every_stage_is_a_row_with_ratios_against_the_original():
     assert [list(column.cells)[1] for column in table.columns] == [
         *("early-exit", "98.76%", "1 M", "8.0x", "2.0x", "4.0x", "20 KiB", "4.0x", "4.0x"),
     ]
+    assert demo_headline(rows) == "test accuracy 99.0% -> 98.8%: 8.0x fewer BitOps, 5.0x smaller, 4.0x faster"
     assert table.caption == (
         "the original takes 4.00 ms for one image alone, and does 5,000 images a second in batches of 64"
     )

@@ -15,19 +15,22 @@ def test_an_edge_names_its_reason_its_source_and_what_gave_way():
     assert str(STRONG) == TEXT
 
 
-def test_a_finding_says_where_the_passes_stand():
-    finding = Finding(STRONG, position=3, after_position=1)
-    assert str(finding) == f"prune-channels stands at 3, behind quantize at 1, but {TEXT}"
+FINDING = Finding("order", "error", (1, 3), "it is worse", "a study", "turn them around", edges=(STRONG,))
+
+
+def test_a_finding_says_how_bad_where_why_who_says_so_and_what_to_do():
+    assert str(FINDING) == "error at 1 and 3 (order): it is worse [a study]; to mend it, turn them around"
+    whole = Finding("stages", "info", (), "they are many", "a paper", "use fewer", contested="another paper")
+    assert str(whole) == "info (stages): they are many [a paper]; contested: another paper; to mend it, use fewer"
 
 
 def test_a_plan_has_a_line_for_every_edge_tie_and_finding():
-    finding = Finding(STRONG, 2, 1)
-    plan = Plan((Quantize(), PruneChannels(0.5)), (STRONG,), (("fuse", "low-rank"),), (finding,))
+    plan = Plan((Quantize(), PruneChannels(0.5)), (STRONG,), (("fuse", "low-rank"),), (FINDING,))
     assert str(plan).splitlines() == [
         "order: quantize -> prune-channels",
         f"  {TEXT}",
         "  tie: fuse and low-rank, kept as written",
-        f"  broken: {finding}",
+        f"  {FINDING}",
     ]
 
 

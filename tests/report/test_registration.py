@@ -12,7 +12,9 @@ from torch import nn
 import chainfx
 from chainfx import rendering
 from chainfx.bitops import CrossCheck
+from chainfx.deploy import BenchReport, Latency, Lowered, Lowering
 from chainfx.ir.channels import analyse_channels
+from chainfx.linting import explain
 from chainfx.passes import PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
 from chainfx.study import Status, StudyResult, shipped_design
@@ -34,9 +36,13 @@ def one_of_each():
     report = linear_report(("a", "first"))
     order = plan([Quantize(), PruneChannels(0.5)], order="given")
     x = (torch.zeros(2, 4),)
-    analysis = analyse_channels(chainfx.capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), x), x)
+    graph_module = chainfx.capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), x)
+    analysis = analyse_channels(graph_module, x)
     chain = ChainReport("the plan", (ORIGINAL, COMPRESSED))
-    several = [order, order.edges[0], order.findings[0], analysis, chain, PassSummary.of(Quantize)]
+    lowered = Lowering("AVX2", (Lowered("conv1", "conv2d", "int8", ""),))
+    timed = BenchReport({"threads": "1"}, ("int8",), (Latency.of("int8", 1, [0.5]),))
+    several = [lowered, timed, order, order.edges[0], order.findings[0], analysis, chain, PassSummary.of(Quantize)]
+    several += [chainfx.lint([Quantize()]), explain(graph_module, x)]
     study = StudyResult(shipped_design("pairwise"), {}, (), (), Status(1, 2, 3.0, 4.0, ()))
     several += [study, study.design, study.law(), study.status]
     return [report, report.diff(report), CrossCheck(1, ()), *several]

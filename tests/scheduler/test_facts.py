@@ -21,7 +21,7 @@ from chainfx.testing import check_pass
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
-ALL_EXITS = EarlyExit(exits=1, threshold=0.5)
+ALL_EXITS = EarlyExit(exits=1, threshold=0.5, keep=True)
 QUANTIZED = Quantize(4, 4, first=None, last=None)
 
 
@@ -297,7 +297,7 @@ def test_what_the_passes_declare():
 
 
 def test_heads_of_exits_and_factors_bring_facts_of_their_own():
-    stages = staged([QUANTIZED, EarlyExit(exits=1, threshold=0.5)])
+    stages = staged([QUANTIZED, EarlyExit(exits=1, threshold=0.5, keep=True)])
     widths = facts_of(stages[-1].graph_module).bit_widths
     assert len(widths) == len(facts_of(stages[1].graph_module).bit_widths) + 3
     stages = staged([PruneWeights(0.5, skip=("stages.1.*",)), LowRank(energy=0.5)])

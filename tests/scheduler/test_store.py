@@ -64,6 +64,11 @@ def test_a_second_run_reads_what_the_first_one_kept(tmp_path):
         assert places(place) == ["manifest.json", "model.safetensors", "record.json"]
 
 
+def test_a_working_folder_is_made_with_the_folders_above_it(tmp_path):
+    run(tmp_path / "runs" / "monday", passes=[PruneChannels(0.5)])
+    assert len(places(tmp_path / "runs" / "monday")) == 1
+
+
 def edit(path, old, new):
     text = path.read_text()
     assert old in text
@@ -366,7 +371,7 @@ def test_a_failure_after_a_start_keeps_the_start(tmp_path):
 def test_every_convention_is_read_from_the_record():
     x = images(32)
     stages = []
-    passes = [EarlyExit(exits=1, max_drop=0.2), Quantize(3, 4), PruneChannels(0.25)]
+    passes = [EarlyExit(exits=1, max_drop=0.2, keep=True), Quantize(3, 4), PruneChannels(0.25)]
     net = small_resnet((2, 2), width=8)
     chainfx.compile(net, passes, example_inputs=x, trainer=FakeTrainer(x), on_stage=stages.append)
     assert stages[-1].record.exit_rates

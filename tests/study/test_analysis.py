@@ -14,7 +14,7 @@ from tests.study.designs import tiny
 GRIDS = {
     "P": (PruneChannels(0.25), PruneChannels(0.5)),
     "Q": (Quantize(8, 8), Quantize(4, 4)),
-    "E": (EarlyExit(exits=1, threshold=1.01),),
+    "E": (EarlyExit(exits=1, threshold=1.01, keep=True),),
 }
 ORIGIN = Origin("net", "x86_64 cpu", "0", "2")
 SIZE = 1e6

@@ -84,7 +84,7 @@ def stage_of(graph_module, *passes):
 
 
 def test_exits_are_measured_at_every_threshold_the_ends_included(graph_module):
-    stage = stage_of(graph_module, EarlyExit(exits=1, threshold=1.01))
+    stage = stage_of(graph_module, EarlyExit(exits=1, threshold=1.01, keep=True))
     batches = Batches(split(), 8)
     points = points_of(stage, batches, batches, (0.0, 0.2, 1.01), ("mac_bw_ba", "strict"))
     assert [point.threshold for point in points] == [0.0, 0.2, 1.01]

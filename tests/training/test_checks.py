@@ -135,7 +135,7 @@ def test_exits_return_logits_each():
 
 def test_a_network_with_exits_is_tuned_after_they_are_in():
     trainer = Trainer(digits(), epochs=1, batch_size=512)
-    chain = [EarlyExit(exits=1, threshold=0.5), PruneChannels(0.25)]
+    chain = [EarlyExit(exits=1, threshold=0.5, keep=True), PruneChannels(0.25)]
     small = chainfx.compile(small_resnet(), chain, example_inputs=images(2), trainer=trainer, order="given")
     assert [record.tuned for record in small.report.records] == [False, True, True]
 
@@ -221,6 +221,25 @@ def test_what_is_no_trainer(trainer, seen):
     with pytest.raises(InputError) as caught:
         chainfx.compile(nn.Linear(4, 2), [PruneWeights(0.5)], example_inputs=torch.randn(2, 4), trainer=trainer)
     assert str(caught.value) == f"trainer is {seen}{WANTED}"
+
+
+def test_a_metric_that_is_none():
+    x = torch.randn(16, 4)
+    trainer = FakeTrainer(x)
+    trainer.metric = "f1"
+    with pytest.raises(InputError) as caught:
+        chainfx.compile(nn.Linear(4, 2), [PruneWeights(0.5)], example_inputs=x, trainer=trainer)
+    assert str(caught.value) == (
+        "trainer.metric is a str; give a chainfx.passes.Metric, which names what the trainer measures, "
+        "or leave it out for accuracy."
+    )
+
+
+@pytest.mark.parametrize("value", [-0.1, "much"])
+def test_what_is_much_to_lose_is_a_number(value):
+    with pytest.raises(InputError) as caught:
+        chainfx.compile(nn.Linear(4, 2), [PruneWeights(0.5)], example_inputs=torch.randn(2, 4), warn_drop=value)
+    assert str(caught.value) == (f"warn_drop={value!r} is out of range; use a number from 0, or None for no warning.")
 
 
 def test_a_trainer_that_hands_on_to_another_is_one():

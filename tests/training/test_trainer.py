@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations, count, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from chainfx.errors import DataError, InputError, TuningError
 from chainfx.ir.graph import ops
-from chainfx.passes.base import Epoch, TuneRequest
+from chainfx.passes.base import Epoch, Metric, TuneRequest
 from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
 from chainfx.training import trainer as trainer_module
 from chainfx.training.losses import soft_loss
@@ -65,6 +65,11 @@ def silent(epoch):
     pass
 
 
+def finished(do):
+    """Does something with every finished epoch, and nothing with what is told of parts of one."""
+    return lambda epoch: do(epoch) if epoch.share == 1 else None
+
+
 def tuned(trainer, model, seed=0, **request):
     trainer.tune(model, TuneRequest(**request), seed=seed, on_epoch=silent)
     return model
@@ -77,10 +82,31 @@ def changed(before, after):
 def test_it_learns_the_digits_and_reports_every_epoch(trainer):
     epochs: list[Epoch] = []
     model = Net()
-    metric = trainer.fit(model, on_epoch=epochs.append)
+    metric = trainer.fit(model, on_epoch=finished(epochs.append))
     assert [(e.index, e.total) for e in epochs] == [(1, 2), (2, 2)] and epochs[0].loss > epochs[1].loss
     assert metric == max(e.metric for e in epochs) == trainer.evaluate(model) > 0.85
     assert trainer.test(model) > 0.85
+    assert trainer.metric == Metric("accuracy", higher_is_better=True, form=".2%")
+
+
+def test_parts_of_an_epoch_are_told_at_a_bounded_rate_with_the_mean_loss_so_far(monkeypatch):
+    """By a clock that goes 0.1 seconds further whenever it is read: once a step, and once for each that is told of."""
+    now, losses, told = count(), [], []
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: next(now) / 10))
+    step = trainer_module._Run._step
+    monkeypatch.setattr(trainer_module._Run, "_step", lambda *args: losses.append(step(*args)) or losses[-1])
+    dataset = TensorDataset(torch.randn(48, 4), torch.arange(48) % 4)
+    loader = DataLoader(dataset, 4)
+    data = from_loaders(loader, loader, validation=loader, num_classes=4)
+    Trainer(data, epochs=2).fit(nn.Linear(4, 4), on_epoch=told.append)
+    assert [(e.index, e.total, e.share) for e in told] == [
+        (index, 2, share) for index in (1, 2) for share in (0.25, 0.5, 0.75, 1)
+    ]
+    assert [e.metric is None for e in told] == [True, True, True, False] * 2
+    assert len(losses) == 24
+    for place, done in enumerate((3, 6, 9, 12)):
+        for epoch, first in ((told[place], 0), (told[4 + place], 12)):
+            assert epoch.loss == pytest.approx(sum(losses[first : first + done]) / done)
 
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator(data):
@@ -367,7 +393,7 @@ def test_each_process_trains_on_its_own_share_of_every_batch(monkeypatch):
             lambda module, args: batches.append(args[0][:, 0].tolist()) if module.training else None
         )
         epochs = []
-        Trainer(data, epochs=2, learning_rate=1e-3).fit(model, on_epoch=epochs.append)
+        Trainer(data, epochs=2, learning_rate=1e-3).fit(model, on_epoch=finished(epochs.append))
         assert len(epochs) == (2 if index == 0 else 0)
         return batches
 
@@ -393,7 +419,8 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_last(monkeypatch, trainer)
         monkeypatch.setattr("chainfx.training.trainer._accuracy", lambda model, *_: next(left))
         some = Trainer(trainer.data, epochs=len(metrics) - (not options))
         request = TuneRequest(**options)
-        some.tune(model, request, seed=0, on_epoch=lambda _: states.append(copy.deepcopy(model.state_dict())))
+        kept = finished(lambda _: states.append(copy.deepcopy(model.state_dict())))
+        some.tune(model, request, seed=0, on_epoch=kept)
         assert next(left, None) is None
         same = [all(torch.equal(value, model.state_dict()[k]) for k, value in state.items()) for state in states]
         return same.index(True)
@@ -546,7 +573,7 @@ epochs, seen = [], []
 model.register_forward_pre_hook(
     lambda module, args: seen.extend(hash(x.numpy().tobytes()) for x in args[0]) if module.training else None
 )
-accuracy = Trainer(digits(), epochs=2).fit(model, on_epoch=epochs.append)
+accuracy = Trainer(digits(), epochs=2).fit(model, on_epoch=lambda epoch: epochs.extend([epoch] * (epoch.share == 1)))
 state = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 group = torch.distributed.get_world_size()
 answer = f"{len(epochs)} {group} {accuracy > 0.7} {hashlib.sha256(state).hexdigest()} " + " ".join(map(str, seen))

@@ -1,5 +1,6 @@
 """Leaf modules that a saved graph calls: written as class and constructor arguments, and built from them again."""
 
+import copy
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -51,15 +52,23 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
             )
     described = {"class": name, "options": encode(options)}
     try:
-        rebuilt = repr(build_module(described))
+        again = build_module(described)
+        rebuilt, text = repr(again), _text_of(module, again._modules)
     except (TypeError, ValueError) as error:
-        rebuilt = f"{type(error).__name__}: {error}"
-    if rebuilt != repr(module):
+        rebuilt, text = f"{type(error).__name__}: {error}", repr(module)
+    if rebuilt != text:
         raise ArtifactError(
             f"module {path!r} ({module}) cannot be rebuilt from its constructor's arguments, which give {rebuilt}; "
             f"replace it by torch.nn modules that keep their arguments."
         )
     return described
+
+
+def _text_of(module: nn.Module, children: Mapping[str, Any]) -> str:
+    """The text of a module with those of its children alone; others lie in it that the graph calls by themselves."""
+    alone = copy.copy(module)
+    alone._modules = {name: child for name, child in module._modules.items() if name in children}
+    return repr(alone)
 
 
 def _arguments_of(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:

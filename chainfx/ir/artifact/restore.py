@@ -33,7 +33,7 @@ def restore(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GraphModu
     it cannot build.
     """
     root = nn.Module()
-    for path, config in body["modules"].items():
+    for path, config in sorted(body["modules"].items()):  # a module before those inside it
         edit.place_module(root, _checked_path(path), build_module(config))
     _restore_tensors(root, body["tensors"], tensors)
     graph = _build_graph(body)

@@ -198,7 +198,7 @@ METHODS = _words("""
     split_with_sizes sqrt sqrt_ square square_ squeeze squeeze_ std stft sub sub_ subtract subtract_ sum
     sum_to_size svd swapaxes swapaxes_ swapdims swapdims_ t t_ take take_along_dim tan tan_ tanh tanh_
     tensor_split tile to topk trace transpose transpose_ triangular_solve tril tril_ triu triu_ true_divide
-    true_divide_ trunc trunc_ type type_as unbind unfold uniform_ unique unique_consecutive unsafe_chunk
+    true_divide_ trunc trunc_ type type_as unbind unflatten unfold uniform_ unique unique_consecutive unsafe_chunk
     unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_ var vdot view view_as vsplit where xlogy
     xlogy_ zero_
 """)

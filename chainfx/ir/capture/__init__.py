@@ -6,19 +6,28 @@ other threads notice nothing of a trace. The model that is captured is put into 
 is not to be run elsewhere meanwhile.
 """
 
+from chainfx.ir.capture.batch_dims import batch_first, check_batch_first, with_forward
 from chainfx.ir.capture.export import export_to_read
-from chainfx.ir.capture.signature import Input, Omitted, Signature, signature_of
+from chainfx.ir.capture.folding import FoldedWeight
+from chainfx.ir.capture.parameters import Input, Omitted
+from chainfx.ir.capture.signature import Signature, signature_of
 from chainfx.ir.capture.ways import CaptureReport, OpaqueLeaf, capture, capture_to_read, capture_with_report
+from chainfx.ir.capture.wrappers import unwrapped
 
 __all__ = [
     "CaptureReport",
+    "FoldedWeight",
     "Input",
     "Omitted",
     "OpaqueLeaf",
     "Signature",
+    "batch_first",
     "capture",
     "capture_to_read",
     "capture_with_report",
+    "check_batch_first",
     "export_to_read",
     "signature_of",
+    "unwrapped",
+    "with_forward",
 ]

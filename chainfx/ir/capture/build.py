@@ -10,8 +10,11 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.capture.tracer import Trace, TrainFormTracer, layer_name, new_node
+from chainfx.ir.capture.normal_form import layer_name, new_node
+from chainfx.ir.capture.opened import put_torch_layers
+from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import (
+    AUGMENTED,
     LAYERS,
     GraphToRead,
     assign_,
@@ -21,7 +24,7 @@ from chainfx.ir.graph import (
     modules_by_path,
 )
 
-__all__ = ["build", "build_to_read", "simplify"]
+__all__ = ["build", "build_to_read", "rename", "simplify"]
 
 
 def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> GraphModule:
@@ -36,10 +39,16 @@ def build(model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> G
     _fill(shell, model, trace, modules)
     graph_module = GraphModule(shell, graph, class_name=type(model).__name__)
     graph_module.graph.lint()
+    put_torch_layers(graph_module, trace.opened)
     for module in modules_by_path(graph_module).values():
         if type(module) is nn.Module:  # what torch puts between the graph module and its leaves, in train mode
             module.training = model.training
     return graph_module
+
+
+def rename(graph_module: GraphModule) -> None:
+    """Give the nodes of a graph the names that they get when it is traced again."""
+    graph_module.graph = _renamed(graph_module.graph)
 
 
 def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
@@ -47,7 +56,7 @@ def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
 
     It is what the counter and the channel analysis work on. It holds the model's own modules and tensors.
     """
-    if len(trace.scopes) > len(trace.graph.nodes):
+    if trace.respelled or len(trace.scopes) > len(trace.graph.nodes):
         _close_gaps(trace.graph)
     graph_module = GraphToRead(trace.graph)
     _fill(graph_module, model, trace, {})
@@ -58,8 +67,10 @@ def simplify(trace: Trace, model: nn.Module) -> Trace:
     """Clean up a trace in place, and return it.
 
     After ``x.add_(y)`` later nodes read the result of the call in place of ``x``, so that the graph shows that they
-    depend on it. Nodes whose result nobody uses are removed, unless they change a tensor that something reads.
+    depend on it. ``x += y`` becomes ``x = x + y`` where nothing else reads x. Nodes whose result nobody uses are
+    removed, unless they change a tensor that something reads.
     """
+    trace.respelled = _spell_out(trace.graph, model)
     _use_results_of_mutation(trace, model)
     _remove_dead(trace.graph, model)
     alive = set(trace.graph.nodes)
@@ -79,6 +90,23 @@ def _fill(shell: nn.Module, model: nn.Module, trace: Trace, modules: Mapping[str
         shell.add_module(name, module.train(model.training))
     for name, tensor in trace.constants.items():
         shell.register_buffer(name, tensor, persistent=False)
+
+
+def _spell_out(graph: Graph, model: nn.Module) -> bool:
+    """Let ``x += y`` make a new tensor, if only what takes its result can tell the difference; returns whether any."""
+    augmented = [node for node in graph.nodes if node.target in AUGMENTED]
+    for node in augmented:
+        if _is_assigned(node) or not changes_what_is_used(node, model):
+            node.target = AUGMENTED[node.target]
+    return bool(augmented)
+
+
+def _is_assigned(node: Node) -> bool:
+    """Whether the result goes to where the operand was read, as ``x[i] += y`` does."""
+    part = node.args[0]
+    return isinstance(part, Node) and any(
+        user.target is assign_ and user.args == (*part.args, node) for user in node.users
+    )
 
 
 def _use_results_of_mutation(trace: Trace, model: nn.Module) -> None:

@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 
 from chainfx.errors import CaptureError
 from chainfx.ir.capture.hooks import alone
+from chainfx.ir.capture.outputs import taken_apart
+from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import arguments, signature_of
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import LAYERS, evaluating, operator_of
@@ -38,6 +40,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "div": operator.truediv,
 }
 _METHODS = ("view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "contiguous", "mean", "chunk")
+_OF_NORMS = ("weight", "bias", "running_mean", "running_var")
 _CHECKS = ("_assert", "sym_constrain")
 
 
@@ -66,7 +69,7 @@ def export_to_read(model: nn.Module, example_inputs: Sequence[Tensor] | Mapping[
     be counted, but passes cannot work on it, because it is not in train form.
     """
     try:
-        with alone(), evaluating(model), torch.no_grad():
+        with alone(), quiet(), evaluating(model), torch.no_grad():
             signature, examples = signature_of(model, example_inputs)
             args, kwargs = arguments(examples, signature.by_name)
             return export(model, args, kwargs).module(check_guards=False)
@@ -111,9 +114,9 @@ class _Translator:
 
     def _output(self, node: Node, structure: Any) -> None:
         flat = [self._proxy(value) for value in pytree.tree_leaves(node.args[0])]
-        self.tracer.create_node(
-            "output", "output", (self.tracer.create_arg(pytree.tree_unflatten(flat, structure)),), {}
-        )
+        whole = pytree.tree_unflatten(flat, structure)
+        plain, self.result.output = taken_apart(whole, type(self.model).__name__)
+        self.tracer.create_node("output", "output", (self.tracer.create_arg(plain),), {})
 
     def _proxy(self, value: Any) -> Any:
         return Proxy(self._node(value), self.tracer) if isinstance(value, Node) else value
@@ -153,6 +156,10 @@ class _Translator:
             return "call_function", _LAYERS[name], args, kwargs
         if name == "batch_norm":
             return "call_module", self._batch_norm_of(node), args[:1], {}
+        if name == "addmm" and not kwargs and [_stored_dims(args[index]) for index in (0, 2)] == [1, 2]:
+            turned = self.tracer.create_node("call_method", "t", (self._node(args[2]),), {})
+            self.known[turned] = turned
+            return "call_function", F.linear, (args[1], turned, args[0]), {}
         if name == "dropout":
             path = _scope_of(node)
             if path and isinstance(self.model.get_submodule(path), _DropoutNd):
@@ -171,14 +178,22 @@ class _Translator:
         return "call_function", node.target, args, kwargs
 
     def _batch_norm_of(self, node: Node) -> str:
-        """The path of the plain BatchNorm module that made a ``batch_norm`` call, found by its tensors."""
-        tensors = [value for value in node.args[1:5] if isinstance(value, Node)]
-        paths = {str(value.target).rpartition(".")[0] for value in tensors} or {_scope_of(node)}
+        """The path of the BatchNorm module that made a ``batch_norm`` call, found by its tensors."""
+        tensors = [str(value.target) if isinstance(value, Node) else None for value in node.args[1:5]]
+        paths = {path.rpartition(".")[0] for path in tensors if path} or {_scope_of(node)}
         path = paths.pop()
-        module = self.model.get_submodule(path)
-        if paths or type(module).forward is not _BatchNorm.forward:
+        module = self.model.get_submodule(path) if not paths else None
+        own = [f"{path}.{name}" if getattr(module, name, None) is not None else None for name in _OF_NORMS]
+        by_batch = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        if not isinstance(module, _BatchNorm) or tensors != own or node.args[5] is not by_batch:
             raise CaptureError(f"the batch_norm call {node.name} does not come from a torch.nn.BatchNorm module.")
+        self.result.opened.add(path)
         return path
+
+
+def _stored_dims(value: Any) -> int | None:
+    """How many dimensions a tensor of the model has; ``None`` for anything else."""
+    return value.meta["val"].dim() if isinstance(value, Node) and value.op == "get_attr" else None
 
 
 def _scope_of(node: Node) -> str:

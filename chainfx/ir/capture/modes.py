@@ -44,7 +44,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
                 del attributes[name]
             attributes.update(saved)
             for container, content in contents:
-                if not _same_items(container, content):
+                if (container or content) and not _same_items(container, content):
                     container.clear()
                     container.update(content) if type(container) is dict else container.extend(content)
 

@@ -6,22 +6,34 @@ check never waits for a device.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_arg
 
 from chainfx.errors import InputError
+from chainfx.ir.capture.guards import Bounds
+from chainfx.ir.capture.outputs import OutputForm, each_tensor
+from chainfx.ir.capture.parameters import (
+    LITERALS,
+    Given,
+    Input,
+    Omitted,
+    dimension,
+    parameter_from_dict,
+    parameter_to_dict,
+    word,
+)
+from chainfx.ir.capture.wrappers import check_readable
+from chainfx.ir.graph import shape_of
 
-__all__ = ["Input", "Omitted", "Signature", "arguments", "signature_of"]
+__all__ = ["Signature", "arguments", "signature_of"]
 
-Given = Literal["position", "either", "name"]
-
-_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _NONE = inspect.Parameter.empty
-_LITERALS = (bool, int, float, str, type(None))
 _GIVEN: dict[Any, Given] = {
     inspect.Parameter.POSITIONAL_ONLY: "position",
     inspect.Parameter.POSITIONAL_OR_KEYWORD: "either",
@@ -30,41 +42,13 @@ _GIVEN: dict[Any, Given] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
-    """A parameter of ``forward`` that is an input of the graph.
-
-    ``given``: whether callers give it by ``"position"``, by ``"name"``, or ``"either"`` way. ``shape`` and ``dtype``:
-    of the example input. ``fixed``: the dimensions in which every call must have the size of the example.
-    """
-
-    name: str
-    given: Given
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    fixed: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Omitted:
-    """A parameter of ``forward`` that had no example input: the graph has its default written down.
-
-    ``default``: the default as Python writes it; ``"..."`` if it is not a number, a text, a truth value or ``None``.
-    """
-
-    name: str
-    given: Given
-    default: str
-
-    def is_default(self, value: Any) -> bool:
-        """Whether a value is the default that the graph has written down."""
-        return isinstance(value, _LITERALS) and repr(value) == self.default
-
-
-@dataclass(frozen=True, slots=True)
 class Signature:
     """How a captured network is called.
 
     ``parameters``: those of ``forward``, in its order. ``why``: what fixed the sizes, in words; empty if none is fixed.
+    ``bounded_by``: the line of code that branches on a size, empty if none is bounded. ``answers``: where the first
+    dimension of each tensor of the output of the graph is moved to; empty if all stay.
+    ``output``: how to put the output of the graph into the classes that the original returns, ``None`` if it is plain.
 
     >>> signature, _ = signature_of(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3)))
     >>> [(each.name, each.shape) for each in signature.inputs]
@@ -75,6 +59,9 @@ class Signature:
 
     parameters: tuple[Input | Omitted, ...]
     why: str = ""
+    output: OutputForm | None = None
+    bounded_by: str = ""
+    answers: tuple[int, ...] = ()
 
     @classmethod
     def by_position(cls, names: Sequence[str], examples: Sequence[Tensor]) -> "Signature":
@@ -101,19 +88,88 @@ class Signature:
                 names.append(each.name)
         return tuple(names)
 
-    def with_fixed_sizes(self, why: str) -> "Signature":
-        """The signature of a graph that has every size but the batch written down.
+    def with_fixed_sizes(self, why: str, free: Collection[tuple[int, int]] = ()) -> "Signature":
+        """The signature of a graph that has written down every size but the batch and those that are ``free``.
 
-        The batch is the first dimension of the first input, and of every other one of the same length there.
+        The batch is the first dimension of the first input, and of every other one of the same length there. ``free``
+        has the numbers of inputs with the dimensions of them.
         """
         first = self.inputs[0].shape[:1]
+        numbers = {each.name: number for number, each in enumerate(self.inputs)}
 
         def fixed(each: Input) -> Input:
             start = 1 if each.shape[:1] == first else 0
-            return replace(each, fixed=tuple(range(start, len(each.shape))))
+            dims = range(start, len(each.shape))
+            return replace(each, fixed=tuple(dim for dim in dims if (numbers[each.name], dim) not in free))
 
         parameters = tuple(fixed(each) if isinstance(each, Input) else each for each in self.parameters)
-        return Signature(parameters, why)
+        return replace(self, parameters=parameters, why=why)
+
+    def with_bounds(self, bounds: Bounds) -> "Signature":
+        """The signature of a graph that holds for some sizes only: where the code takes the same way as traced."""
+        numbers = {each.name: number for number, each in enumerate(self.inputs)}
+
+        def bounded(each: Input) -> Input:
+            places = [(numbers[each.name], dim) for dim in range(len(each.shape))]
+            limits = tuple((dim, *bounds.limits[place]) for dim, place in enumerate(places) if place in bounds.limits)
+            tied = tuple((dim, bounds.tied[place]) for dim, place in enumerate(places) if place in bounds.tied)
+            return replace(each, limits=limits, tied=tied)
+
+        parameters = tuple(bounded(each) if isinstance(each, Input) else each for each in self.parameters)
+        return replace(self, parameters=parameters, bounded_by=bounds.line)
+
+    def with_batch_of(self, caller: "Signature") -> "Signature":
+        """The signature of a graph that has the batch first, for callers that have it where ``caller`` says."""
+        batch = {each.name: each.batch for each in caller.inputs}
+
+        def placed(each: Input) -> Input:
+            dims = list(range(1, len(each.shape)))
+            dims.insert(batch[each.name], 0)  # by the caller's dimensions those of the graph
+            fixed = tuple(dim for dim, own in enumerate(dims) if own in each.fixed)
+            limits = tuple((dims.index(own), least, most) for own, least, most in each.limits)
+            tied = tuple((dims.index(own), group) for own, group in each.tied)
+            shape = tuple(each.shape[own] for own in dims)
+            return replace(each, shape=shape, fixed=fixed, limits=limits, tied=tied, batch=batch[each.name])
+
+        parameters = tuple(placed(each) if isinstance(each, Input) else each for each in self.parameters)
+        return replace(self, parameters=parameters, answers=caller.answers if any(caller.answers) else ())
+
+    def with_batches(self, batches: Mapping[str, int], answers: tuple[int, ...]) -> "Signature":
+        """The signature of a graph that has inputs with these dimensions at the front, and answers moved back."""
+        parameters = tuple(
+            replace(each, batch=batches.get(each.name, 0)) if isinstance(each, Input) else each
+            for each in self.parameters
+        )
+        return replace(self, parameters=parameters, answers=answers)
+
+    def with_dtypes_of(self, tensors: Sequence[Tensor]) -> "Signature":
+        """The signature of the same graph in another precision, for example inputs in it."""
+        dtypes = {each.name: x.dtype for each, x in zip(self.inputs, tensors, strict=True)}
+        parameters = tuple(
+            replace(each, dtype=dtypes[each.name]) if isinstance(each, Input) else each for each in self.parameters
+        )
+        return replace(self, parameters=parameters)
+
+    def to_graph(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Inputs as callers have them with the batch first, as the graph takes them."""
+        given = zip(self.inputs, tensors, strict=True)
+        return tuple(x.movedim(known.batch, 0) if known.batch else x for known, x in given)
+
+    def from_graph(self, plain: Any) -> Any:
+        """What the original returns, from what the graph does: its classes, and the batch where it has it."""
+        if any(self.answers):
+            dims = iter(self.answers)
+            plain = each_tensor(plain, lambda x: x.movedim(0, next(dims)))
+        return plain if self.output is None else self.output.put(plain)
+
+    def fits(self, plain: Any) -> bool:
+        """Whether the output of a graph is what the signature says, nodes that know their shape in place of tensors."""
+        if self.output is not None and not self.output.fits(plain):
+            return False
+        ranks: list[int] = []
+        if self.answers:
+            map_arg(plain, lambda node: ranks.append(len(shape_of(node))))
+        return len(ranks) == len(self.answers) and all(map(operator.lt, self.answers, ranks))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The inputs of the graph in its order, from a call as the original takes it.
@@ -169,6 +225,15 @@ class Signature:
                         f"input {known.name!r} has shape {_shape(given.shape)}, but its dimension {dim} is fixed at "
                         f"{known.shape[dim]}, as {self.why}; give that size, or compile with an example of the other."
                     )
+            for dim, least, most in known.limits:
+                if given.shape[dim] < least or (most is not None and given.shape[dim] > most):
+                    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+                    raise InputError(
+                        f"input {known.name!r} has shape {_shape(given.shape)}, but its dimension {dim} has to be "
+                        f"{allowed}, as the code goes another way for others at {self.bounded_by}; give such a size, "
+                        f"or compile with an example of the other."
+                    )
+        self._check_tied(tensors)
 
     def has_shapes_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors in the order of the graph have the shapes of the example inputs."""
@@ -176,12 +241,31 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, for :meth:`from_dict`."""
-        return {"parameters": [_to_dict(each) for each in self.parameters], "why": self.why}
+        output = {"output": self.output.to_dict()} if self.output is not None else {}
+        bounded = {"bounded_by": self.bounded_by} if self.bounded_by else {}
+        answers = {"answers": list(self.answers)} if any(self.answers) else {}
+        parameters = [parameter_to_dict(each) for each in self.parameters]
+        return {"parameters": parameters, "why": self.why, **output, **bounded, **answers}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Signature":
         """What :meth:`to_dict` wrote; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        return cls(tuple(_from_dict(each) for each in data["parameters"]), _word(data["why"]))
+        output = OutputForm.from_dict(data["output"]) if "output" in data else None
+        parameters = tuple(parameter_from_dict(each) for each in data["parameters"])
+        answers = tuple(map(dimension, data.get("answers", ())))
+        return cls(parameters, word(data["why"]), output, word(data.get("bounded_by", "")), answers)
+
+    def _check_tied(self, tensors: Sequence[Tensor]) -> None:
+        first: dict[int, tuple[str, int, int]] = {}
+        for known, given in zip(self.inputs, tensors, strict=True):
+            for dim, group in known.tied:
+                name, other, size = first.setdefault(group, (known.name, dim, given.shape[dim]))
+                if given.shape[dim] != size:
+                    raise InputError(
+                        f"input {known.name!r} has size {given.shape[dim]} in dimension {dim}, and {name!r} has {size} "
+                        f"in dimension {other}, but they have to be equal, as the code goes another way for others at "
+                        f"{self.bounded_by}; give equal sizes, or compile with an example of the other."
+                    )
 
     def _refused(self, problem: str) -> InputError:
         names = [f"{each.name} (by name)" if each.given == "name" else each.name for each in self.inputs]
@@ -197,6 +281,7 @@ def signature_of(
     default last; a mapping is by name. Raises :class:`~chainfx.errors.InputError` for examples that are no tensors or
     not those that ``forward`` takes.
     """
+    check_readable(model)
     names = list(example_inputs) if isinstance(example_inputs, Mapping) else None
     tensors = _tensors(example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs)
     declared = _declared(model, names or [], len(tensors) if names is None else 0)
@@ -252,7 +337,7 @@ def _declared(model: nn.Module, names: Sequence[Any], count: int) -> list[tuple[
 def _parameter(name: str, given: Given, default: Any, examples: Mapping[str, Tensor]) -> Input | Omitted:
     example = examples.get(name)
     if example is None:
-        return Omitted(name, given, repr(default) if isinstance(default, _LITERALS) else "...")
+        return Omitted(name, given, repr(default) if isinstance(default, LITERALS) else "...")
     return Input(name, given, tuple(example.shape), example.dtype)
 
 
@@ -266,29 +351,3 @@ def _kind(dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return "complex"
     return "boolean" if dtype == torch.bool else "integer"
-
-
-def _to_dict(parameter: Input | Omitted) -> dict[str, Any]:
-    named = {"name": parameter.name, "given": parameter.given}
-    if isinstance(parameter, Omitted):
-        return {**named, "default": parameter.default}
-    fixed = list(parameter.fixed)
-    return {**named, "shape": list(parameter.shape), "dtype": str(parameter.dtype), "fixed": fixed}
-
-
-def _from_dict(data: Mapping[str, Any]) -> Input | Omitted:
-    name, given = _word(data["name"]), data["given"]
-    if given not in get_args(Given):
-        raise ValueError(f"an input is not given by {given!r}")
-    if "default" in data:
-        return Omitted(name, given, _word(data["default"]))
-    shape, fixed = tuple(data["shape"]), tuple(data["fixed"])
-    if not set(fixed) <= set(range(len(shape))):
-        raise ValueError(f"shape {shape} has not the dimensions {fixed}")
-    return Input(name, given, shape, _DTYPES[data["dtype"]], fixed)
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value

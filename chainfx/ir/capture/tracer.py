@@ -16,15 +16,20 @@ from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx import _symbolic_trace as fx
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.proxy import Scope
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.overrides import is_tensor_method_or_property
 
 from chainfx.ir.capture.attention import attend
+from chainfx.ir.capture.dropped_paths import dropping
+from chainfx.ir.capture.guards import Bounds
 from chainfx.ir.capture.hooks import alone, hooked, recorded, replaced, seen_here, watched_by, watcher_here
+from chainfx.ir.capture.normal_form import layer_name, new_node, normal_arguments, same_padding
+from chainfx.ir.capture.opened import NORMALIZATIONS, is_counter, is_whole, normalized_by, unchecked
+from chainfx.ir.capture.outputs import OutputForm, taken_apart
 from chainfx.ir.capture.signature import arguments
 from chainfx.ir.graph import (
+    AUGMENTED,
     DEPTHWISE,
     LAYERS,
     ByMode,
@@ -35,18 +40,10 @@ from chainfx.ir.graph import (
     tensors_of,
 )
 
-__all__ = ["Trace", "TrainFormProxy", "TrainFormTracer", "layer_name", "new_node", "normal_arguments"]
+__all__ = ["Trace", "TrainFormProxy", "TrainFormTracer"]
 
-_ARGUMENTS = {
-    "linear": ("input", "weight", "bias"),
-    "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "depthwise": ("input", "weight", "bias", "stride", "padding", "dilation"),
-    "transposed": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-}
-_KINDS = {"linear": (F.linear,), "conv": DEPTHWISE.keys(), "depthwise": DEPTHWISE.values()}
-_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
 _LITERALS = frozenset({bool, int, float, str, type(None), type(...), torch.dtype, torch.device})
-_LEAVES = (_NormBase, _DropoutNd, ByMode)
+_PLAIN = _LITERALS | {dict, list, tuple, set}  # most of what a module holds: told apart from tensors at a glance
 _LAYER_MODULES = (_ConvNd, nn.Linear)
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros", "rand", "randn", "randint", "randperm")
 
@@ -57,79 +54,44 @@ class Trace:
 
     ``scopes``: the path of the module that made each node, also of those erased since. ``steps``: per module path, in
     order, the nodes that it made itself and the paths of the modules that it entered. ``constants``: tensors that
-    belong to no module, by name.
+    belong to no module, by name. ``opened``: the paths of normalizations of which only the torch layer that they extend
+    is called. ``respelled``: some nodes call something else than their names say. ``output``: how to put what the graph
+    returns into the classes that the model returns. ``bounds``: of sizes that are free but for what the code branches
+    on.
     """
 
     graph: Graph
     scopes: dict[Node, str] = field(default_factory=dict)
     steps: dict[str, list[Node | str]] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
-
-
-def normal_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a conv or linear call by name, in the order of :mod:`~chainfx.ir.graph.edit`."""
-    kind = next((kind for kind, targets in _KINDS.items() if target in targets), "transposed")
-    names = _ARGUMENTS[kind]
-    given = {**_DEFAULTS, **dict(zip(names, args, strict=False)), **kwargs}
-    if kind != "linear":
-        rank = int(target.__name__[-2])
-        for name in ("stride", "padding", "dilation", "output_padding"):
-            given[name] = _tuple_of(given[name], rank)
-    return {name: given[name] for name in names}
-
-
-def layer_name(weight: Any) -> str | None:
-    """The name of a layer: the path of its weight, or of what that is computed from, without the last word."""
-    while isinstance(weight, Node) and weight.op != "get_attr":
-        weight = weight.args[0] if weight.args else None
-    if not isinstance(weight, Node):
-        return None
-    return str(weight.target).removesuffix("weight").rstrip("._").replace(".", "_") or None
-
-
-def new_node(
-    graph: Graph,
-    kind: str,
-    target: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    name: str | None = None,
-    type_expr: Any | None = None,
-) -> Node:
-    """The node that ``graph.create_node`` makes at the end of the graph, with its arguments set afterwards.
-
-    ``create_node`` looks through the arguments that it is given for symbolic sizes, of which a traced graph has none.
-    Without that, a graph that is only counted is captured in 10 % less time.
-    """
-    node = graph.create_node(kind, target, (), {}, name, type_expr)
-    if args:
-        node.args = args
-    if kwargs:
-        node.kwargs = kwargs
-    return node
-
-
-def _tuple_of(value: Any, rank: int) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(value) * rank if len(value) == 1 else tuple(value)
-    return (value,) * rank if isinstance(value, int) else value
-
-
-def _same_padding(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """The (left, right) zeros of each axis that ``padding="same"`` stands for; the odd one goes right."""
-    totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-    return tuple((total // 2, total - total // 2) for total in totals)
+    opened: set[str] = field(default_factory=set)
+    respelled: bool = False
+    output: OutputForm | None = None
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 class TrainFormProxy(Proxy):
-    """A proxy that can be stored into: ``x[index] = value``."""
+    """A proxy that can be stored into, ``x[index] = value``, and changed in place, ``x += value``."""
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", assign_, (self, index, value), {})
 
 
+def _in_place(function: Callable[..., Any]) -> Callable[[TrainFormProxy, Any], Any]:
+    def method(self: TrainFormProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for augmented in AUGMENTED:
+    setattr(TrainFormProxy, f"__{augmented.__name__}__", _in_place(augmented))
+
+
 class TrainFormTracer(Tracer):
     """Traces a module into the train form; ``leaves`` are the paths of modules to keep whole.
+
+    ``keeps_layers`` says whether an opened normalization becomes a call of torch's layer; else it stays a function.
 
     The last of the ``inputs``, those ``by_name``, are handed to ``forward`` by their names.
     Calls of functions of the ``recorded_modules`` (Python's, not torch's) become nodes where they are given a proxy.
@@ -152,6 +114,8 @@ class TrainFormTracer(Tracer):
         self.leaves = leaves
         self.failed_at: str | None = None
         self.names: dict[int, str] = {}
+        self.keeps_layers = True
+        self._modules: Mapping[str, nn.Module] = {}
         self._tensors: dict[str, Tensor] = {}
         self._read: dict[str, Proxy] = {}
         self.result = Trace(Graph())
@@ -170,8 +134,9 @@ class TrainFormTracer(Tracer):
             function, args = self.create_args_for_root(self._forward_of(root), True, concrete_args)
             returns = inspect.get_annotations(inspect.unwrap(function)).get("return")
             with watched_by(self):
-                output = self.create_arg(function(*args))
-                self.create_node("output", "output", (output,), {}, type_expr=returns)
+                plain, self.result.output = taken_apart(function(*args), type(root).__name__)
+                returns = returns if self.result.output is None else None
+                self.create_node("output", "output", (self.create_arg(plain),), {}, type_expr=returns)
         self.submodule_paths = None
         return self.graph
 
@@ -184,9 +149,9 @@ class TrainFormTracer(Tracer):
             value: f"{path}.{name}".lstrip(".")
             for path, module in modules.items()
             for name, value in vars(module).items()
-            if isinstance(value, fx._constant_attribute_types)
+            if type(value) not in _PLAIN and isinstance(value, fx._constant_attribute_types)
         }
-        self._tensors = tensors_of(modules)
+        self._modules, self._tensors = modules, tensors_of(modules)
         self.names = {id(tensor): path for path, tensor in reversed(self._tensors.items())}
 
     def _functions(self) -> dict[tuple[ModuleType, str], Any]:
@@ -243,16 +208,18 @@ class TrainFormTracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
-        if module_qualified_name in self.leaves or isinstance(m, _LEAVES):
+        if module_qualified_name in self.leaves or is_whole(m) or isinstance(m, ByMode):
             return True
         if isinstance(m, _LAYER_MODULES) or next(m.children(), None) is not None:
             return False
-        return type(m).__module__.startswith("torch.nn")
+        return type(m).__module__.startswith("torch.nn") and not isinstance(m, _WeightNorm)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Enter or record a module, and remember the innermost one that raises."""
-        if type(m) is nn.Identity:
+        if type(m) is nn.Identity or (type(m) is nn.Sequential and not len(m)):
             return args[0]
+        if (drop := dropping(m)) is not None and len(args) == 1:
+            return self.create_proxy("call_function", drop.func, args, drop.keywords)
         path = self.path_of_module(m)
         leaf = self.is_leaf_module(m, path)
         if not leaf:
@@ -264,7 +231,8 @@ class TrainFormTracer(Tracer):
         try:
             if leaf:
                 return self.create_proxy("call_module", path, args, kwargs)
-            return forward(*args, **kwargs)
+            with unchecked(m):
+                return forward(*args, **kwargs)
         except Exception:
             self.failed_at = self.failed_at if self.failed_at is not None else path
             raise
@@ -283,6 +251,8 @@ class TrainFormTracer(Tracer):
         if id(value) not in self.names:
             return value
         name = self.names[id(value)]
+        if is_counter(name, self.scope.module_path, self.scope.module_type):
+            return None  # the torch layer that the graph calls counts for itself
         if name not in self._read:
             self._read[name] = self.create_proxy("get_attr", name, (), {})
         return self._read[name]
@@ -317,6 +287,14 @@ class TrainFormTracer(Tracer):
         """Record a call; a function wrapped for FX that is given a weight is traced through: it hides layers."""
         if kind == "call_function" and isinstance(target, FunctionType) and self._is_given_weight(target, args, kwargs):
             return target(*args, **kwargs)
+        if target is torch.addmm and not kwargs and self._dims(args[0]) == 1 and self._dims(args[2]) == 2:
+            return F.linear(args[1], args[2].t(), args[0])
+        if target in NORMALIZATIONS and self.keeps_layers:
+            path = self.scope.module_path
+            normalized = normalized_by(self._modules.get(path), path, target, args, kwargs)
+            if normalized is not None:
+                self.result.opened.add(path)
+                kind, target, args, kwargs = "call_module", path, (normalized,), {}
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)
 
     def _is_given_weight(self, function: FunctionType, args: Any, kwargs: Any) -> bool:
@@ -350,6 +328,11 @@ class TrainFormTracer(Tracer):
             self.result.steps.setdefault(self.scope.module_path, []).append(node)
         return node
 
+    def _dims(self, value: Any) -> int | None:
+        """How many dimensions a parameter or buffer has; ``None`` for anything else."""
+        tensor = self._tensor_at(value.node) if isinstance(value, Proxy) and value.node.op == "get_attr" else None
+        return None if tensor is None else tensor.dim()
+
     def _is_depthwise(self, target: Any, arguments: dict[str, Any]) -> bool:
         """Whether a convolution has one filter for each channel, more than one of both."""
         groups = arguments.get("groups", 1)
@@ -369,7 +352,7 @@ class TrainFormTracer(Tracer):
         tensor = self._tensor_at(weight)
         if tensor is None:
             return arguments
-        sides = _same_padding(tuple(tensor.shape[2:]), arguments["dilation"])
+        sides = same_padding(tuple(tensor.shape[2:]), arguments["dilation"])
         if any(left != right for left, right in sides):
             spread = tuple(max(0, right - left) * side for left, right in reversed(sides) for side in (0, 1))
             padded = self.create_node("call_function", F.pad, (arguments["input"], spread), {})

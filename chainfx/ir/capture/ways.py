@@ -1,15 +1,16 @@
 """Capture: a model as a graph in train form.
 
-The ways, in order: symbolic tracing (batch and resolution stay free), tracing with the sizes of the example inputs
-(the batch stays free), ``torch.export`` (the same), and the innermost module that none of them can follow kept as an
-opaque leaf. A module without parameters that cannot be followed becomes a leaf before ``torch.export`` is asked: it
-hides nothing.
+The ways, in order: symbolic tracing (batch and resolution stay free), tracing with the sizes of the example inputs (the
+batch stays free, and the other sizes where the code allows it), ``torch.export`` (the batch stays free), and the
+innermost module that none of them can follow kept as an opaque leaf. A module without parameters that cannot be
+followed becomes a leaf before ``torch.export`` is asked: it hides nothing.
 """
 
 import contextlib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +20,18 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
-from chainfx.ir.capture.build import build, build_to_read, simplify
+from chainfx.ir.capture.build import build, build_to_read, rename, simplify
 from chainfx.ir.capture.compare import Difference, find_difference, source_of
 from chainfx.ir.capture.export import export_trace
+from chainfx.ir.capture.folding import FoldedWeight, fold_weights
+from chainfx.ir.capture.guards import SizeError
 from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
+from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import Signature, arguments, signature_of
-from chainfx.ir.capture.sizes import BATCH, DATA, SizesTracer
+from chainfx.ir.capture.sizes import BATCH, DATA, Sizes, SizesTracer, sizes_to_free
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
+from chainfx.ir.capture.wrappers import unwrapped
 from chainfx.ir.graph import evaluate_graph, evaluating, modules_by_path, needs_data
 
 __all__ = ["CaptureReport", "OpaqueLeaf", "capture", "capture_to_read", "capture_with_report"]
@@ -50,11 +55,13 @@ class OpaqueLeaf:
 class CaptureReport:
     """How a graph was captured, and what of the model it does not show.
 
-    ``method``: ``"symbolic"`` (batch and resolution free), ``"sizes"`` or ``"export"`` (batch free). ``opaque``: leaves
-    that hide matrix multiplications or could not be followed. ``dropped``: ``state_dict`` names of the model that the
-    graph does not use, such as auxiliary heads of train mode. ``aliases``: (other name, kept name) of tensors that have
-    several. ``eval_structure``: the model's own ``forward`` does other things in train mode; the graph does those of
-    eval mode. ``signature``: how the graph is called, and which sizes it has fixed.
+    ``method``: ``"symbolic"`` (batch and resolution free), ``"sizes"`` (batch free, and other sizes where the code
+    allows it) or ``"export"`` (batch free). ``opaque``: leaves that hide matrix multiplications or could not be
+    followed. ``dropped``: ``state_dict`` names of the model that the graph does not use, such as auxiliary heads of
+    train mode. ``aliases``: (other name, kept name) of tensors that have several. ``eval_structure``: the model's own
+    ``forward`` does other things in train mode; the graph does those of eval mode. ``folded``: weights that the model
+    computes from its parameters, each with these; the graph stores what is computed, and no longer computes it, also in
+    training. ``signature``: how the graph is called, and which sizes it has fixed.
     """
 
     method: Method
@@ -63,6 +70,7 @@ class CaptureReport:
     dropped: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     eval_structure: bool = False
+    folded: tuple[FoldedWeight, ...] = ()
 
 
 Examples = Sequence[Tensor] | Mapping[str, Tensor]
@@ -74,12 +82,14 @@ def capture(model: nn.Module, example_inputs: Examples, *, compare: bool = True)
     ``example_inputs`` are the inputs in the order of ``forward``, or by the names it has for them, batch first, on the
     model's device (meta included). Other arguments of ``forward`` keep their defaults. The graph takes the inputs by
     position, in the order of ``forward``. It *shares* parameters, buffers and leaf modules with ``model``, as
-    ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. The mode of ``model`` is left as it was, and
-    the graph starts in it; no other thread may run the model itself meanwhile, as its mode changes for moments. Other
-    models may run, be compiled and be captured in other threads: captures wait for each other.
+    ``torch.fx`` does: copy it (``copy.deepcopy``) before changing them. Weights that the model computes from
+    parameters, as under a weight norm, are computed once and belong to the graph alone
+    (:attr:`CaptureReport.folded`). The mode of ``model`` is left as it was, and the graph starts in it; no other thread
+    may run the model itself meanwhile, as its mode changes for moments. Other models may run, be compiled and be
+    captured in other threads: captures wait for each other.
 
-    The graph is compared with the model: both run on a few of the samples, on another batch size, and on another image
-    size or length where none is fixed. ``compare=False`` leaves that out, for graphs whose answers do not matter;
+    The graph is compared with the model: both run on a few of the samples, and on another batch, of another image size
+    or length where none is fixed. ``compare=False`` leaves that out, for graphs whose answers do not matter;
     nothing on the meta device is compared.
 
     Raises :class:`~chainfx.errors.InputError` if the model does not accept the inputs, and
@@ -115,6 +125,7 @@ def capture_to_read(model: nn.Module, example_inputs: Examples) -> GraphModule |
 
 
 def _capture_of(model: nn.Module, example_inputs: Examples) -> "_Capture":
+    model = unwrapped(model)
     signature, examples = signature_of(model, example_inputs)
     _check(model)
     return _Capture(model, examples, signature)
@@ -147,17 +158,23 @@ class _Capture:
     unfollowed: set[str] = field(default_factory=set)
     by_mode: set[str] = field(default_factory=set)
     eval_structure: bool = False
-    not_symbolic: _Failure | None = None
+    folded: tuple[FoldedWeight, ...] = ()
+    not_free: _Failure | None = None
     compare: bool = False
+
+    @cached_property
+    def frees(self) -> dict[str, Sizes]:
+        """The ways that keep sizes free while they trace with sizes, most free first: what each frees, by its name."""
+        return {f"free sizes {number}": sizes for number, sizes in enumerate(sizes_to_free(self.examples))}
 
     def run(self) -> tuple[GraphModule, CaptureReport]:
         exported = False
         while True:
-            result = self._first("symbolic", "sizes")
+            result = self._first("symbolic", *self.frees, "sizes")
             if not isinstance(result, _Failure):
                 return result
             _check_runs(self.model, self.examples, self.signature.by_name)
-            if isinstance(result.cause, InputError):
+            if isinstance(result.cause, InputError | CaptureError):  # said already, and not by the way of capture
                 raise result.cause
             hides = bool(result.path) and _count_parameters(self.model.get_submodule(result.path)) > 0
             if (hides or not result.path) and not exported:
@@ -183,7 +200,8 @@ class _Capture:
                 return self._follow(way)
             except _Failure as failure:
                 failed = failure
-                self.not_symbolic = failure if way == "symbolic" else self.not_symbolic
+                if way in ("symbolic", *list(self.frees)[:1]):
+                    self.not_free = failure
         return failed
 
     def _follow(self, way: str) -> tuple[GraphModule, CaptureReport]:
@@ -193,12 +211,17 @@ class _Capture:
                 self.by_mode |= inner
                 evaluation, training = self._trace(way, False), self._trace(way, True)
         self.eval_structure = bool(differing)
+        known = replace(self.signature, output=evaluation.output)
+        self.signature = known.with_bounds(evaluation.bounds)
         graph_module = build(self.model, evaluation, merge_modes(self.model, evaluation, training))
+        self.folded = fold_weights(graph_module, self.model)
+        if self.folded:
+            rename(graph_module)
         if way != "sizes":
             self._check_shapes(graph_module)
         if self.compare:
-            self._check_answers(graph_module, sizes_free=way == "symbolic")
-        return graph_module, self._report(way.removeprefix("strict "), graph_module)
+            self._check_answers(graph_module, sizes_free=way == "symbolic" or way in self.frees)
+        return graph_module, self._report(way, graph_module)
 
     def _check_shapes(self, graph_module: GraphModule) -> None:
         """See on shapes alone that the graph accepts the example inputs; what needs data cannot be seen so."""
@@ -239,10 +262,12 @@ class _Capture:
             with in_mode(self.model, training):
                 if "export" in way:
                     strict = way.startswith("strict")
-                    trace = export_trace(self.model, inputs, self.examples, by_name, strict=strict)
+                    with quiet():
+                        trace = export_trace(self.model, inputs, self.examples, by_name, strict=strict)
                     return simplify(trace, self.model)
-                if way in ("sizes", "to read"):
-                    tracer = SizesTracer(inputs, self.examples, leaves, to_read=way == "to read")
+                if way != "symbolic":
+                    to_read, free = way == "to read", self.frees.get(way)
+                    tracer = SizesTracer(inputs, self.examples, leaves, free=free, to_read=to_read)
                 else:
                     tracer = TrainFormTracer(inputs, leaves)
                 tracer.by_name = by_name
@@ -253,19 +278,30 @@ class _Capture:
     def _report(self, way: str, graph_module: GraphModule) -> CaptureReport:
         kept = graph_module.state_dict(keep_vars=True)
         names = {id(tensor): name for name, tensor in reversed(kept.items())}
-        missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in kept}
+        used = {*kept, *(source for each in self.folded for source in each.sources)}
+        missing = {name: t for name, t in self.model.state_dict(keep_vars=True).items() if name not in used}
         return CaptureReport(
-            method=way,  # type: ignore[arg-type]  # the strict way counts as export
-            signature=self.signature if way == "symbolic" else self.signature.with_fixed_sizes(self._why_fixed()),
+            method="symbolic" if way == "symbolic" else "export" if "export" in way else "sizes",
+            signature=self._signature(way),
             opaque=tuple(self._opaque(graph_module)),
             dropped=tuple(name for name, tensor in missing.items() if id(tensor) not in names),
             aliases=tuple((name, names[id(tensor)]) for name, tensor in missing.items() if id(tensor) in names),
             eval_structure=self.eval_structure,
+            folded=self.folded,
         )
+
+    def _signature(self, way: str) -> Signature:
+        if way == "symbolic":
+            return self.signature
+        known = self.signature.with_fixed_sizes(self._why_fixed(), self.frees.get(way, ()))
+        return known if any(each.fixed for each in known.inputs) else self.signature
 
     def _why_fixed(self) -> str:
         """What fixed the sizes, to be read after "as": the way of capture and the line that no free size can follow."""
-        frame = None if self.not_symbolic is None else _user_frame(self.not_symbolic.cause)
+        cause = None if self.not_free is None else self.not_free.cause
+        if isinstance(cause, SizeError):
+            return f"capture wrote the sizes down for {cause.line}"
+        frame = None if cause is None else _user_frame(cause)
         if frame is None or not frame.line:
             return "capture wrote the sizes of the example inputs down"
         return f"capture wrote the sizes down for `{frame.line}` at {Path(frame.filename).name}:{frame.lineno}"
@@ -338,10 +374,23 @@ def _explained(model: nn.Module, failure: _Failure) -> CaptureError:
     frame = _user_frame(failure.cause)
     where = type(model).__name__ if frame is None else f"{type(model).__name__} at {frame.filename}:{frame.lineno}"
     code = "its forward" if frame is None else f"`{frame.line}`"
+    instead = _way_out(reason, (frame and frame.line) or "")
     return CaptureError(
-        f"cannot capture {where}: {code} {why}; replace the branch by torch.where, or move these lines into a "
-        "submodule without parameters, which then stays one opaque node."
+        f"cannot capture {where}: {code} {why}; {instead}move these lines into a submodule without parameters, which "
+        "then stays one opaque node."
     )
+
+
+def _way_out(reason: str, line: str) -> str:
+    """What the code could do instead, by what stands in the way."""
+    word = line.split(maxsplit=1)[0] if line else ""
+    if reason == DATA and word == "while":
+        return "run a number of steps that does not depend on the data, or "
+    if reason == DATA and (word in ("if", "elif", "assert") or " if " in line):
+        return "replace the branch by torch.where, or "
+    if reason == DATA:
+        return "compute it with tensors, without .item() and Python numbers, or "
+    return "compute all samples at once, without a loop over the batch, or " if reason == BATCH else ""
 
 
 def _told(model: nn.Module, found: Difference) -> CaptureError:

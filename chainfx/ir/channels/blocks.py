@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.channels.analyse import ChannelAnalysis
-from chainfx.ir.graph import Trait, edit, layers_of, names_with, operator_of, shape_of
+from chainfx.ir.graph import Trait, edit, layers_of, names_with, operator_of, ops, shape_of
 
 __all__ = ["Block", "ResidualStage", "drop_block", "stages_of"]
 
@@ -106,9 +106,14 @@ def _residual(node: Node, layers: set[Node], ancestors: _Ancestors) -> Block | N
         inside = ancestors.of(branch) - ancestors.of(entry)
         if branch in inside and inside & layers and _is_closed(inside, entry, node):
             same = shape_of(entry) == shape_of(node)
-            return Block(node, entry if same else None, inside & layers)
+            return Block(node, _unquantized(entry) if same else None, inside & layers)
     differing = (ancestors.of(one) ^ ancestors.of(other)) & layers
     return Block(node, None, differing) if differing else None
+
+
+def _unquantized(node: Node) -> Node:
+    """The value beneath a quantizer: what comes after a block that is taken out has quantizers of its own."""
+    return edit.input_of(node) if node.target is ops.quantize_activation else node
 
 
 def _is_activation(*nodes: Node) -> bool:

@@ -22,6 +22,7 @@ from chainfx.ir.channels.labels import (
     blanks,
     compact,
     fitted,
+    select_first,
     spread,
     tensors_in,
     varying,
@@ -273,10 +274,7 @@ class Flow:
         return found
 
     def parts(self, node: Any) -> Any:
-        """The labels of a node that gives several tensors, in tuples and dictionaries as it gives them.
-
-        ``None`` for any other node.
-        """
+        """The labels of a node that gives several tensors, nested as it gives them; ``None`` for any other node."""
         found = self._labels.get(node)
         return None if isinstance(found, Tensor) else found
 
@@ -355,6 +353,9 @@ class Flow:
             return spread(torch.where(smaller != 0, smaller, other)).expand(shape)
         if over_left and (not over_right or self.ledger.is_plain(left)):
             left, right = right, left
+        once = tuple(d for d in range(rank) if right.size(d) == 1)
+        if torch.equal(compact(select_first(left, once)), compact(right)):
+            return self.ledger.pin(left, once, f"it meets channels of its own (node {node.name!r})").expand(shape)
         self.freeze(right, node, "it is broadcast over other channels")
         return self._beside(left, blank(right.shape), shape, node)
 

@@ -1,6 +1,7 @@
 """The train form: dialect ops, the normal form of layers, exits, shapes, and the rules a graph keeps."""
 
 from chainfx.ir.graph import edit, ops
+from chainfx.ir.graph.affine import BATCH_NORMS, affine_of
 from chainfx.ir.graph.checks import check_rules, verify
 from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
@@ -36,14 +37,17 @@ from chainfx.ir.graph.layer import (
 from chainfx.ir.graph.leaves import ByMode, Scalar, assign_
 from chainfx.ir.graph.matrices import Matrix, matrices_of
 from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_data, without_data
-from chainfx.ir.graph.mutation import changes_in_place, changes_what_is_used, cuts_tensor
+from chainfx.ir.graph.mutation import AUGMENTED, changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
+from chainfx.ir.graph.sums import summands_of
 
 __all__ = [
+    "AUGMENTED",
+    "BATCH_NORMS",
     "DEPTHWISE",
     "DIALECT",
     "FACTS",
@@ -69,6 +73,7 @@ __all__ = [
     "Scalar",
     "Skipped",
     "Trait",
+    "affine_of",
     "assign_",
     "call_operator",
     "changes_in_place",
@@ -114,6 +119,7 @@ __all__ = [
     "segments",
     "select",
     "shape_of",
+    "summands_of",
     "tensors_of",
     "value_of",
     "verify",

@@ -28,6 +28,7 @@ __all__ = [
     "LAYERS",
     "TRANSPOSED",
     "device_of",
+    "drop_unused_nodes",
     "evaluating",
     "fresh_path",
     "function_of",
@@ -128,7 +129,17 @@ def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
 
     A module that the model holds at several places is there under each of its paths.
     """
-    return dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, nn.Module] = {}
+
+    def find(module: nn.Module, path: str) -> None:
+        found[path] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                find(child, f"{path}.{name}" if path else name)
+
+    # as ``named_modules(remove_duplicate=False)``, without a generator for each level that every module passes through
+    find(model, "")
+    return found
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -232,17 +243,22 @@ def fresh_path(graph_module: nn.Module, prefix: str) -> str:
     return name
 
 
+def drop_unused_nodes(graph_module: GraphModule) -> None:
+    """Take nodes whose result nobody uses out of the graph; modules and tensors that they refer to stay."""
+
+    def is_needed(node: Node) -> bool:
+        return node.op in ("placeholder", "output") or changes_what_is_used(node, graph_module)
+
+    graph_module.graph.eliminate_dead_code(is_impure_node=is_needed)
+
+
 def tidy(graph_module: GraphModule) -> None:
     """Clean up after a change of the graph: call it at the end of a pass that moved or removed nodes.
 
     Nodes whose result nobody uses go, then the modules and tensors that no node refers to. The graph is checked
     (``graph.lint``) and compiled anew.
     """
-
-    def is_needed(node: Node) -> bool:
-        return node.op in ("placeholder", "output") or changes_what_is_used(node, graph_module)
-
-    graph_module.graph.eliminate_dead_code(is_impure_node=is_needed)
+    drop_unused_nodes(graph_module)
     used = {str(node.target) for node in graph_module.graph.nodes if node.op in ("get_attr", "call_module")}
     for name, module in list(graph_module.named_modules()):
         if any(name == path or name.startswith(f"{path}.") for path in used):

@@ -1,8 +1,9 @@
 """Matrices: the parameters of two or more dimensions, where nearly all of a network lies, and what reads them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph import edit
@@ -56,44 +57,51 @@ class Matrix:
 
 def matrices_of(graph_module: GraphModule) -> tuple[Matrix, ...]:
     """The parameters of two or more dimensions of a graph in train form, each once, in the order of its parameters."""
+    modules = edit.modules_by_path(graph_module)
+    tensors = edit.tensors_of(modules)
     paths: dict[int, list[str]] = {}
-    shapes: dict[int, tuple[int, ...]] = {}
-    for path, parameter in graph_module.named_parameters(remove_duplicate=False):
-        if parameter.dim() > 1:
-            paths.setdefault(id(parameter), []).append(path)
-            shapes[id(parameter)] = tuple(parameter.shape)
-    kinds = _readers(graph_module)
-    return tuple(Matrix(tuple(paths[key]), shapes[key], *(tuple(kind.get(key, ())) for kind in kinds)) for key in paths)
+    for path, tensor in tensors.items():
+        if isinstance(tensor, nn.Parameter) and tensor.dim() > 1:
+            paths.setdefault(id(tensor), []).append(path)
+    kinds = _readers(graph_module, modules, tensors)
+    return tuple(
+        Matrix(tuple(each), tuple(tensors[each[0]].shape), *(tuple(kind.get(key, ())) for kind in kinds))
+        for key, each in paths.items()
+    )
 
 
 _Readers = dict[int, dict[Node, None]]
 
 
-def _readers(graph_module: GraphModule) -> tuple[_Readers, _Readers, _Readers]:
+def _readers(
+    graph_module: GraphModule, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> tuple[_Readers, _Readers, _Readers]:
     """For each tensor of the network, by its id, the layers, the modules and the other nodes that read it."""
-    layers: _Readers = {}
-    modules: _Readers = {}
-    others: _Readers = {}
+    in_layers: _Readers = {}
+    in_modules: _Readers = {}
+    in_others: _Readers = {}
     fixed: dict[Node, dict[int, None]] = {}  # nodes that depend on no input, each with the tensors it is computed from
     for node in graph_module.graph.nodes:
-        is_layer = node.op == "call_function" and node.target in edit.LAYERS
         if node.op == "get_attr":
-            tensor = getattr(*edit.parent_of(graph_module, str(node.target)), None)
-            fixed[node] = {id(tensor): None}
+            fixed[node] = {id(tensors.get(str(node.target))): None}
             continue
         if node.op == "call_module":
-            _enter(modules, node, map(id, graph_module.get_submodule(str(node.target)).parameters()))
-        if node.op.startswith("call_") and not is_layer and fixed.keys() >= {*node.all_input_nodes}:
-            fixed[node] = _together(fixed, node.all_input_nodes)
-        else:
-            weights = [each for each in node.all_input_nodes if is_layer and each is node.args[1]]
-            _enter(layers, node, _together(fixed, weights))
-            _enter(others, node, _together(fixed, [each for each in node.all_input_nodes if each not in weights]))
-    return layers, modules, others
+            held = edit.tensors_of(edit.modules_by_path(modules[str(node.target)]))
+            _enter(in_modules, node, map(id, held.values()))
+        sources = node.all_input_nodes
+        constant = [each for each in sources if each in fixed]
+        is_layer = node.op == "call_function" and node.target in edit.LAYERS
+        if node.op.startswith("call_") and not is_layer and len(constant) == len(sources):
+            fixed[node] = _together(fixed, constant)
+        elif constant:
+            weights = [each for each in constant if is_layer and each is node.args[1]]
+            _enter(in_layers, node, _together(fixed, weights))
+            _enter(in_others, node, _together(fixed, [each for each in constant if each not in weights]))
+    return in_layers, in_modules, in_others
 
 
-def _together(fixed: dict[Node, dict[int, None]], nodes: Iterable[Node]) -> dict[int, None]:
-    return {key: None for node in nodes for key in fixed.get(node, ())}
+def _together(fixed: Mapping[Node, dict[int, None]], nodes: Iterable[Node]) -> dict[int, None]:
+    return {key: None for node in nodes for key in fixed[node]}
 
 
 def _enter(readers: _Readers, node: Node, read: Iterable[int]) -> None:

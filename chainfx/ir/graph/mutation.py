@@ -7,11 +7,13 @@ from torch.fx import Node
 
 from chainfx.ir.graph.operators import Trait, names_with, operator_of
 
-__all__ = ["changes_in_place", "changes_what_is_used", "cuts_tensor"]
+__all__ = ["AUGMENTED", "changes_in_place", "changes_what_is_used", "cuts_tensor"]
 
-
-_AUGMENTED = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
-_IN_PLACE = frozenset(getattr(operator, name) for name in _AUGMENTED)
+AUGMENTED = {
+    getattr(operator, f"i{name}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+}
+"""What ``x += 1`` and its like call, each with the function that makes a new tensor."""
 
 
 def changes_in_place(node: Node, model: nn.Module) -> bool:
@@ -22,7 +24,7 @@ def changes_in_place(node: Node, model: nn.Module) -> bool:
     """
     if node.op == "call_module":
         return getattr(model.get_submodule(str(node.target)), "inplace", False) is True
-    if node.target in _IN_PLACE or (node.op == "call_function" and node.kwargs.get("inplace") is True):
+    if node.target in AUGMENTED or (node.op == "call_function" and node.kwargs.get("inplace") is True):
         return True
     if node.op == "call_method":
         name = str(node.target)

@@ -30,9 +30,10 @@ __all__ = [
     "mask_weight",
     "quantize_activation",
     "quantize_weight",
+    "round_activation",
 ]
 
-SCHEMES = ("dorefa", "uniform")
+SCHEMES = ("dorefa", "tanh", "uniform")
 CRITERIA = ("entropy", "margin", "max-softmax")
 
 _SMALLEST_SCALE = 1e-8
@@ -72,7 +73,8 @@ def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> t
     ``bits == 1`` is ``sign(w) * mean|w|`` with ``sign(0) = +1`` in both schemes (Zhou et al. 2016, sec. 2.3).
     ``dorefa``, 2..8 bits: ``2 * round((tanh(w) / (2 m) + 1/2) n) / n - 1`` with ``n = 2**bits - 1`` and
     ``m = max|tanh(w)|`` kept as the scale (Zhou et al. 2016, eq. 9). ``uniform``, 2..8 bits: symmetric,
-    ``round(w / m * n)`` with ``n = 2**(bits-1) - 1`` and ``m = max|w|``.
+    ``round(w / m * n)`` with ``n = 2**(bits-1) - 1`` and ``m = max|w|``. ``tanh``, 2..8 bits: ``uniform`` of
+    ``tanh(w)``; at 8 bits, where the values of ``dorefa`` are odd multiples of 1/255 and so no int8, it stands for it.
     The scale has shape () for ``axis=None``, else the size of ``axis`` there and 1 elsewhere, and the dtype of
     ``weight``; codes are computed in float32 (float64 for a float64 weight).
     """
@@ -83,6 +85,7 @@ def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> t
         squashed = torch.tanh(exact)
         scale = _reduce(squashed.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
         return torch.round((squashed / (2 * scale) + 0.5) * _steps(bits)), scale.to(weight.dtype)
+    exact = torch.tanh(exact) if scheme == "tanh" else exact
     levels = _steps(bits - 1)
     scale = _reduce(exact.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
     return torch.round(exact / scale * levels) + levels, scale.to(weight.dtype)
@@ -104,10 +107,10 @@ def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tenso
 def quantize_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> Tensor:
     """Fake-quantize a weight to at most ``2**bits`` values (per slice of ``axis``); see :func:`encode_weight`.
 
-    The gradient passes straight through the rounding (for ``dorefa`` it is that of ``tanh``).
+    The gradient passes straight through the rounding (for ``dorefa`` and ``tanh`` it is that of ``tanh``).
     """
     quantized = decode_weight(*encode_weight(weight, bits, scheme, axis), bits, scheme)
-    return _straight_through(quantized, torch.tanh(weight) if scheme == "dorefa" and bits > 1 else weight)
+    return _straight_through(quantized, weight if scheme == "uniform" or bits == 1 else torch.tanh(weight))
 
 
 @one_node
@@ -119,15 +122,29 @@ def quantize_activation(activation: Tensor, clip: Tensor, bits: int, signed: boo
     One signed bit is ``sign(x) * clip``, with ``sign(0) = +1``. Computed in float32 (float64 for a float64 activation);
     the result has the dtype of ``activation``.
     """
+    exact, clip, share = _clipped(activation, clip, signed)
+    return _straight_through(_rounded(exact, clip, share, bits, signed), share * clip).to(activation.dtype)
+
+
+@one_node
+def round_activation(activation: Tensor, clip: Tensor, bits: int, signed: bool) -> Tensor:
+    """The value of :func:`quantize_activation` without its gradient: what the deploy form computes in float."""
+    exact, clip, share = _clipped(activation, clip, signed)
+    return _rounded(exact, clip, share, bits, signed).to(activation.dtype)
+
+
+def _clipped(activation: Tensor, clip: Tensor, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation and the clip in the type they are computed in, and their clamped quotient."""
     exact = at_least_float32(activation)
     clip = at_least_float32(clip).clamp_min(_SMALLEST_SCALE)
-    share = torch.clamp(exact / clip, -1.0 if signed else 0.0, 1.0)
+    return exact, clip, torch.clamp(exact / clip, -1.0 if signed else 0.0, 1.0)
+
+
+def _rounded(exact: Tensor, clip: Tensor, share: Tensor, bits: int, signed: bool) -> Tensor:
     if signed and bits == 1:
-        quantized = torch.where(exact >= 0, clip, -clip)
-    else:
-        levels = _steps(bits - 1) if signed else _steps(bits)
-        quantized = torch.round(share * levels) / levels * clip
-    return _straight_through(quantized, share * clip).to(activation.dtype)
+        return torch.where(exact >= 0, clip, -clip)
+    levels = _steps(bits - 1) if signed else _steps(bits)
+    return torch.round(share * levels) / levels * clip
 
 
 @one_node

@@ -1,7 +1,7 @@
 """What early exits are made of: places, heads and thresholds."""
 
 from chainfx.passes.exiting.head import ExitHead, insert_head
-from chainfx.passes.exiting.taps import balanced_taps, named_taps
+from chainfx.passes.exiting.taps import balanced_taps, exit_places, named_taps
 from chainfx.passes.exiting.thresholds import NEVER, accuracy_of, logits_of, sweep_thresholds
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "ExitHead",
     "accuracy_of",
     "balanced_taps",
+    "exit_places",
     "insert_head",
     "logits_of",
     "named_taps",

@@ -9,7 +9,7 @@ from chainfx.bitops import count
 from chainfx.errors import PassError
 from chainfx.ir.graph import ends_of, shape_of
 
-__all__ = ["balanced_taps", "named_taps"]
+__all__ = ["balanced_taps", "exit_places", "named_taps"]
 
 
 def named_taps(graph_module: GraphModule, names: Sequence[str]) -> list[Node]:
@@ -27,13 +27,7 @@ def named_taps(graph_module: GraphModule, names: Sequence[str]) -> list[Node]:
 
 def balanced_taps(graph_module: GraphModule, number: int, inputs: Sequence[Tensor]) -> list[Node]:
     """``number`` of the cuts, nearest to equal shares of the MACs; of cuts with equal MACs before them, the last."""
-    macs = {row.node: row.macs for row in count(graph_module, inputs).rows}
-    total, before, last_with = sum(macs.values()), 0, dict[int, Node]()
-    cuts = set(_cuts(graph_module))
-    for node in graph_module.graph.nodes:
-        before += macs.get(node.name, 0)
-        if node in cuts and 0 < before < total:
-            last_with[before] = node
+    last_with, total = _places(graph_module, inputs)
     places = sorted(last_with)
     if len(places) < number:
         raise PassError(
@@ -45,6 +39,24 @@ def balanced_taps(graph_module: GraphModule, number: int, inputs: Sequence[Tenso
         left = [at for at in places[: len(places) - (number - index)] if not chosen or at > chosen[-1]]
         chosen.append(min(left, key=lambda at: abs(at - total * index / (number + 1))))
     return [last_with[at] for at in chosen]
+
+
+def exit_places(graph_module: GraphModule, inputs: Sequence[Tensor]) -> tuple[str, ...]:
+    """The nodes where an exit can be, in graph order; of those with equal MACs before them, the last."""
+    last_with, _ = _places(graph_module, inputs)
+    return tuple(last_with[before].name for before in sorted(last_with))
+
+
+def _places(graph_module: GraphModule, inputs: Sequence[Tensor]) -> tuple[dict[int, Node], int]:
+    """The cuts by the MACs before them, of those with equal MACs the last, and the MACs of the whole network."""
+    macs = {row.node: row.macs for row in count(graph_module, inputs).rows}
+    total, before, last_with = sum(macs.values()), 0, dict[int, Node]()
+    cuts = set(_cuts(graph_module))
+    for node in graph_module.graph.nodes:
+        before += macs.get(node.name, 0)
+        if node in cuts and 0 < before < total:
+            last_with[before] = node
+    return last_with, total
 
 
 def _cuts(graph_module: GraphModule) -> list[Node]:

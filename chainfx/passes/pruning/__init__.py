@@ -1,7 +1,7 @@
 """What the passes that prune have in common.
 
 How important a unit of channels is (importance, criteria, and measurements on calibration data), which units go
-(selection, targets), and what happens to the layers that read them (constants, compensation).
+(selection, targets, latency), and what happens to the layers that read them (constants, compensation).
 """
 
 import chainfx.passes.pruning.criteria  # noqa: F401 (registers its importances)
@@ -15,6 +15,7 @@ from chainfx.passes.pruning.importance import (
     register_importance,
     score_groups,
 )
+from chainfx.passes.pruning.latency import Interval, Stopwatch
 from chainfx.passes.pruning.measurements import Evidence, gather
 from chainfx.passes.pruning.narrowing import narrow
 from chainfx.passes.pruning.selection import (
@@ -39,10 +40,12 @@ __all__ = [
     "Criterion",
     "Evidence",
     "GroupSlices",
+    "Interval",
     "Keep",
     "Ladder",
     "Limits",
     "Removed",
+    "Stopwatch",
     "Weights",
     "constants_of",
     "first_step",

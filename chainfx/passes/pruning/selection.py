@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ __all__ = ["Candidate", "Keep", "Ladder", "Limits", "Removed", "first_step", "re
 Keep = Mapping[str, Tensor]
 Removed = NDArray[np.bool_]
 
+_WIDE, _STEP = 32, 8  # what round_to="auto" means: kernels for CPUs and GPUs work on eight channels or more at once
 _ROUNDING = 1e-9  # 10 * (1 - 0.9) is 0.9999999999999998 in binary, but one channel in ten
 
 
@@ -28,21 +30,28 @@ class Limits:
     """What a choice of units must keep to, in every group.
 
     A group loses at most the share ``max_ratio`` of its units, and keeps a number of them that is a multiple of
-    ``round_to``.
+    ``round_to``: with ``"auto"`` of 8 if it has 32 units or more, any number otherwise.
     """
 
     max_ratio: float = 1.0
-    round_to: int = 1
+    round_to: int | Literal["auto"] = 1
 
     def kept(self, wanted: int, whole: int) -> int:
         """How many of ``whole`` units stay if ``wanted`` are asked for.
 
         That is ``wanted`` rounded down to a multiple of ``round_to``, but at least one unit, and no fewer than
-        ``max_ratio`` allows.
+        ``max_ratio`` allows; all if all are asked for.
+
+        >>> auto = Limits(round_to="auto")
+        >>> auto.kept(38, 64), auto.kept(3, 64), auto.kept(60, 60), auto.kept(15, 31)
+        (32, 8, 60, 15)
         """
+        if wanted >= whole:
+            return whole
+        step = self.round_to if self.round_to != "auto" else _STEP if whole >= _WIDE else 1
         least = max(1, math.ceil(whole * (1 - self.max_ratio) - _ROUNDING))
-        least = math.ceil(least / self.round_to) * self.round_to
-        return min(max(wanted - wanted % self.round_to, least), whole)
+        least = math.ceil(least / step) * step
+        return min(max(wanted - wanted % step, least), whole)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

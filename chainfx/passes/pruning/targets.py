@@ -1,11 +1,8 @@
-"""What a network will cost without some of its channels: computed from the channel analysis; time is measured."""
+"""What a network will cost without some of its channels: computed from the channel analysis."""
 
-import copy
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -15,17 +12,15 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from chainfx.bitops import Call, CostReport, CostRow, count, find_formula, get_convention
-from chainfx.ir.channels import ChannelAnalysis, prune
+from chainfx.ir.channels import ChannelAnalysis
 from chainfx.ir.graph import edit, layer_at, operator_of, ops
 from chainfx.passes.pruning.selection import Keep, Removed, removed_units
 
 __all__ = ["COSTS", "Cost", "CostModel"]
 
-Cost = Literal["macs", "bitops", "parameters", "latency"]
+Cost = Literal["macs", "bitops", "parameters"]
 
-COSTS: tuple[Cost, ...] = ("macs", "bitops", "parameters", "latency")
-
-_TIMINGS = 9
+COSTS: tuple[Cost, ...] = ("macs", "bitops", "parameters")
 
 
 class CostModel:
@@ -33,25 +28,18 @@ class CostModel:
 
     MACs, bit operations and parameters are computed from the analysis and equal what :func:`chainfx.bitops.count` says
     after the surgery. Bit operations are those of the convention ``strict``, the real formats of every layer: under
-    the nominal one they are in proportion to the MACs. Latency is measured on a copy that is really pruned: the median
-    of 9 runs of the example inputs, in seconds, on this machine as busy as it is.
+    the nominal one they are in proportion to the MACs.
     """
 
     def __init__(self, graph_module: GraphModule, analysis: ChannelAnalysis, example_inputs: Sequence[Tensor]) -> None:
         self._graph_module = graph_module
         self._analysis = analysis
-        self._inputs = tuple(example_inputs)
         self._report: CostReport = count(graph_module, example_inputs, convention="strict")
         self._nodes = {node.name: node for node in graph_module.graph.nodes}
         self._units = {(id(edit.get_tensor(graph_module, p)), d): units for (p, d), units in analysis.slots.items()}
 
     def of(self, cost: Cost, keep: Keep) -> float:
-        """The cost of the network if the named groups keep only these units.
-
-        It is that of one sample; the latency is that of the example inputs.
-        """
-        if cost == "latency":
-            return self._latency(keep)
+        """The cost of one sample if the named groups keep only these units."""
         if cost == "parameters":
             return self._parameters(removed_units(self._analysis, keep))
         removed = removed_units(self._analysis, keep)
@@ -108,19 +96,6 @@ class CostModel:
                     kept *= self._share(tensor, dim, removed)
                 total -= tensor.numel() - int(kept)
         return total
-
-    def _latency(self, keep: Keep) -> float:
-        trial = copy.deepcopy(self._graph_module)
-        if keep:
-            prune(trial, self._analysis, keep)
-        seconds = []
-        with edit.evaluating(trial), torch.no_grad():
-            trial(*self._inputs)
-            for _ in range(_TIMINGS):
-                start = time.perf_counter()
-                trial(*self._inputs)
-                seconds.append(time.perf_counter() - start)
-        return median(seconds)
 
 
 def _call(node: Node, shapes: Sequence[tuple[int, ...]]) -> Call:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch.fx import GraphModule
 
 from chainfx.ir.channels import ChannelGroup
-from chainfx.ir.graph import Matrix, Skipped, matrices_of
+from chainfx.ir.graph import Matrix, Skipped
 
 __all__ = ["group_of", "left_whole", "name_makers"]
 
@@ -20,7 +20,7 @@ def left_whole(
 
     ``before``: those of the network as it entered the pass. ``graph_module``: the network after the last cut.
     """
-    shapes = {matrix.path: matrix.shape for matrix in matrices_of(graph_module)}
+    shapes = {path: tuple(each.shape) for path, each in graph_module.named_parameters(remove_duplicate=False)}
     named = {each.node for each in skipped}
     whole = (matrix for matrix in before if shapes.get(matrix.path) == matrix.shape and not matrix.names & named)
     return tuple(dict.fromkeys(Skipped(matrix.name, reason_of(matrix)) for matrix in whole))

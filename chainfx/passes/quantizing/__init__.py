@@ -1,5 +1,13 @@
 """What passes that quantize share: putting quantizers into a graph, and reading them back."""
 
-from chainfx.passes.quantizing.quantizers import FLOAT, LayerWidths, insert_quantizers, widths_in
+from chainfx.passes.quantizing.network import quantize_network
+from chainfx.passes.quantizing.quantizers import (
+    CLIP_RULES,
+    FLOAT,
+    ClipRule,
+    LayerWidths,
+    insert_quantizers,
+    widths_in,
+)
 
-__all__ = ["FLOAT", "LayerWidths", "insert_quantizers", "widths_in"]
+__all__ = ["CLIP_RULES", "FLOAT", "ClipRule", "LayerWidths", "insert_quantizers", "quantize_network", "widths_in"]

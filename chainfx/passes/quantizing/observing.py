@@ -90,8 +90,11 @@ def observe(
     watched: set[Node],
     calibration: Iterable[tuple[Tensor, ...]] | None,
     generator: Generator,
+    name: str = "quantize",
 ) -> dict[Node, Observed]:
     """What the values of the watched nodes are over all calibration batches, which are read once, one at a time.
+
+    ``name``: that of the pass, for errors.
 
     Raises :class:`~chainfx.errors.PassError` when there is no batch, when the network does not accept one, or when a
     value is not finite.
@@ -108,18 +111,18 @@ def observe(
                     raise
                 shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
                 raise PassError(
-                    f"quantize: the network does not accept a calibration batch of shape {shapes}: "
+                    f"{name}: the network does not accept a calibration batch of shape {shapes}: "
                     f"{str(error).splitlines()[0]}; give batches as the example inputs."
                 ) from error
     if len(observer.seen) < len(watched):
         raise PassError(
-            "quantize: activations need calibration data and there is none; give calibration=[batches of inputs], "
+            f"{name}: activations need calibration data and there is none; give calibration=[batches of inputs], "
             "a trainer, or activations=32."
         )
     for node, seen in observer.seen.items():
         if not (seen.least.isfinite() and seen.greatest.isfinite()):
             raise PassError(
-                f"quantize: activation {node.name!r} has values that are not finite on the calibration data; "
+                f"{name}: activation {node.name!r} has values that are not finite on the calibration data; "
                 f"mend the data or the network first."
             )
     return observer.seen

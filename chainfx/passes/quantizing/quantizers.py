@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from chainfx.errors import PassError
 from chainfx.ir.graph import Layer, edit, ops
 from chainfx.passes.base import PassContext
 from chainfx.passes.quantizing.observing import Observed, observe
+from chainfx.passes.quantizing.residuals import release_residuals
 
-__all__ = ["FLOAT", "LayerWidths", "insert_quantizers", "widths_in"]
+__all__ = ["CLIP_RULES", "FLOAT", "ClipRule", "LayerWidths", "insert_quantizers", "widths_in"]
 
+ClipRule = Literal["least-squares", "min-max"]
+CLIP_RULES = get_args(ClipRule)
 FLOAT = 32
 _CANDIDATES = 64
 
@@ -42,23 +45,31 @@ def widths_in(layers: Iterable[Layer]) -> LayerWidths | None:
     return found.most_common(1)[0][0] if found else None
 
 
-def insert_quantizers(graph_module: GraphModule, widths: Mapping[Layer, LayerWidths], context: PassContext) -> bool:
+def insert_quantizers(
+    graph_module: GraphModule,
+    widths: Mapping[Layer, LayerWidths],
+    context: PassContext,
+    name: str = "quantize",
+    clips: ClipRule = "least-squares",
+) -> bool:
     """Put quantizers before the layers of ``widths``, replacing those already there; returns whether that changed any.
 
-    Layers that read the same activation at the same width share one quantizer. Raises :class:`PassError` when an
+    Layers that read the same activation at the same width share one quantizer. ``name``: that of the pass; ``clips``:
+    where activations are clipped. Raises :class:`PassError` when an
     activation is to be quantized and the context has no calibration batch, or when a weight or an activation is not
     finite.
     """
     removed = [_remove_quantizers(layer) for layer in widths]
+    release_residuals(graph_module)
     wanted: dict[tuple[Node, int], list[Layer]] = {}
     for layer, width in widths.items():
-        _quantize_weight(layer, width)
+        _quantize_weight(layer, width, name)
         if width.activations != FLOAT:
             wanted.setdefault((layer.source, width.activations), []).append(layer)
     sources = {source for source, _ in wanted}
-    seen = observe(graph_module, sources, context.calibration, context.rng("calibration")) if wanted else {}
+    seen = observe(graph_module, sources, context.calibration, context.rng("calibration"), name) if wanted else {}
     for (source, bits), readers in wanted.items():
-        _quantize_activation(graph_module, source, bits, readers, seen[source])
+        _quantize_activation(graph_module, source, bits, readers, seen[source], clips)
     edit.tidy(graph_module)
     return any(removed) or any(width.weights != FLOAT or width.activations != FLOAT for width in widths.values())
 
@@ -73,13 +84,11 @@ def _remove_quantizers(layer: Layer) -> bool:
     return of_input is not None or of_weight is not None
 
 
-def _quantize_weight(layer: Layer, width: LayerWidths) -> None:
+def _quantize_weight(layer: Layer, width: LayerWidths, name: str) -> None:
     if width.weights == FLOAT:
         return
     if not torch.isfinite(layer.tensor).all():
-        raise PassError(
-            f"quantize: weight {layer.weight_path!r} has values that are not finite; mend the network first."
-        )
+        raise PassError(f"{name}: weight {layer.weight_path!r} has values that are not finite; mend the network first.")
     axis = layer.out_axis if width.per_channel else None
     with layer.node.graph.inserting_before(layer.node):
         arguments = (layer.weight_beneath_mask, width.weights, width.scheme, axis)
@@ -88,22 +97,28 @@ def _quantize_weight(layer: Layer, width: LayerWidths) -> None:
 
 
 def _quantize_activation(
-    graph_module: GraphModule, source: Node, bits: int, readers: list[Layer], seen: Observed
+    graph_module: GraphModule, source: Node, bits: int, readers: list[Layer], seen: Observed, clips: ClipRule
 ) -> None:
     signed = bool(seen.least < 0)
     holder = edit.fresh_path(graph_module, f"quantize_{source.name}")
-    edit.set_tensor(graph_module, f"{holder}.clip", _best_clip(seen, bits, signed), parameter=True)
+    clip = _largest(seen).to(seen.sample.dtype) if clips == "min-max" else _best_clip(seen, bits, signed)
+    edit.set_tensor(graph_module, f"{holder}.clip", clip, parameter=True)
     with graph_module.graph.inserting_before(min(layer.node for layer in readers)):
-        clip = graph_module.graph.get_attr(f"{holder}.clip")
-        quantized = graph_module.graph.call_function(ops.quantize_activation, (source, clip, bits, signed))
+        read = graph_module.graph.get_attr(f"{holder}.clip")
+        quantized = graph_module.graph.call_function(ops.quantize_activation, (source, read, bits, signed))
     for layer in readers:
         layer.read_input(quantized)
+
+
+def _largest(seen: Observed) -> Tensor:
+    """The largest absolute value (shape ()) that was seen, at least a little above zero."""
+    values = ops.at_least_float32(seen.sample)
+    return torch.maximum(seen.least.abs(), seen.greatest.abs()).to(values.dtype).clamp_min(1e-6)
 
 
 def _best_clip(seen: Observed, bits: int, signed: bool) -> Tensor:
     """The clip (shape ()) among fractions of max|x| over all values with the least squared error on the sample."""
     values = ops.at_least_float32(seen.sample)
-    largest = torch.maximum(seen.least.abs(), seen.greatest.abs()).to(values.dtype).clamp_min(1e-6)
-    clips = largest * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, dtype=values.dtype, device=values.device)
+    clips = _largest(seen) * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, dtype=values.dtype, device=values.device)
     errors = [(ops.quantize_activation(values, clip, bits, signed) - values).square().mean() for clip in clips]
     return clips[int(torch.stack(errors).argmin())].to(seen.sample.dtype, copy=True)

@@ -71,6 +71,22 @@ def test_recurrent_layers_come_back(cell, tmp_path):
     assert torch.equal(loaded(x), Recurrent(cell)(x))
 
 
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def test_attention_comes_back(tmp_path):
+    x = torch.randn(2, 5, 8)
+    graph_module = graph_of(Attends().eval(), x)
+    save_graph(graph_module, tmp_path)
+    assert torch.equal(load_graph(tmp_path)[0](x), graph_module(x))
+
+
 def test_a_module_that_its_arguments_do_not_make_is_one_clear_error(tmp_path):
     graph_module = graph_of(Recurrent(nn.LSTM(5, 4)), torch.randn(2, 6, 5))
     graph_module.cell.proj_size = 9

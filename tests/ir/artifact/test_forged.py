@@ -49,7 +49,7 @@ def _sign(folder, body):
 def saved(tmp_path_factory):
     """A quantized and masked network with exits, and one with a recurrent layer: (folder, input, answer) of each."""
     found, x = [], images(16)
-    passes = [PruneWeights(0.5), Quantize(3, 4), EarlyExit(exits=1, threshold=0.4)]
+    passes = [PruneWeights(0.5), Quantize(3, 4), EarlyExit(exits=1, threshold=0.4, keep=True)]
     for name, net, chain, given in (
         ("exits", small_resnet((1, 1)), passes, x),
         ("mixed", Mixed().eval(), [PruneWeights(0.5)], torch.randn(2, 5, 6)),

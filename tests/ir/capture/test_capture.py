@@ -212,7 +212,9 @@ def check(model, inputs, *others, method="symbolic", ignored=(), compile_it=True
     assert report.method == method
     assert [module.training for module in model.modules()] == modes
     assert_equal(dict(model.named_buffers()), buffers)
-    expected_keys = [key for key in model.state_dict() if key not in ignored]
+    folded = {source for each in report.folded for source in each.sources}
+    expected_keys = [key for key in model.state_dict() if key not in ignored and key not in folded]
+    expected_keys += [each.path for each in report.folded]
     copies = [graph_module, copy.deepcopy(graph_module), pickle.loads(pickle.dumps(graph_module))]
     if compile_it:
         copies.append(torch.compile(copy.deepcopy(graph_module), fullgraph=True, backend="eager"))
@@ -229,7 +231,8 @@ def check(model, inputs, *others, method="symbolic", ignored=(), compile_it=True
                 torch.manual_seed(0)
                 assert_equal(copies[3](*given), expected)
                 copies[3].load_state_dict({f"_orig_mod.{k}": v for k, v in graph_module.state_dict().items()})
-    check_gradients(model, graph_module, inputs)
+    if not folded:
+        check_gradients(model, graph_module, inputs)
     check_layers(graph_module)
     return graph_module, report
 
@@ -326,9 +329,16 @@ def test_shape_dependent_control_flow_keeps_the_batch_free():
 
 
 def test_subclasses():
-    graph_module, _ = check(Subclasses(), image(), image(3, 6))
-    assert calls(graph_module, "call_module") == ["norm"]
+    graph_module, report = check(Subclasses(), image(), image(3, 6))
+    assert [each.sources for each in report.folded] == [("conv.weight",)]
+    assert calls(graph_module, "call_module") == ["norm", "norm_act"]
     assert [node.name for node in graph_module.graph.nodes if node.target in LAYERS] == ["conv", "head"]
+
+
+def test_what_does_nothing_leaves_no_node():
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 3), nn.Sequential(), nn.Linear(3, 2))
+    graph_module, _ = check(model, (torch.randn(2, 4),), (torch.randn(3, 4),))
+    assert calls(graph_module, "call_module") == []
 
 
 def test_shared_modules_keep_their_first_name():
@@ -372,8 +382,9 @@ def test_in_place_operations_survive_dead_code_elimination():
     assert_equal(run(tidied, inputs, training=False), run(graph_module, inputs, training=False))
 
 
-def test_parametrized_weights_stay_parametrized():
-    check(Parametrized(), image(), compile_it=False)
+def test_parametrized_weights_are_folded():
+    _, report = check(Parametrized(), image(), compile_it=False)
+    assert [each.path for each in report.folded] == ["conv.weight"]
 
 
 def test_several_inputs_and_structured_outputs():

@@ -64,7 +64,10 @@ def check_structure(model, graph_module, report, dropped=()):
     assert report.aliases == ()
     assert all(name.startswith(dropped) for name in report.dropped)
     assert bool(report.dropped) is bool(dropped)
-    assert sorted([*graph_module.state_dict(), *report.dropped]) == sorted(model.state_dict())
+    folded = {each.path for each in report.folded}
+    sources = {source for each in report.folded for source in each.sources}
+    kept = [*graph_module.state_dict().keys() - folded, *report.dropped, *sources]
+    assert sorted(kept) == sorted(model.state_dict())
     leaves = [graph_module.get_submodule(node.target) for node in graph_module.graph.find_nodes(op="call_module")]
     assert not any(isinstance(leaf, LAYER_TYPES) for leaf in leaves)
     assert all(isinstance(node.args[0], torch.fx.Node) for node in graph_module.graph.nodes if node.target in LAYERS)

@@ -68,8 +68,30 @@ def test_a_network_for_images_is_compared_at_other_sizes_too():
     pool.update_arg(0, cut)
     graph_module.recompile()
     found = find_difference(net, graph_module, (x,), sizes_free=True)
-    assert found == Difference("pool", "called again, on inputs of shape (2, 1, 12, 12)")
+    assert found == Difference("pool", "called again, on inputs of shape (3, 1, 12, 12)")
     assert find_difference(net, graph_module, (x,), sizes_free=False) is None
+
+
+class Picky(nn.Module):
+    """A convolution that may take one size of image only."""
+
+    def __init__(self, size=None):
+        super().__init__()
+        self.conv, self.size = nn.Conv2d(3, 4, 3), size
+
+    def forward(self, x):
+        assert self.size in (None, x.shape[-1])
+        return self.conv(x)
+
+
+@pytest.mark.parametrize(("size", "last"), [(None, (3, 3, 64, 64)), (128, (3, 3, 128, 128))])
+def test_one_later_call_tells_of_batches_and_sizes(size, last):
+    net, x = Picky(size).eval(), torch.randn(5, 3, 128, 128)
+    graph_module = captured(net.conv, x)
+    seen = []
+    net.conv.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    assert find_difference(net, graph_module, (x,), sizes_free=True) is None
+    assert seen == [(2, 4, 126, 126), (last[0], 4, last[2] - 2, last[3] - 2)]
 
 
 def test_the_module_whose_inputs_agree_is_named(outer):
@@ -90,7 +112,7 @@ def test_a_number_of_the_example_batch_is_found():
     net = Scaled().eval()
     graph_module = edited(net, "truediv", lambda node: node.update_arg(1, 2))
     found = find_difference(net, graph_module, (X,), sizes_free=True)
-    assert found == Difference("", "called again, on a batch of 3")
+    assert found == Difference("", "called again, on inputs of shape (3, 5)")
 
 
 def test_what_the_graph_raises_is_told(outer):
@@ -120,7 +142,7 @@ def test_state_from_call_to_call_is_found_and_put_back():
     identity.graph.output(identity.graph.call_function(torch.mul, (x, 1)))
     identity.recompile()
     found = find_difference(net, identity, (X,), sizes_free=True)
-    assert found == Difference("", "called again, on a batch of 3")
+    assert found == Difference("", "called again, on inputs of shape (3, 5)")
     assert (net.calls, net.seen) == (0, [])
     assert torch.equal(net.total, torch.zeros(4))
 

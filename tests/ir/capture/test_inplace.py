@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainfx
+from chainfx.ir.capture import capture_with_report
 from chainfx.ir.graph import Answer, exits_of
 from chainfx.passes import EarlyExit, Fuse, PruneChannels, Quantize
 from tests.trainers import FakeTrainer
@@ -39,6 +40,26 @@ def assigned(net, y):
     y[:, :4] = 0
 
 
+def raised(net, y):
+    z = y[:, :4]
+    z += 1
+
+
+def scaled(net, y):
+    z = y.view(y.shape[0], 16, -1)
+    z *= 2
+    z -= 1
+
+
+def divided(net, y):
+    z = y
+    z /= 3
+
+
+def part(net, y):
+    y[:, 2:5] += 1
+
+
 CHANGES = {
     "view": lambda net, y: y.view(y.shape[0], 16, -1).mul_(3),
     "permuted": lambda net, y: y.permute(0, 2, 3, 1).mul_(2),
@@ -52,6 +73,10 @@ CHANGES = {
     "plain": lambda net, y: y.mul_(2).add_(1),
     "sliced": lambda net, y: y[:, :4].zero_(),
     "assigned": assigned,
+    "raised": raised,
+    "scaled": scaled,
+    "divided": divided,
+    "part": part,
     "chain": chain,
     "function": lambda net, y: torch.relu_(y),
     "option": lambda net, y: F.hardtanh(y, -0.1, 0.1, inplace=True),
@@ -71,6 +96,29 @@ def test_the_compressed_network_computes_what_the_model_does(name):
         assert not torch.allclose(plain(x), expected), "the change must be one"
         for graph in (chainfx.capture(net, (x,)), chainfx.compile(net, [Fuse()], example_inputs=x)):
             torch.testing.assert_close(graph(x), expected)
+
+
+def test_an_augmented_assignment_that_nobody_else_sees_makes_a_new_tensor():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.a(x)
+            z = self.b(y)
+            z += y
+            return z
+
+    graph_module, report = capture_with_report(Residual().eval(), (torch.randn(2, 4),))
+    assert report.method == "symbolic"
+    assert [node.name for node in graph_module.graph.nodes if "add" in node.name] == ["add"]
+
+
+@pytest.mark.parametrize("name", ["raised", "scaled", "divided", "part"])
+def test_augmented_assignments_need_no_export(name):
+    _, report = capture_with_report(Base(CHANGES[name]).eval(), (torch.randn(2, 3, 8, 8),))
+    assert report.method == "symbolic"
 
 
 class Staged(nn.Module):
@@ -93,7 +141,7 @@ def test_a_change_in_place_belongs_to_the_segment_that_reads_it():
     net, x, stages = Staged().eval(), torch.randn(16, 1, 8, 8), []
     small = chainfx.compile(
         net,
-        [EarlyExit(exits=1, threshold=0.11)],
+        [EarlyExit(exits=1, threshold=0.11, keep=True)],
         example_inputs=x,
         trainer=FakeTrainer(x),
         on_stage=stages.append,

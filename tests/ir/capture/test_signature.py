@@ -11,7 +11,8 @@ from torch import nn
 from chainfx.errors import InputError
 from chainfx.ir.capture.compare import find_difference
 from chainfx.ir.capture.export import export_to_read
-from chainfx.ir.capture.signature import Input, Omitted, Signature, arguments, signature_of
+from chainfx.ir.capture.parameters import Input, Omitted
+from chainfx.ir.capture.signature import Signature, arguments, signature_of
 from chainfx.ir.capture.ways import capture, capture_to_read, capture_with_report
 
 

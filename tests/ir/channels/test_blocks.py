@@ -6,7 +6,8 @@ from torch import nn
 from chainfx import zoo
 from chainfx.ir.channels.analyse import analyse_channels
 from chainfx.ir.channels.blocks import drop_block, stages_of
-from chainfx.ir.graph import edit
+from chainfx.ir.graph import edit, ops, verify
+from chainfx.passes import PassContext, Quantize
 from tests.nets import graph_of, images, small_resnet
 
 
@@ -144,3 +145,17 @@ def test_an_activation_goes_only_if_a_second_time_changes_nothing(before, after,
     calls = [node for node in graph_module.graph.nodes if node.op.startswith("call")]
     assert len(calls) == 2 + left
     assert torch.equal(graph_module(x), model.c(after(before(model.a(x)))))
+
+
+def test_a_block_between_quantizers_leaves_none_of_them_behind():
+    x = images()
+    graph_module = graph_of(small_resnet((2,)), x)
+    Quantize(4, 4).apply(graph_module, PassContext(graph_module, (x,), calibration=[(x,)]))
+    verify(graph_module, (x,))
+    (stage,) = stages_of(graph_module, analyse_channels(graph_module, (x,)))
+    relus = len(graph_module.graph.find_nodes(op="call_module", target="stages.0.1.relu2"))
+    drop_block(graph_module, stage.blocks[-1])
+    edit.tidy(graph_module)
+    quantizers = graph_module.graph.find_nodes(op="call_function", target=ops.quantize_activation)
+    assert relus == 1 and not graph_module.graph.find_nodes(op="call_module", target="stages.0.1.relu2")
+    assert [edit.input_of(node).name for node in quantizers] == ["x", "relu", "stages_0_0_relu1", "flatten"]

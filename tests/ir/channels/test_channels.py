@@ -198,7 +198,10 @@ FROZEN = {
         AS_INDEX,
     ),
     "wrapped function": (Net(lambda m, y, x: opaque(y)), "the channel analysis has no rule for 'opaque'"),
-    "computed weight": (Net(lambda m, y, x: F.conv2d(y, m.w * 2), w=param(8, 8, 1, 1)), "its weight is computed"),
+    "computed weight": (
+        Net(lambda m, y, x: F.conv2d(y, m.w.expand(8, 8, 1, 1)), w=param(8, 1, 1, 1)),
+        "its weight is computed",
+    ),
     "one unit": (Net(lambda m, y, x: y + y.flip(1), a=conv(3, 2), z=conv(2, 2)), "all its channels are one unit"),
 }
 

@@ -200,3 +200,23 @@ def test_confidence_is_highest_for_one_certain_class_and_lowest_for_equal_ones(c
     assert sure[0] == pytest.approx(1)
     assert sure[0] > sure[1] > sure[2]
     assert sure[2] == pytest.approx(0.25 if criterion == "max-softmax" else 0, abs=1e-6)
+
+
+def test_tanh_is_uniform_rounding_of_tanh_and_dorefa_on_the_values_of_an_int8():
+    weight = torch.tensor([-2.0, -0.3, 0.0, 0.1, 2.0], dtype=torch.float64)
+    codes, scale = ops.encode_weight(weight, 8, "tanh", None)
+    assert codes.tolist() == [0, 127 + round(-127 * math.tanh(0.3) / math.tanh(2)), 127, 140, 254]
+    uniform, _ = ops.encode_weight(torch.tanh(weight), 8, "uniform", None)
+    assert torch.equal(codes, uniform) and float(scale) == math.tanh(2)
+    near = ops.quantize_weight(weight, 8, "dorefa", None) - ops.quantize_weight(weight, 8, "tanh", None)
+    assert near.abs().max() <= (1 / 254 + 1 / 255) * math.tanh(2)
+    weight.requires_grad_()
+    ops.quantize_weight(weight, 8, "tanh", None).sum().backward()
+    torch.testing.assert_close(weight.grad, 1 - torch.tanh(weight.detach()) ** 2)
+
+
+def test_rounding_without_a_gradient_gives_the_same_values():
+    values, clip = torch.randn(1000, generator=torch.Generator().manual_seed(0)), torch.tensor(1.3)
+    for bits, signed in itertools.product(range(1, 9), (False, True)):
+        expected = ops.quantize_activation(values, clip, bits, signed)
+        assert torch.equal(ops.round_activation(values, clip, bits, signed), expected)

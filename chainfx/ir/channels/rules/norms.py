@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _NormBase
 
-from chainfx.ir.channels.labels import Labels, repeated, varying
+from chainfx.ir.channels.labels import Labels, compact, repeated, varying
 from chainfx.ir.channels.walk import Flow, Rule
 
 __all__ = ["BESIDE", "NORMS", "NORM_MODULES", "channels_of", "has_own_affine_only", "is_channel_norm", "norm_module"]
@@ -43,13 +43,17 @@ def batch_norm(flow: Flow, node: Node) -> Labels:
 
 
 def is_channel_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch or instance normalization, or a subclass without further parameters."""
-    return isinstance(module, _NormBase) and has_own_affine_only(module)
+    """Whether a module is a batch or instance normalization that does what torch's does, or a subclass of that kind."""
+    of_torch = isinstance(module, _NormBase) and type(module).forward.__module__.startswith("torch.nn.")
+    return of_torch and has_own_affine_only(module)
 
 
 def has_own_affine_only(module: nn.Module) -> bool:
-    """Whether a module has no parameters but ``weight`` and ``bias``, and nothing inside, such as a parametrization."""
-    return not module._modules and module._parameters.keys() <= {"weight", "bias"}
+    """Whether a layer of torch has no parameters but ``weight`` and ``bias``, and computes neither of them.
+
+    Other modules may lie in it, which the graph calls by themselves.
+    """
+    return "parametrizations" not in module._modules and module._parameters.keys() <= {"weight", "bias"}
 
 
 def norm_module(flow: Flow, node: Node) -> Labels:
@@ -103,9 +107,25 @@ def _normalized(flow: Flow, node: Node, last: int) -> tuple[Labels, Labels | Non
     moving = [d for d in varying(labels) if d >= first]
     if not moving:
         return labels, None, 0
+    if flow.fold == "heads" and _is_by_head(labels, first):
+        reason = f"it is normalized over the width of its head (node {node.name!r})"
+        return flow.ledger.pin(labels, tuple(moving), reason), None, 0
     dim = max(moving, key=lambda d: (labels.size(d), d))
     vector = flow.ledger.vector(labels, dim, f"{BESIDE} (node {node.name!r})")
     return beside(vector, labels, dim), vector, dim - first
+
+
+def _is_by_head(labels: Labels, first: int) -> bool:
+    """Whether queries or keys are normalized head by head: channels of one layer lie as (heads, width) in two axes.
+
+    ``first``: the first of the dimensions that are normalized.
+    """
+    moving = varying(labels)
+    if len(moving) != 2 or not moving[0] < first <= moving[1]:
+        return False
+    table = compact(labels).reshape([labels.size(d) for d in moving])
+    steps = table.diff(dim=0)
+    return bool((table.diff(dim=1) == 1).all() and (steps == steps[0, 0]).all() and steps[0, 0] >= table.size(1))
 
 
 def group_norm(flow: Flow, node: Node) -> Labels:

@@ -1,0 +1,108 @@
+"""Quantized numbers as integers: codes, and the grid of values that they stand for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from chainfx.ir.graph import get_tensor, ops
+
+__all__ = ["Decode", "Encode", "Grid", "decode_weights", "grid_of", "weight_range"]
+
+_LEAST_CLIP = 1e-8  # that of ops.quantize_activation
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values ``(code - zero_point) * scale`` for the codes 0 to ``greatest`` (at most 255, stored as uint8).
+
+    ``signs``: only the codes 0 and 2 are used, for minus and plus the scale (an activation of one signed bit).
+    """
+
+    scale: float
+    zero_point: int
+    greatest: int
+    signs: bool = False
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        return -self.zero_point * self.scale, (self.greatest - self.zero_point) * self.scale
+
+    def encode(self, values: Tensor) -> Tensor:
+        """The codes (uint8, same shape) of the values that lie nearest to those of a float tensor.
+
+        Four-dimensional codes lie in memory channels-last, which the kernels want.
+        """
+        if values.dim() == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        if self.signs:
+            return (values >= 0).to(torch.uint8) * 2
+        shares = (values * (1 / self.scale)).round_().add_(self.zero_point)
+        return shares.clamp_(0, self.greatest).to(torch.uint8)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The values (float32, same shape) of codes."""
+        return codes.float().sub_(self.zero_point).mul_(self.scale)
+
+
+class Encode(nn.Module):
+    """A float tensor in, its codes on a grid out."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, values: Tensor) -> Tensor:
+        """See :meth:`Grid.encode`."""
+        return self.grid.encode(values)
+
+
+class Decode(nn.Module):
+    """Codes on a grid in, their values out."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """See :meth:`Grid.decode`."""
+        return self.grid.decode(codes)
+
+
+def grid_of(graph_module: GraphModule, quantizer: Node) -> Grid:
+    """The grid of a ``quantize_activation`` node: its codes decode to what the node gives."""
+    literals: tuple[Any, ...] = quantizer.args[1:]
+    clip, bits, signed = literals
+    greatest = max(float(get_tensor(graph_module, str(clip.target)).detach()), _LEAST_CLIP)
+    if signed and bits == 1:
+        return Grid(greatest, 1, 2, signs=True)
+    levels = 2 ** (bits - signed) - 1
+    return Grid(greatest / levels, levels * signed, levels * (1 + signed))
+
+
+def weight_range(bits: int, scheme: str) -> int:
+    """The greatest integer that a weight of that width stands for, see :func:`decode_weights`.
+
+    >>> weight_range(8, "uniform"), weight_range(6, "dorefa"), weight_range(1, "uniform")
+    (127, 63, 1)
+    """
+    if bits == 1:
+        return 1
+    return int(2**bits - 1 if scheme == "dorefa" else 2 ** (bits - 1) - 1)
+
+
+def decode_weights(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> tuple[Tensor, Tensor]:
+    """Weights as integers (int8, shape of ``codes``) and what they are multiples of (float64, shape of ``scale``).
+
+    Their product is :func:`chainfx.ir.graph.ops.decode_weight` of the codes. The integers are odd for ``dorefa``, which
+    has no zero, and run from minus to plus :func:`weight_range`.
+
+    >>> decode_weights(torch.tensor([0, 1, 2, 3]), torch.tensor(3.0), 2, "dorefa")
+    (tensor([-3, -1,  1,  3], dtype=torch.int8), tensor(1., dtype=torch.float64))
+    """
+    greatest = weight_range(bits, scheme)
+    wide = codes.to(torch.int16)
+    integers = wide * 2 - greatest if bits == 1 or scheme == "dorefa" else wide - greatest
+    return integers.to(torch.int8), ops.at_least_float32(scale).double() / greatest

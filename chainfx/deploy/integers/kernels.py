@@ -1,0 +1,213 @@
+"""One layer in integers: the call of oneDNN's operator for it, and the cache of weights packed for that operator.
+
+A packed weight is an opaque tensor of oneDNN that can be neither copied, moved, pickled nor saved. So it stands in no
+module: a cache beside the weights it was made of has it for as long as these live, and it is made when first needed.
+"""
+
+import json
+import threading
+from collections.abc import MutableMapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from chainfx.deploy.integers.grids import Grid, decode_weights
+
+__all__ = ["PLAIN", "Activation", "Geometry", "LayerCall", "run_layer"]
+
+Activation = Literal["none", "relu", "hardtanh", "hardswish", "swish"]
+PLAIN: tuple[Activation, tuple[float, ...]] = ("none", ())
+"""No activation, and no numbers that it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a convolution over two axes slides: two numbers each, and the number of groups."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """All that one layer computes in integers, but for its tensors.
+
+    ``bits`` and ``scheme`` say what codes of the weight mean; ``geometry`` is ``None`` for a linear layer. The layer
+    reads codes on the grid ``read`` and writes codes on ``written``, or float32 values if that is ``None``. Before it
+    writes it adds a second input, codes on ``added`` or float32 values if that is ``None``, and applies an activation
+    with its numbers.
+    """
+
+    read: Grid
+    bits: int
+    scheme: str
+    geometry: Geometry | None
+    written: Grid | None = None
+    added: Grid | None = None
+    activation: Activation = "none"
+    numbers: tuple[float, ...] = ()
+
+    def to_text(self) -> str:
+        """The call as a text, which an operator of torch can take as an argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    @lru_cache(4096)
+    def of_text(cls, text: str) -> Self:
+        """The call that :meth:`to_text` wrote."""
+        fields = json.loads(text)
+        grids = {name: fields[name] and Grid(**fields[name]) for name in ("read", "written", "added")}
+        sliding: dict[str, Any] | None = fields["geometry"]
+        pairs = ("stride", "padding", "dilation")
+        geometry = sliding and Geometry(**{**sliding, **{name: tuple(sliding[name]) for name in pairs}})
+        return cls(**{**fields, **grids, "geometry": geometry, "numbers": tuple(fields["numbers"])})
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """What oneDNN's operator takes for a call beside tensors, worked out once.
+
+    ``most``: the greatest code, where the operator, which stops at 0 and 255, may give greater ones. Without another
+    activation it is told to stop at the ends of the grid, as if that were one; a sum cannot be told so
+    (``most_of_sum``).
+    """
+
+    read: tuple[float, int]
+    written: tuple[float, int, torch.dtype]
+    sliding: tuple[Any, ...]
+    activation: tuple[str, list[float], str]
+    summing: tuple[Any, ...]
+    most: int | None
+    most_of_sum: int | None
+
+    @classmethod
+    @lru_cache(4096)
+    def of_text(cls, text: str) -> Self:
+        """The arguments for the call that a text stands for."""
+        call = LayerCall.of_text(text)
+        grid, added, at = call.written, call.added or Grid(1.0, 0, 255), call.geometry
+        most = most_of_sum = None if grid is None or grid.greatest == 255 else grid.greatest
+        activation: tuple[str, list[float], str] = (call.activation, list(call.numbers), "")
+        summing = (added.scale, added.zero_point, "sum", 1.0, *activation)
+        if grid is not None and most is not None and call.activation == "none":
+            activation, most = ("hardtanh", list(grid.bounds()), ""), None
+        return cls(
+            (call.read.scale, call.read.zero_point),
+            (1.0, 0, torch.float32) if grid is None else (grid.scale, grid.zero_point, torch.uint8),
+            () if at is None else (list(at.stride), list(at.padding), list(at.dilation), at.groups),
+            activation,
+            summing,
+            most,
+            most_of_sum,
+        )
+
+
+def run_layer(
+    text: str, codes: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, added: Tensor | None = None
+) -> Tensor:
+    """One layer: codes (N, in, H, W), or (..., in) for a linear layer, in; codes or float32 values out.
+
+    ``text``: that of its :class:`LayerCall`. ``weight``: codes as the network stores them (uint8), or integers (int8);
+    ``scale`` and ``bias`` (out,) are float32. ``added``, of the shape of the result, is written over.
+    """
+    packed, zeros = _packed(text, codes, weight, scale)
+    given = _Arguments.of_text(text)
+    if not given.sliding:
+        rows = codes.reshape(-1, codes.shape[-1])
+        flat: Tensor = torch.ops.onednn.qlinear_pointwise(
+            rows, *given.read, packed, scale, zeros, bias, *given.written, *given.activation
+        )
+        return _clamped(flat.view(*codes.shape[:-1], len(scale)), given.most)
+    before = (codes, *given.read, packed, scale, zeros)
+    if added is None:
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            *before, bias, *given.sliding, *given.written, *given.activation
+        )
+        return _clamped(result, given.most)
+    added = added.contiguous(memory_format=torch.channels_last)
+    summed: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+        *before, added, bias, *given.sliding, *given.written, *given.summing
+    )
+    return _clamped(summed, given.most_of_sum)
+
+
+def _clamped(codes: Tensor, most: int | None) -> Tensor:
+    return codes if most is None else codes.clamp_(max=most)
+
+
+_Made = tuple[int, dict[str, tuple[Tensor, Tensor]]]
+_PACKED: MutableMapping[Tensor, _Made] = WeakTensorKeyDictionary()
+_PACKING = threading.Lock()
+
+
+def _packed(text: str, codes: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight packed for a call, and the zero points of its channels; made once, and again if the codes change."""
+    version = 0 if weight.is_inference() else weight._version
+    made = _PACKED.get(weight)
+    if made is not None and made[0] == version and text in made[1]:
+        return made[1][text]
+    with _PACKING:
+        made = _PACKED.get(weight)
+        if made is None or made[0] != version:
+            made = _PACKED[weight] = (version, {})
+        if text not in made[1]:
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            made[1][text] = _pack(LayerCall.of_text(text), codes, weight, scale), zeros
+        return made[1][text]
+
+
+def _pack(call: LayerCall, codes: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    integers = weight
+    if weight.dtype is torch.uint8:
+        integers, _ = decode_weights(weight, scale, call.bits, call.scheme)
+    integers, shape = integers.contiguous(), [max(size, 1) for size in codes.shape]
+    if call.geometry is None:
+        linear: Tensor = torch.ops.onednn.qlinear_prepack(integers, [shape[0], shape[-1]])
+        return linear
+    geometry = call.geometry
+    convolution: Tensor = torch.ops.onednn.qconv_prepack(
+        *(integers, scale, call.read.scale, call.read.zero_point, list(geometry.stride), list(geometry.padding)),
+        *(list(geometry.dilation), geometry.groups, shape),
+    )
+    return convolution
+
+
+# what torch.compile sees of a layer: one operator over plain tensors, which leaves its inputs as they are
+_LIBRARY = torch.library.Library("chainfx", "DEF")
+_LIBRARY.define(
+    "integer_layer(Tensor codes, Tensor weight, Tensor scale, Tensor? bias, Tensor? added, str call) -> Tensor"
+)
+
+
+def _operator(
+    codes: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, added: Tensor | None, call: str
+) -> Tensor:
+    copied = None if added is None else added.clone(memory_format=torch.channels_last)
+    return run_layer(call, codes, weight, scale, bias, copied)
+
+
+_LIBRARY.impl("integer_layer", _operator, "CPU")
+
+
+@torch.library.register_fake("chainfx::integer_layer")  # type: ignore[untyped-decorator]  # of torch
+def _shape(
+    codes: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, added: Tensor | None, call: str
+) -> Tensor:
+    geometry, written = LayerCall.of_text(call).geometry, LayerCall.of_text(call).written
+    dtype = torch.float32 if written is None else torch.uint8
+    if geometry is None:
+        return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=dtype)
+    sizes: list[Any] = [
+        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for size, pad, dilation, kernel, stride in zip(
+            codes.shape[2:], geometry.padding, geometry.dilation, weight.shape[2:], geometry.stride, strict=True
+        )
+    ]
+    shape = (codes.shape[0], weight.shape[0], *sizes)
+    return torch.empty(shape, dtype=dtype, device=codes.device, memory_format=torch.channels_last)

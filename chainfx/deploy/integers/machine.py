@@ -1,0 +1,69 @@
+"""What the processor can compute with integers, as a value, so that the rule that follows from it can be tested."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+__all__ = ["Machine"]
+
+_OPERATORS = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
+_MOST_IN_16_BITS = 2**15 - 1
+_NAMES = {"AVX2": "AVX2", "AVX512": "AVX-512"}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A processor: the name of its ``instructions``, and what torch's integer kernels can do on it.
+
+    ``kernels``: whether oneDNN's integer operators are there. ``saturates``: whether they add the products of two
+    neighbouring codes in 16 bits, where too large ones are cut off; processors with VNNI instructions add in 32.
+    """
+
+    instructions: str
+    kernels: bool
+    saturates: bool
+
+    @classmethod
+    def here(cls) -> Self:
+        """The processor that this runs on, found once in a process."""
+        return cls(*_found())
+
+    def obstacle(self, greatest_input: int, greatest_weight: int) -> str:
+        """Why a layer cannot be exact in integers here, for codes of at most these sizes; empty if it can be.
+
+        Without VNNI the kernels add two products of an unsigned 8-bit and a signed 8-bit number in a signed 16-bit
+        number (the instruction ``vpmaddubsw``), so that twice the greatest product must fit into it.
+
+        >>> Machine("AVX2", kernels=True, saturates=True).obstacle(255, 63)
+        ''
+        >>> Machine("AVX-512 VNNI", kernels=True, saturates=False).obstacle(255, 127)
+        ''
+        """
+        if not self.kernels:
+            return f"this machine ({self.instructions}) has no integer kernels of oneDNN"
+        if self.saturates and 2 * greatest_input * greatest_weight > _MOST_IN_16_BITS:
+            return (
+                f"sums of two products of input codes up to {greatest_input} and weight codes up to {greatest_weight} "
+                f"do not fit into 16 bits, which {self.instructions} without VNNI adds them in; "
+                f"quantize its input to 7 bits, or its weight to 7 bits with scheme='uniform'"
+            )
+        return ""
+
+
+@functools.cache
+def _found() -> tuple[str, bool, bool]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    known = capability in _NAMES and torch.backends.mkldnn.is_available()
+    kernels = known and all(hasattr(torch.ops.onednn, name) for name in _OPERATORS)
+    vnni = capability == "AVX512" and _has_vnni()
+    return f"{_NAMES.get(capability, capability)}{' VNNI' if vnni else ''}", kernels, not vnni
+
+
+def _has_vnni() -> bool:
+    """Whether the processor has the AVX-512 VNNI instructions; a torch that cannot say so counts as one without."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("avx512_vnni", False))
+    supported: Any = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    return bool(supported())
