@@ -16,6 +16,7 @@ from chainfx.cli_options import MODEL, Json, Shape, write
 from chainfx.errors import ChainfxError, InputError
 from chainfx.passes import Pass, PassSummary, get_pass, pass_names
 from chainfx.report import render
+from chainfx.studying import report, study_app
 from chainfx.version import __version__
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ def _options(
     ] = False,
 ) -> None:
     """Compress trained PyTorch networks by chaining FX graph passes in a measured order."""
+
+
+app.add_typer(study_app, name="study")
+app.command("report")(report)
 
 
 @app.command()

@@ -14,6 +14,7 @@ __all__ = [
     "RecipeError",
     "ScheduleError",
     "StageWarning",
+    "StudyError",
     "TuningError",
 ]
 
@@ -64,6 +65,10 @@ class RecipeError(ChainfxError):
 
 class ArtifactError(ChainfxError):
     """A saved model cannot be written or read; names the file and what is wrong with it."""
+
+
+class StudyError(ChainfxError):
+    """An order study cannot be run or read: its design, its store or its data do not fit."""
 
 
 class DropWarning(UserWarning):

@@ -19,7 +19,7 @@ Paths are relative to the recipe; ``$VARIABLES`` and ``~`` in them are expanded.
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from chainfx.errors import ChainfxError, RecipeError
 from chainfx.models import resolve_model
 from chainfx.passes import Pass, get_pass, pass_names
-from chainfx.training import Augment, Data, SplitOptions, Trainer, digits, from_folder, from_npz, from_torchvision
+from chainfx.training import Augment, Data, SplitOptions, Trainer, open_data
 from chainfx.zoo import load_weights
 
 __all__ = ["Recipe", "load_recipe", "resolve_model"]
@@ -104,7 +104,6 @@ _SOURCES: Mapping[str, type[_Source]] = {
     "folder": _source(**_PLACES, size=(int | None, None)),
 }
 _TORCHVISION = _source(root=(RecipePath, ...))
-_READERS: Mapping[str, Callable[..., Data]] = {"digits": digits, "npz": from_npz, "folder": from_folder}
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,7 @@ class Recipe:
             return None
         options = {key: value for key, value in self._data if key != "source"}
         with self._text.located("data"):
-            if self._data.source in _READERS:
-                return _READERS[self._data.source](**options)
-            return from_torchvision(self._data.source, **options)
+            return open_data(self._data.source, **options)
 
     def trainer(self, data: Data | None) -> Trainer | None:
         """The default trainer with the recipe's options, if it has a ``trainer``."""

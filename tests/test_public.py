@@ -28,6 +28,7 @@ ROOMS = (
     "chainfx.passes",
     "chainfx.report",
     "chainfx.scheduler",
+    "chainfx.study",
     "chainfx.testing",
     "chainfx.training",
     "chainfx.zoo",

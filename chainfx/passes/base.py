@@ -110,7 +110,8 @@ class TuneRequest:
     ``parameters``: names (as in ``named_parameters``) to train, ``None`` for all; what is not named is frozen, and
     modules without a trainable parameter stay in eval mode, so that frozen BatchNorm statistics do not move.
     ``loss``: ``"task"`` (cross-entropy, summed over all outputs of a network with exits) or ``"kd"`` (Hinton
-    distillation from ``teacher``). ``learning_rate`` ``None`` means the trainer's fine-tuning rate.
+    distillation from ``teacher``; with ``distil_exits`` also into every exit, from the same exit of the teacher, or
+    from its final output if it has not as many). ``learning_rate`` ``None`` means the trainer's fine-tuning rate.
     ``from_scratch``: the trained parameters start anew, so the trainer uses its full rate and schedule.
     """
 
@@ -124,6 +125,7 @@ class TuneRequest:
     learning_rate: float | None = None
     weight_decay: float | None = None
     from_scratch: bool = False
+    distil_exits: bool = False
 
 
 @dataclass(frozen=True)

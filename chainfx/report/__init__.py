@@ -29,7 +29,10 @@ from chainfx.report.lint_report import lint_text
 from chainfx.report.lowering import lowering_text
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
+from chainfx.report.study import design_text, law_text, result_text, status_text
+from chainfx.report.study_html import result_html
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
+from chainfx.study import Design, MeasuredLaw, Status, StudyResult
 
 __all__ = ["DemoRow", "demo_headline", "demo_table", "render"]
 
@@ -44,10 +47,15 @@ register_renderer(CostReport, "text", render)
 register_renderer(CostReport, "html", report_html)
 register_renderer(CostReport, "csv", report_csv)
 register_renderer(CrossCheck, "text", cross_check_text)
+register_renderer(Design, "text", design_text)
 register_renderer(Edge, "text", edge_text)
 register_renderer(Explanation, "text", explanation_text)
 register_renderer(Finding, "text", finding_text)
 register_renderer(LintReport, "text", lint_text)
 register_renderer(Lowering, "text", lowering_text)
+register_renderer(MeasuredLaw, "text", law_text)
 register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)
+register_renderer(Status, "text", status_text)
+register_renderer(StudyResult, "text", result_text)
+register_renderer(StudyResult, "html", result_html)

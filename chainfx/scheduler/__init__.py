@@ -23,7 +23,7 @@ from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.needs import unserved_needs
 from chainfx.scheduler.planning import Plan, plan
 from chainfx.scheduler.records import Costs, Stage, StageRecord
-from chainfx.scheduler.runner import Listener, run
+from chainfx.scheduler.runner import Listener, StageRunner, run
 from chainfx.scheduler.store import StageStore, open_stage
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Stage",
     "StageKey",
     "StageRecord",
+    "StageRunner",
     "StageStore",
     "Surroundings",
     "check_applied",

@@ -25,7 +25,7 @@ from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, Stage, StageRecord
 from chainfx.scheduler.store import StageStore
 
-__all__ = ["Listener", "measure", "run"]
+__all__ = ["Listener", "StageRunner", "measure", "run"]
 
 
 class Listener:
@@ -73,30 +73,27 @@ def run(
     listener = listener or Listener()
     _check_needs(plan.passes, trainer, calibration)
     check_chain(plan.passes)
-    context = _context(graph_module, example_inputs, trainer, calibration, seed)
-
-    verify(graph_module, example_inputs)
-    if store:
-        store.check(graph_module)
-    surroundings = Surroundings.of(graph_module, example_inputs, trainer, calibration, seed)
-    stage = _first_stage(surroundings, context, trainer)
+    runner = StageRunner(
+        graph_module,
+        example_inputs=example_inputs,
+        trainer=trainer,
+        calibration=calibration,
+        store=store,
+        seed=seed,
+        listener=listener,
+    )
+    stage = runner.first()
     listener.end(stage)
     yield stage
     if start is not None:
-        stage = _at_home(start, context)
+        stage = _at_home(start, runner.context)
         verify(stage.graph_module, example_inputs)
         listener.end(stage)
         yield stage
     for index, one in enumerate(plan.passes, start=1):
         listener.begin(index, len(plan.passes), one.label)
-        key = StageKey(stage.record.fingerprint, one.spec(), one.info.revision, surroundings)
-        found = store.find(key.fingerprint) if store else None
         parent = stage.record
-        if found is not None:
-            stage = _at_home(found, context)
-        else:
-            stage = _next_stage(stage, one, key, context, trainer, listener)
-            stage = store.keep(stage) if store else stage
+        stage = runner.next(stage, one)
         lost = remarks.of_loss(one, parent, stage.record, warn_drop)  # what is much is no part of the stage's key
         if lost:
             stage = replace(stage, record=replace(stage.record, remarks=(*stage.record.remarks, lost)))
@@ -104,6 +101,53 @@ def run(
         yield stage
         if lost:
             warnings.warn(f"{one.label}: {lost}", DropWarning, stacklevel=2)
+
+
+class StageRunner:
+    """Runs single stages of one captured network, for callers that choose the way through them, as a study does.
+
+    Takes what :func:`run` takes and does what that does, stage by stage, with the same keys in the same store; but
+    whether the passes of a chain go together is the caller's business. Raises
+    :class:`~chainfx.errors.ArtifactError` when the store cannot keep the network.
+    """
+
+    def __init__(
+        self,
+        graph_module: GraphModule,
+        *,
+        example_inputs: tuple[Tensor, ...],
+        trainer: Trainer | None = None,
+        calibration: Sequence[tuple[Tensor, ...]] | None = None,
+        store: StageStore | None = None,
+        seed: int = 0,
+        listener: Listener | None = None,
+    ) -> None:
+        self.context = _context(graph_module, example_inputs, trainer, calibration, seed)
+        verify(graph_module, example_inputs)
+        if store:
+            store.check(graph_module)
+        self.surroundings = Surroundings.of(graph_module, example_inputs, trainer, calibration, seed)
+        self.trainer, self.store, self.listener = trainer, store, listener or Listener()
+
+    def first(self) -> Stage:
+        """The captured network as stage 0."""
+        return _first_stage(self.surroundings, self.context, self.trainer)
+
+    def key(self, parent: str, one: Pass) -> StageKey:
+        """What determines the stage that a pass makes of the stage with the fingerprint ``parent``."""
+        return StageKey(parent, one.spec(), one.info.revision, self.surroundings)
+
+    def next(self, parent: Stage, one: Pass) -> Stage:
+        """The stage that a pass makes of another one: read from the store, or computed and kept there.
+
+        The graph of ``parent`` is not changed. Raises what :func:`run` raises once it runs.
+        """
+        key = self.key(parent.record.fingerprint, one)
+        found = self.store.find(key.fingerprint) if self.store else None
+        if found is not None:
+            return _at_home(found, self.context)
+        stage = _next_stage(parent, one, key, self.context, self.trainer, self.listener)
+        return self.store.keep(stage) if self.store else stage
 
 
 def measure(graph_module: GraphModule, context: PassContext) -> tuple[CostReport, dict[str, float], bool]:

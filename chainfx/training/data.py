@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "Split",
     "SplitOptions",
     "build",
+    "halve_validation",
     "stratified_split",
 ]
 
@@ -242,3 +243,19 @@ def _normalisation(name: str, images: Tensor, options: SplitOptions) -> tuple[tu
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     return tuple(mean.tolist()), tuple(torch.where(std > 1e-6, std, 1.0).tolist())
+
+
+def halve_validation(data: Data) -> tuple[Data, Split]:
+    """The data with half of what is held out, and the other half as a part of its own, each with all classes.
+
+    A study chooses on the one (best epoch) and judges on the other. Raises :class:`~chainfx.errors.DataError` for data
+    that are not in memory.
+    """
+    held = data.validation
+    if not isinstance(held, Images):
+        raise DataError(
+            "the data come from DataLoaders, which cannot be split; give data in memory, as from_arrays does."
+        )
+    first, second = stratified_split(held.labels, 0.5, derived_generator(0, "halves"))
+    parts = [Images(held.images[index], held.labels[index], held.mean, held.std) for index in (first, second)]
+    return replace(data, validation=parts[0], fingerprint=content_hash(data.fingerprint, "halved")), parts[1]

@@ -51,12 +51,17 @@ def distillation_loss(
     temperature: float = 4.0,
     hard_weight: float = 0.1,
     soft_weight: float = 0.9,
+    exits: bool = False,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``hard_weight * task_loss + soft_weight * soft_loss``, the latter between the final outputs only; shape ().
+    """``hard_weight * task_loss + soft_weight * soft_loss``, the latter between the final outputs; shape ().
 
+    With ``exits`` the latter is summed over all outputs: exit i learns from exit i of the teacher, and from the final
+    output of a teacher that has another number of exits.
     The constants are those of Tian et al. 2020 for plain distillation (gamma 0.1, alpha 0.9, T 4).
     """
     hard = task_loss(output, targets, label_smoothing=label_smoothing)
-    soft = soft_loss(logits_of(output)[-1], logits_of(teacher_output)[-1], temperature)
+    own, taught = logits_of(output), logits_of(teacher_output)
+    pairs = zip(own, taught if len(taught) == len(own) else (taught[-1],) * len(own), strict=True)
+    soft = torch.stack([soft_loss(*pair, temperature) for pair in pairs][0 if exits else -1 :]).sum()
     return hard_weight * hard + soft_weight * soft

@@ -2,6 +2,7 @@
 
 import inspect
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
@@ -21,6 +22,7 @@ __all__ = [
     "from_folder",
     "from_npz",
     "from_torchvision",
+    "open_data",
 ]
 
 _MEMORY_LIMIT = 8 * 2**30
@@ -114,6 +116,14 @@ def from_torchvision(name: str, root: str | Path, **options: Unpack[Options]) ->
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"torchvision's {name} is not readable below {root} ({reason}); download it there.") from error
     return from_dataset(train, test, **options)
+
+
+def open_data(source: str, **options: Any) -> Data:
+    """The data of a source by name, as recipes and studies give it: ``digits``, ``npz``, ``folder``, or else the class
+    of ``torchvision.datasets`` of that name; ``options`` are those of the function of the source.
+    """
+    readers: dict[str, Callable[..., Data]] = {"digits": digits, "npz": from_npz, "folder": from_folder}
+    return readers[source](**options) if source in readers else from_torchvision(source, **options)
 
 
 def _arrays(name: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Arrays:

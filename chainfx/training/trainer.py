@@ -222,6 +222,7 @@ class Trainer:
                 temperature=request.temperature,
                 hard_weight=request.hard_weight,
                 soft_weight=request.soft_weight,
+                exits=request.distil_exits,
                 label_smoothing=self.label_smoothing,
             )
 

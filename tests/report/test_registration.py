@@ -17,6 +17,7 @@ from chainfx.ir.channels import analyse_channels
 from chainfx.linting import explain
 from chainfx.passes import PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
+from chainfx.study import Status, StudyResult, shipped_design
 from tests.bitops.graphs import linear_report
 from tests.report.values import COMPRESSED, ORIGINAL
 
@@ -42,6 +43,8 @@ def one_of_each():
     timed = BenchReport({"threads": "1"}, ("int8",), (Latency.of("int8", 1, [0.5]),))
     several = [lowered, timed, order, order.edges[0], order.findings[0], analysis, chain, PassSummary.of(Quantize)]
     several += [chainfx.lint([Quantize()]), explain(graph_module, x)]
+    study = StudyResult(shipped_design("pairwise"), {}, (), (), Status(1, 2, 3.0, 4.0, ()))
+    several += [study, study.design, study.law(), study.status]
     return [report, report.diff(report), CrossCheck(1, ()), *several]
 
 

@@ -64,3 +64,14 @@ def test_what_is_not_logits_is_refused(output, shown):
         f"the network returned {shown}, not logits of shape (N, classes) or a tuple of them; "
         "the default trainer trains classifiers, give your own trainer for anything else."
     )
+
+
+def test_exits_learn_from_the_exits_of_the_teacher_or_from_its_final_output():
+    early, taught = STUDENT.flip(0), TEACHER.flip(0)
+    hard = 0.1 * task_loss((early, STUDENT), TARGETS)
+    same = distillation_loss((early, STUDENT), (taught, TEACHER), TARGETS, exits=True)
+    expected = hard + 0.9 * (soft_loss(early, taught, 4.0) + soft_loss(STUDENT, TEACHER, 4.0))
+    assert same.item() == pytest.approx(expected.item())
+    final = distillation_loss((early, STUDENT), TEACHER, TARGETS, exits=True)
+    expected = hard + 0.9 * (soft_loss(early, TEACHER, 4.0) + soft_loss(STUDENT, TEACHER, 4.0))
+    assert final.item() == pytest.approx(expected.item())

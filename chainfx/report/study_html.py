@@ -1,0 +1,145 @@
+"""A study as one self-contained HTML page: verdicts, laws, and a plot of each comparison, without any library."""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+
+from chainfx.report.study import law_text, outcome_text
+from chainfx.report.text_tables import times
+from chainfx.study import Arm, ArmPoint, Comparison, StudyResult, Verdict, front_of
+
+__all__ = ["result_html"]
+
+_STYLE = """\
+body {font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; background: #fff}
+pre {white-space: pre-wrap; overflow-wrap: anywhere}
+table {border-collapse: collapse} td, th {padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #ddd}
+.wide {overflow-x: auto}
+.plots {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem}
+figure {margin: 0} svg {width: 100%; height: auto} svg text {font-size: 11px; fill: #444}
+.first {fill: #0072b2; stroke: #0072b2} .second {fill: #d55e00; stroke: #d55e00} .alone {fill: #999; stroke: #999}
+circle {fill-opacity: .35; stroke: none; cursor: pointer} circle:hover {fill-opacity: 1}
+polyline {fill: none; stroke-width: 2} line {stroke: #ddd}
+#recipe {position: sticky; bottom: 0; background: #f4f4f4; padding: .5rem; margin: 0}
+"""
+_SCRIPT = """\
+document.addEventListener("click", event => {
+  const shown = event.target.closest("circle")?.querySelector("title");
+  if (shown) document.getElementById("recipe").textContent = shown.textContent;
+});
+"""
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 300, 48, 10, 10, 40
+
+
+def result_html(result: StudyResult) -> str:
+    """The page. A point says its passes, seed and threshold when the pointer rests on it, and below after a click."""
+    parts = [f"<h1>Order study {escape(repr(result.design.orders))}</h1>", f"<pre>{escape(str(result.design))}</pre>"]
+    for training in result.design.trainings:
+        verdicts = [each for each in result.verdicts if each.training == training]
+        plots = "".join(_figure(result, *each) for each in _compared(result, verdicts))
+        parts += [
+            f"<h2>training: {training}</h2>",
+            _table(verdicts, result.design.tiers),
+            f"<pre>{escape(law_text(result.law(training)))}</pre>",
+            f'<div class="plots">{plots}</div>',
+        ]
+    origins = [f"{each.machine}, chainfx {each.chainfx}, torch {each.torch}" for each in result.origins]
+    around = "\n".join([str(result.status), *dict.fromkeys(origins)])
+    parts += [f"<h2>the study</h2><pre>{escape(around)}</pre>", '<pre id="recipe">click a point</pre>']
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>Order study</title><style>{_STYLE}</style></head><body>"
+        f"{''.join(parts)}<script>{_SCRIPT}</script></body></html>"
+    )
+
+
+def _compared(result: StudyResult, verdicts: Sequence[Verdict]) -> Iterable[tuple[Comparison, Verdict]]:
+    """The comparisons that have a verdict, with it."""
+    by_name = {(each.first, each.second): each for each in verdicts}
+    for comparison in result.design.comparisons:
+        verdict = by_name.get((str(comparison.first), str(comparison.second)))
+        if verdict is not None:
+            yield comparison, verdict
+
+
+def _table(verdicts: Sequence[Verdict], tiers: Sequence[float]) -> str:
+    heads = ["comparison", "verdict", "confidence", "factor", "95 %", "seeds", *(f"at {tier:.1%}" for tier in tiers)]
+    rows = [_row(heads, "th")]
+    for each in verdicts:
+        best = [f"{times(first)} / {times(second)}" for first, second in each.tiers.values()]
+        low, high = each.interval
+        cells = [f"{each.first} / {each.second}", outcome_text(each), f"{each.decision.confidence:.3f}"]
+        rows.append(_row([*cells, f"{each.factor:.2f}", f"{low:.2f}..{high:.2f}", str(len(each.seeds)), *best], "td"))
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _row(cells: Iterable[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _figure(result: StudyResult, comparison: Comparison, verdict: Verdict) -> str:
+    """One comparison: the points of both orders, of its passes alone, and the front over all seeds of each."""
+    alone = [Arm((letter,)) for letter in dict.fromkeys(comparison.first.letters)]
+    arms = [("alone", alone), ("first", [comparison.first]), ("second", [comparison.second])]
+    shown = {name: [point for arm in each for point in result.points(arm, verdict.training)] for name, each in arms}
+    axes = _Axes([point for points in shown.values() for point in points], result.design.reference)
+    marks = "".join(_marks(name, points, axes) for name, points in shown.items())
+    names = f'<span class="first">{escape(verdict.first)}</span>, <span class="second">{escape(verdict.second)}</span>'
+    text = f"{names}: {escape(outcome_text(verdict))}; grey: each pass alone"
+    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(str(comparison))}"'
+    return f"<figure><svg {view}>{axes.drawn}{marks}</svg><figcaption>{text}</figcaption></figure>"
+
+
+class _Axes:
+    """Where points stand: compression to the right, in decades, loss of accuracy downwards to the reference."""
+
+    def __init__(self, points: Sequence[ArmPoint], reference: float) -> None:
+        self.reference = reference
+        self.decades = max([1.0, *(math.log10(point.ratio) for point in points if point.ratio > 0)])
+
+    def x(self, ratio: float) -> float:
+        """The place of a ratio; below 1 it stands at 1."""
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * max(math.log10(ratio), 0) / self.decades
+
+    def y(self, loss: float) -> float:
+        """The place of a loss; a gain stands at 0, what loses more than the reference at the lower edge."""
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * min(max(loss, 0), self.reference) / self.reference
+
+    @property
+    def drawn(self) -> str:
+        """Lines and numbers."""
+        parts = []
+        for decade in range(math.floor(self.decades) + 1):
+            x = self.x(10.0**decade)
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
+            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 24}" text-anchor="middle">{10**decade}x</text>')
+        for part in range(5):
+            loss = self.reference * part / 4
+            parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{self.y(loss):.1f}" y2="{self.y(loss):.1f}"/>')
+            parts.append(f'<text x="{_LEFT - 4}" y="{self.y(loss) + 4:.1f}" text-anchor="end">{-loss:.1%}</text>')
+        parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">times fewer BitOps; accuracy against the original</text>')
+        return "".join(parts)
+
+
+def _marks(name: str, points: Sequence[ArmPoint], axes: _Axes) -> str:
+    """The points as circles, and their front as a line."""
+    circles = "".join(
+        f'<circle class="{name}" cx="{axes.x(point.ratio):.1f}" cy="{axes.y(point.loss):.1f}" r="4">'
+        f"<title>{escape(_recipe(point))}</title></circle>"
+        for point in points
+    )
+    if not points:
+        return circles
+    front = front_of(np.array([[math.log10(point.ratio), point.loss] for point in points]))
+    line = " ".join(f"{axes.x(points[index].ratio):.1f},{axes.y(points[index].loss):.1f}" for index in front)
+    return f'{circles}<polyline class="{name}" points="{line}"/>'
+
+
+def _recipe(point: ArmPoint) -> str:
+    exits = "" if point.threshold is None else f", exits at {point.threshold:g}"
+    return (
+        f"{' > '.join(point.passes)}{exits}: {times(point.ratio)}, accuracy {0 - point.loss:+.2%} (seed {point.seed})"
+    )

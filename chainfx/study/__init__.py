@@ -1,0 +1,58 @@
+"""Is the order right? Measures in what order passes of compression do best, on a network and data of one's own.
+
+Start with a :class:`Design`: passes with options, the orders to try (:data:`ORDERS`), tuning, seeds, and how it is
+judged; :func:`shipped_design` has the paper's experiments for the digits, :func:`load_design` reads one from YAML.
+:func:`run_study` runs it in a folder, as a :class:`StudyStore` of finished stages and records, and goes on after what
+is there. :func:`analyse` makes a :class:`StudyResult` of the records: a :class:`Verdict` on every pair, and
+:meth:`StudyResult.law`, the order that they give, as evidence for :func:`chainfx.plan`.
+"""
+
+from chainfx.study.analysis import ArmPoint, Status, StudyResult, analyse, status_of
+from chainfx.study.design import Case, Design, load_design
+from chainfx.study.fronts import area_under_front, front_of
+from chainfx.study.order_law import LawEdge, MeasuredLaw
+from chainfx.study.orders import ORDERS, Arm, Comparison
+from chainfx.study.points import Point
+from chainfx.study.records import CaseRecord, Origin
+from chainfx.study.running import Watcher, run_study
+from chainfx.study.shipped import shipped_design
+from chainfx.study.statistics import Decision, decide, detectable, least_p
+from chainfx.study.store import StudyStore
+from chainfx.study.students import FreshStudent
+from chainfx.study.subject import Subject
+from chainfx.study.tuning import StudyTrainer, Tuning
+from chainfx.study.verdicts import Verdict
+
+__all__ = [
+    "ORDERS",
+    "Arm",
+    "ArmPoint",
+    "Case",
+    "CaseRecord",
+    "Comparison",
+    "Decision",
+    "Design",
+    "FreshStudent",
+    "LawEdge",
+    "MeasuredLaw",
+    "Origin",
+    "Point",
+    "Status",
+    "StudyResult",
+    "StudyStore",
+    "StudyTrainer",
+    "Subject",
+    "Tuning",
+    "Verdict",
+    "Watcher",
+    "analyse",
+    "area_under_front",
+    "decide",
+    "detectable",
+    "front_of",
+    "least_p",
+    "load_design",
+    "run_study",
+    "shipped_design",
+    "status_of",
+]

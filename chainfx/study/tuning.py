@@ -1,0 +1,85 @@
+"""How the stages of a study are trained: as the paper defines each of them, or all in the same way."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from chainfx.ir.graph import content_hash
+from chainfx.passes import Epoch, TuneRequest
+from chainfx.training import Trainer
+
+__all__ = ["StudyTrainer", "Training", "Tuning"]
+
+Training = Literal["paper", "equal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How long and how fast a study trains; the names are those of :class:`chainfx.training.Trainer`.
+
+    ``epochs``: of every stage; ``original_epochs``: of the uncompressed network, ``None`` for the same.
+    ``fine_tune_scale``: the share of the learning rate after pruning and quantization, in the paper's definition of
+    the stages. ``equal_scale``: the share at which every stage is trained where training is held equal.
+    """
+
+    epochs: int = 30
+    original_epochs: int | None = None
+    learning_rate: float = 0.05
+    batch_size: int = 128
+    fine_tune_scale: float = 0.1
+    equal_scale: float = 0.5
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class StudyTrainer:
+    """Serves the requests of passes in one of two ways, by the trainer that it is given.
+
+    ``training="paper"``: as the pass asks, which is how the paper defines the stages: distillation at the full rate
+    from the network before it, exit into exit; pruning and quantization with the task loss at a small rate; heads on a
+    frozen body, which later stages train with it. ``"equal"``: every stage trains all parameters at ``rate`` with one
+    loss, distillation from the original network into every output, so that orders differ in what they do to the
+    network alone.
+    """
+
+    trainer: Trainer
+    training: Training
+    rate: float
+    original: GraphModule
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the trainer and of how requests are served; the stage key has the original network."""
+        served = ["paper"] if self.training == "paper" else ["equal", self.rate]
+        return content_hash(self.trainer.fingerprint, served)
+
+    @property
+    def calibration(self) -> Iterable[tuple[Tensor, ...]]:
+        """That of the trainer."""
+        return self.trainer.calibration
+
+    @property
+    def validation(self) -> Iterable[tuple[tuple[Tensor, ...], Tensor]]:
+        """The part held out for choices inside a stage."""
+        return self.trainer.validation
+
+    def tune(
+        self, graph_module: GraphModule, request: TuneRequest, *, seed: int, on_epoch: Callable[[Epoch], None]
+    ) -> None:
+        """Train in place; see :class:`~chainfx.passes.Trainer`."""
+        self.trainer.tune(graph_module, self.served(request), seed=seed, on_epoch=on_epoch)
+
+    def evaluate(self, graph_module: nn.Module) -> float:
+        """Accuracy in [0, 1] on the part held out for choices."""
+        return self.trainer.evaluate(graph_module)
+
+    def served(self, request: TuneRequest) -> TuneRequest:
+        """The request that the trainer gets instead."""
+        if self.training == "paper":
+            return replace(request, distil_exits=True)
+        return TuneRequest(
+            loss="kd", teacher=self.original, learning_rate=self.rate, from_scratch=True, distil_exits=True
+        )

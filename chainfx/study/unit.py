@@ -1,0 +1,146 @@
+"""Running the cases of one seed that can share stages, one after the other, each recorded as it is finished."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby
+
+import torch
+
+from chainfx.errors import ChainfxError, StudyError
+from chainfx.ir.capture import capture
+from chainfx.ir.graph import content_hash, lacks_memory
+from chainfx.scheduler import Stage, StageRunner
+from chainfx.study.design import Case, Design
+from chainfx.study.points import CONVENTIONS, points_of
+from chainfx.study.records import CaseRecord, Origin
+from chainfx.study.store import StudyStore
+from chainfx.study.subject import Subject
+from chainfx.study.tuning import StudyTrainer
+from chainfx.training import Batches
+from chainfx.version import __version__
+
+__all__ = ["Unit", "units_of"]
+
+_SALT = 1_000_003  # between the seeds of one salt and those of the next
+
+
+def units_of(design: Design) -> list[tuple[Case, ...]]:
+    """The cases of a design in groups that share stages, seed after seed; within a group beginnings come first."""
+    return [
+        tuple(sorted(group, key=lambda case: case.steps))
+        for seed, of_seed in groupby(design.all_cases(), key=lambda case: case.seed)
+        for group in _by_unit(of_seed)
+    ]
+
+
+def _by_unit(cases: Iterable[Case]) -> list[list[Case]]:
+    found: dict[object, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.unit, []).append(case)
+    return list(found.values())
+
+
+class Unit:
+    """The cases of one seed, salt, training and number of epochs; they share the original network and stages.
+
+    A stage is computed when a case without a record needs it, and not if the store has it. A case that fails is
+    recorded with the reason, and so is every case that goes on from it.
+    """
+
+    def __init__(self, cases: tuple[Case, ...], design: Design, subject: Subject, store: StudyStore) -> None:
+        self.cases, self.design, self.subject, self.store = cases, design, subject, store
+        self._stages: dict[tuple[str, ...], Stage] = {}
+        first, tuning = cases[0], design.tuning
+        example_inputs = subject.example_inputs
+        self._original = _original(design, subject, store, first.seed)
+        trainer = StudyTrainer(
+            subject.trainer(tuning, first.epochs),
+            first.training,
+            tuning.learning_rate * tuning.equal_scale,
+            self._original.graph_module,
+        )
+        self._runner = StageRunner(
+            self._original.graph_module,
+            example_inputs=example_inputs,
+            trainer=trainer,
+            store=store.stages,
+            seed=first.seed + _SALT * first.salt,
+        )
+        around = self._runner.surroundings
+        self.origin = Origin(around.network, _machine(around.device), around.chainfx, around.torch)
+
+    def run(self, begins: Callable[[Case], None] = lambda case: None) -> Iterator[CaseRecord]:
+        """The records of all cases; those that are missing are made when they are asked for."""
+        for case in self.cases:
+            found = self.store.find(case, self.origin)
+            if found is None:
+                begins(case)
+                found = self._made(case)
+                self.store.keep(found)
+            yield found
+
+    def failure(self, case: Case, reason: str) -> CaseRecord:
+        """The record of a case that failed."""
+        return CaseRecord.of(case, self.origin, stage=None, points=(), storage_bits=0, seconds=0.0, failed=reason)
+
+    def _made(self, case: Case) -> CaseRecord:
+        for length in range(1, len(case.passes)):
+            before = self.store.find(case.beginning(length), self.origin)
+            if before is not None and before.failed is not None:
+                return self.failure(case, before.failed)
+        try:
+            stage = self._stage(case)
+            return self._measured(case, stage)
+        except (StudyError, KeyboardInterrupt):
+            raise
+        except ChainfxError as error:
+            return self.failure(case, f"{type(error).__name__}: {error}")
+        except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
+            kind = "out of memory" if lacks_memory(error) else type(error).__name__
+            return self.failure(case, f"{kind}: {(str(error).splitlines() or [''])[0]}")
+
+    def _stage(self, case: Case) -> Stage:
+        """The stage of a case, by way of those before it; of the last path all are remembered."""
+        path = case.steps
+        self._stages = {known: stage for known, stage in self._stages.items() if path[: len(known)] == known}
+        stage = self._original
+        for length, one in enumerate(case.passes, start=1):
+            if path[:length] not in self._stages:
+                self._stages[path[:length]] = self._runner.next(stage, one)
+            stage = self._stages[path[:length]]
+        return stage
+
+    def _measured(self, case: Case, stage: Stage) -> CaseRecord:
+        if case.passes and not stage.record.modified:
+            return self.failure(case, f"{stage.record.label} left the network as it was.")
+        size = self.design.tuning.batch_size
+        judging, testing = self.subject.judging(size), Batches(self.subject.data.test, size)
+        conventions = dict.fromkeys((self.design.convention, *CONVENTIONS))
+        return CaseRecord.of(
+            case,
+            self.origin,
+            stage=stage.record.fingerprint,
+            points=points_of(stage, judging, testing, self.design.thresholds, conventions),
+            storage_bits=stage.record.after.storage_bits,
+            seconds=stage.record.seconds,
+        )
+
+
+def _original(design: Design, subject: Subject, store: StudyStore, seed: int) -> Stage:
+    """The trained original of a seed, captured: from the store, or trained and kept there."""
+    tuning, inputs = design.tuning, subject.example_inputs
+    trainer = subject.trainer(tuning, tuning.original_epochs or tuning.epochs)
+    key = content_hash("original", subject.fingerprint, trainer.fingerprint, seed, __version__, str(torch.__version__))
+    found = store.stages.find(key)
+    if found is not None:
+        return found
+    graph_module = capture(subject.original(tuning, seed), inputs)
+    first = StageRunner(graph_module, example_inputs=inputs, trainer=trainer, seed=seed).first()
+    kept = store.stages.keep(replace(first, record=replace(first.record, fingerprint=key)))
+    return store.stages.find(key) or kept  # as every later process will see it
+
+
+def _machine(device: str) -> str:
+    """The kind of machine, such as ``"x86_64 AVX512 cpu"``; results are the same bit for bit on one kind only."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {device}"

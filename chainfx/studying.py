@@ -1,0 +1,167 @@
+"""The commands of ``chainfx study``: ``run``, ``status``, ``analyse``, ``pack`` and ``merge``."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainfx.errors import StudyError
+from chainfx.study import (
+    CaseRecord,
+    Design,
+    StudyResult,
+    StudyStore,
+    Subject,
+    Watcher,
+    load_design,
+    run_study,
+    shipped_design,
+    status_of,
+)
+from chainfx.study import analyse as analyse_study
+
+__all__ = ["report", "study_app"]
+
+study_app = typer.Typer(no_args_is_help=True, help="Measure in what order passes do best.")
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Law = Annotated[Path | None, typer.Option("--law", help="Write the measured order as an evidence file for plan.")]
+
+
+@study_app.command()
+def run(
+    design: Annotated[str, typer.Argument(metavar="DESIGN", help="pairwise, control, ... or a YAML file.")],
+    store: Annotated[Path, typer.Option(help="The folder of the study; one that is not finished goes on.")],
+    data: Annotated[str, typer.Option(help="What a design that ships with chainfx is run on: digits.")] = "digits",
+    seeds: Annotated[
+        str | None, typer.Option(help="How many, or from:to as in 8:12. More seeds of a study go on in its folder.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    minutes: Annotated[float | None, typer.Option(help="Stop after the stage in flight when they are over.")] = None,
+    records_only: Annotated[bool, typer.Option("--records-only", help="Delete the networks when it is done.")] = False,
+    law: Law = None,
+    as_json: Json = False,
+) -> None:
+    """Run an order study, or what is missing of it, and print the verdicts on its pairs and the law they give.
+
+    It prints the design before it begins. After Ctrl-C, --minutes or a crash the same command goes on.
+    """
+    chosen = _seeded(_design(design, data), seeds)
+    subject = Subject.of(chosen)
+    if not as_json:
+        typer.echo(f"{chosen}\n{_of_data(chosen, subject)}\n")
+    try:
+        done = run_study(chosen, store, subject=subject, workers=workers, minutes=minutes, watcher=_Teller(as_json))
+    except KeyboardInterrupt as error:
+        error.add_note(f"finished stages and records are kept in {store}; the same command goes on after them")
+        raise
+    result = analyse_study(done)
+    if records_only and result.status.recorded == result.status.cases:
+        done.drop_networks()
+    _show(result, law, as_json)
+
+
+@study_app.command()
+def status(folder: Folder, as_json: Json = False) -> None:
+    """Show how far a study is, how long the rest takes, and what failed."""
+    found = status_of(StudyStore.open(folder))
+    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+
+
+@study_app.command()
+def analyse(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study, or the file that pack wrote.")],
+    law: Law = None,
+    as_json: Json = False,
+) -> None:
+    """Print the verdicts and the law from the records of a study, finished or not; nothing is run."""
+    _show(analyse_study(folder), law, as_json)
+
+
+@study_app.command()
+def pack(
+    folder: Folder, output: Annotated[Path, typer.Argument(help="The JSON file to write; analyse reads it too.")]
+) -> None:
+    """Write the design and all records of a study into one file, without the networks."""
+    StudyStore.open(folder).pack(output)
+
+
+@study_app.command()
+def merge(
+    folder: Folder,
+    others: Annotated[list[Path], typer.Argument(help="Folders of the same study, whose records are copied into it.")],
+) -> None:
+    """Copy records and networks of other stores of the same study into a folder, which need not exist yet."""
+    for each in others:
+        other = StudyStore.open(each)
+        mine = StudyStore.create(folder, other.design, other.subject)
+        typer.echo(f"{mine.merge(other)} new records from {each}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study, or the file that pack wrote.")],
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write what came of a study, finished or not, as one HTML page with its plots; it needs no network."""
+    page = analyse_study(folder).to_html()
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StudyError(f"--output {str(output)!r} cannot be written ({error.strerror}).") from error
+    typer.echo(f"written to {output}")
+
+
+def _design(name: str, data: str) -> Design:
+    if Path(name).suffix in (".yaml", ".yml"):
+        return load_design(name)
+    return shipped_design(name, data)
+
+
+def _seeded(design: Design, seeds: str | None) -> Design:
+    """The design with the seeds that were asked for."""
+    if seeds is None:
+        return design
+    first, _, last = seeds.rpartition(":")
+    try:
+        numbers = tuple(range(int(first or 0), int(last)))
+    except ValueError as error:
+        raise StudyError(f"--seeds {seeds!r} is no number; give how many, as in 8, or from:to, as in 8:12.") from error
+    return dataclasses.replace(design, seeds=numbers)
+
+
+def _of_data(design: Design, subject: Subject) -> str:
+    """About how long it takes, how fine accuracy is, and which tiers of the design are finer than that."""
+    minutes = design.stages * design.tuning.epochs * subject.seconds_of_epoch(design.tuning) / 60
+    finest = subject.resolution
+    text = f"judged on {len(subject.judges)} held-out samples, so that accuracy comes in steps of {finest:.2%}"
+    finer = [f"{tier:.1%}" for tier in design.tiers if tier < finest]
+    text += f"; tiers finer than that, not to be relied on: {', '.join(finer)}" if finer else ""
+    return f"at least {minutes:.1f} minutes of training on one process, by the time of one step\n{text}"
+
+
+def _show(result: StudyResult, law: Path | None, as_json: bool) -> None:
+    typer.echo(json.dumps(result.to_dict()) if as_json else str(result))
+    if law is not None:
+        result.law().write(law)
+
+
+class _Teller(Watcher):
+    """One line for each case that is finished, on standard error, where somebody looks at it."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet or not sys.stderr.isatty()
+        self.cases = self.done = 0
+
+    def begins(self, cases: int) -> None:
+        self.cases = cases
+
+    def finished(self, record: CaseRecord) -> None:
+        self.done += 1
+        if not self.quiet:
+            what = record.failed or f"{max(point.accuracy for point in record.points):.2%}"
+            name = " > ".join(record.passes) or "original"
+            typer.echo(f"{self.done}/{self.cases} seed {record.seed} {record.training} {name}: {what}", err=True)

@@ -1,0 +1,135 @@
+"""What the trainer of a study does with requests, what students it makes, and what it measures of exits."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from chainfx.ir.graph import content_hash, exits_of, facts_of
+from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneRequest
+from chainfx.scheduler import Stage, StageRunner
+from chainfx.study import FreshStudent, StudyTrainer
+from chainfx.study.points import points_of
+from chainfx.training import Batches, Data
+from chainfx.training.data import Images
+from tests.nets import graph_of, images, small_resnet
+from tests.trainers import FakeTrainer
+
+X = images(20)
+
+
+@pytest.fixture(scope="module")
+def graph_module():
+    return graph_of(small_resnet(), X)
+
+
+def trainer(graph_module, training):
+    return StudyTrainer(FakeTrainer(X), training, 0.02, graph_module)
+
+
+def test_the_paper_s_stages_are_trained_as_passes_ask(graph_module):
+    asked = TuneRequest(("a",), loss="kd", teacher=graph_module, learning_rate=0.3)
+    assert trainer(graph_module, "paper").served(asked) == dataclasses.replace(asked, distil_exits=True)
+
+
+def test_where_training_is_held_equal_every_request_is_the_same(graph_module):
+    study = trainer(graph_module, "equal")
+    for asked in (TuneRequest(), TuneRequest(("a",), optimizer="adam", from_scratch=True)):
+        study.tune(graph_module, asked, seed=0, on_epoch=lambda epoch: None)
+    assert (
+        study.trainer.requests
+        == [
+            TuneRequest(
+                parameters=None,
+                loss="kd",
+                teacher=graph_module,
+                learning_rate=0.02,
+                from_scratch=True,
+                distil_exits=True,
+            )
+        ]
+        * 2
+    )
+
+
+def test_the_fingerprint_tells_trainings_and_rates_apart(graph_module):
+    paper, equal = (trainer(graph_module, training) for training in ("paper", "equal"))
+    faster = dataclasses.replace(equal, rate=0.03)
+    assert len({paper.fingerprint, equal.fingerprint, faster.fingerprint}) == 3
+    assert paper.fingerprint == dataclasses.replace(paper, rate=0.03).fingerprint
+
+
+def test_a_fresh_student_is_the_original_made_smaller_and_new(graph_module):
+    context = PassContext(graph_module, (X,), calibration=[(X,)], tunes=True)
+    compressed = Quantize(4, 4).apply(graph_of(small_resnet(width=2), X), context).graph_module
+    result = FreshStudent.of(Distill(width=0.5, temperature=2.0)).apply(compressed, context)
+    student = result.graph_module
+    assert facts_of(student).names == frozenset() and facts_of(compressed).names
+    assert student.get_parameter("conv1.weight").shape == (2, 1, 3, 3)
+    assert not torch.equal(student.get_parameter("conv1.weight"), graph_module.get_parameter("conv1.weight")[:2])
+    assert (result.tune.loss, result.tune.temperature, result.tune.from_scratch) == ("kd", 2.0, True)
+    assert str(result.tune.teacher.graph) == str(compressed.graph) and result.tune.teacher is not compressed
+
+
+def split():
+    return Images((X * 10 + 100).to(torch.uint8), torch.arange(20) % 10, (0.5,), (0.5,))
+
+
+def stage_of(graph_module, *passes):
+    runner = StageRunner(graph_module, example_inputs=(X,), trainer=FakeTrainer(X))
+    stage = runner.first()
+    for one in passes:
+        stage = runner.next(stage, one)
+    return stage
+
+
+def test_exits_are_measured_at_every_threshold_the_ends_included(graph_module):
+    stage = stage_of(graph_module, EarlyExit(exits=1, threshold=1.01, keep=True))
+    batches = Batches(split(), 8)
+    points = points_of(stage, batches, batches, (0.0, 0.2, 1.01), ("mac_bw_ba", "strict"))
+    assert [point.threshold for point in points] == [0.0, 0.2, 1.01]
+    (mark,) = exits_of(stage.graph_module)
+    assert mark.threshold == 1.01  # as it was
+    report, original = stage.record.report, stage_of(graph_module).record.report
+    assert points[0].bitops["strict"] == report.reprice("strict").cumulative[0].bitops
+    assert points[2].bitops["mac_bw_ba"] == report.bitops > original.bitops
+    assert points[0].bitops["mac_bw_ba"] <= points[1].bitops["mac_bw_ba"] <= points[2].bitops["mac_bw_ba"]
+    inputs, labels = next(split().batches(20))
+    with torch.no_grad():
+        early, final = stage.graph_module.eval()(*inputs)
+    right = [(logits.argmax(1) == labels).float().mean().item() for logits in (early, final)]
+    assert [points[0].accuracy, points[2].test] == pytest.approx(right)
+
+
+def test_a_network_without_exits_is_one_point(graph_module):
+    stage = stage_of(graph_module)
+    batches = Batches(split(), 8)
+    (point,) = points_of(stage, batches, batches, (0.0, 1.01), ("mac_bw_ba",))
+    assert (point.threshold, point.bitops) == (None, {"mac_bw_ba": stage.record.report.bitops})
+
+
+def test_single_stages_have_the_keys_of_a_whole_run(graph_module, tmp_path):
+    from chainfx.scheduler import StageStore, plan, run
+
+    store = StageStore(tmp_path)
+    passes = [Quantize(4, 4), Quantize(2, 4)]
+    options = {"example_inputs": (X,), "trainer": FakeTrainer(X), "store": store, "seed": 3}
+    whole = list(run(graph_module, plan(passes, "given"), **options))
+    runner = StageRunner(graph_module, **options)
+    first = runner.next(runner.first(), passes[0])
+    second = runner.next(first, passes[1])
+    assert isinstance(first, Stage) and first.resumed and second.resumed
+    assert [stage.record for stage in (runner.first(), first, second)] == [stage.record for stage in whole]
+    assert runner.key(first.record.fingerprint, passes[1]).fingerprint == second.record.fingerprint
+
+
+def test_halves_of_what_is_held_out():
+    from chainfx.training import digits, halve_validation
+
+    data = digits(validation=0.4)
+    chooses, judges = halve_validation(data)
+    assert isinstance(chooses, Data) and chooses.train is data.train and chooses.fingerprint != data.fingerprint
+    both = torch.cat([chooses.validation.images, judges.images])
+    assert len(both) == len(data.validation)
+    assert sorted(map(content_hash, both)) == sorted(map(content_hash, data.validation.images))
+    assert set(judges.labels.tolist()) == set(range(10))

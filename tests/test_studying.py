@@ -1,0 +1,93 @@
+"""The commands of ``chainfx study``."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from chainfx.cli import app
+from chainfx.scheduler import load_evidence
+from chainfx.study import StudyStore
+from tests.study.designs import TINY
+
+
+def chainfx(*arguments):
+    return CliRunner().invoke(app, ["study", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """What ``run`` printed for the tiny design."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY.to_dict()))
+    return chainfx("run", path, "--store", folder / "store", "--law", folder / "law.toml")
+
+
+def test_run_prints_the_design_the_verdicts_and_the_law(run, folder):
+    lines = [line.rstrip() for line in run.output.splitlines()]
+    assert run.exit_code == 0 and lines[0] == "study 'pairwise' of zoo.resnet on digits"
+    judged = "judged on 288 held-out samples, so that accuracy comes in steps of 0.35%"
+    assert judged in lines
+    (estimate,) = (line for line in lines if line.startswith("at least "))
+    assert estimate.endswith(" minutes of training on one process, by the time of one step")
+    assert any(line.startswith("PQ / QP") and "undecided (+7 seeds)" in line for line in lines)
+    assert "order: prune-channels -> quantize" in lines
+    assert lines[-1].startswith("5 of 5 cases, 0.")
+    assert ("pruning", "quantization") in {(each.before, each.after) for each in load_evidence(folder / "law.toml")}
+
+
+def test_status_and_analysis_read_the_records(run, folder):
+    store = folder / "store"
+    assert chainfx("status", store).output.startswith("5 of 5 cases, 0.")
+    assert json.loads(chainfx("status", store, "--json").output)["cases"] == 5
+    plain = json.loads(chainfx("analyse", store, "--json").output)
+    assert [each["decision"]["outcome"] for each in plain["verdicts"]] == ["undecided"]
+    assert plain["laws"]["paper"]["order"] == ["prune-channels", "quantize"]
+    assert chainfx("pack", store, folder / "packed.json").exit_code == 0
+    assert json.loads(chainfx("analyse", folder / "packed.json", "--json").output) == plain
+    assert chainfx("analyse", store).output.rstrip() in run.output.replace("\r", "")
+
+
+def test_merge_makes_a_store_and_records_alone_may_stay(run, folder):
+    merged = folder / "merged"
+    done = chainfx("merge", merged, folder / "store", folder / "store")
+    assert done.output.splitlines() == [
+        f"5 new records from {folder / 'store'}",
+        f"0 new records from {folder / 'store'}",
+    ]
+    again = chainfx("run", folder / "tiny.yaml", "--store", merged, "--records-only", "--json")
+    assert json.loads(again.output)["status"]["recorded"] == 5
+    assert not (merged / "stages").exists() and len(StudyStore.open(merged).records()) == 5
+
+
+def test_seeds_are_a_number_or_a_range(folder, run):
+    for seeds, expected in (("2", (0, 1)), ("3:5", (3, 4))):
+        store = folder / f"seeds{len(expected)}{expected[0]}"
+        chainfx("run", folder / "tiny.yaml", "--store", store, "--seeds", seeds, "--minutes", "0")
+        assert StudyStore.open(store).design.seeds == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "all", "--store", "x"), "StudyError: there is no design 'all'; use one of pairwise, "),
+        (("run", "pairwise", "--store", "x", "--data", "mnist"), "StudyError: no design ships for data 'mnist'; "),
+        (
+            ("run", "pairwise", "--store", "x", "--seeds", "many"),
+            "StudyError: --seeds 'many' is no number; give how many, as in 8, or from:to, as in 8:12.",
+        ),
+        (("analyse", __file__), "holds no packed study that can be read; give what 'study pack' wrote."),
+        (("status", "x"), "StudyError: x holds no study that can be read; give the folder of 'study run'."),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = chainfx(*arguments)
+    assert done.exit_code == 1 and message in done.output
+    assert not (tmp_path / "x").exists()
