@@ -205,7 +205,13 @@ def test_depthwise_layers_lose_most_and_gain_least():
 
 def test_a_dry_run_predicts_the_costs_of_the_run():
     x = images(4)
-    chain = [Distill(depth=0.5), PruneChannels(0.4), Quantize(4, 4), EarlyExit(exits=1, threshold=2.0, keep=True), Fuse()]
+    chain = [
+        Distill(depth=0.5),
+        PruneChannels(0.4),
+        Quantize(4, 4),
+        EarlyExit(exits=1, threshold=2.0, keep=True),
+        Fuse(),
+    ]
     report = chainfx.lint(chain, small_resnet(), example_inputs=x, samples=1000)
     small = chainfx.compile(small_resnet(), chain, example_inputs=x, trainer=FakeTrainer(x))
     for stage, record in zip(report.stages, small.report.records, strict=True):
