@@ -25,9 +25,9 @@ def area_under_front(points: npt.ArrayLike, reference: float) -> Array:
     """
     given = np.asarray(points, dtype=float)
     loss = np.maximum(given[..., 1], 0)
-    ratio = np.where(loss <= reference, np.maximum(given[..., 0], 0), 0)
+    ratio = np.maximum(given[..., 0], 0)
     order = np.argsort(loss, axis=-1, kind="stable")
-    loss = np.minimum(np.take_along_axis(loss, order, -1), reference)
+    loss = np.minimum(np.take_along_axis(loss, order, -1), reference)  # beyond it nothing has a width
     best = np.maximum.accumulate(np.take_along_axis(ratio, order, -1), axis=-1)
     ends = np.concatenate([loss[..., 1:], np.full((*loss.shape[:-1], 1), reference)], axis=-1)
     area: Array = ((ends - loss) * best).sum(-1) / reference

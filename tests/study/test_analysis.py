@@ -102,6 +102,11 @@ def test_seven_seeds_decide_nothing(tmp_path):
     result = analyse(filled(tmp_path, design(7), further))
     assert {each.decision.outcome for each in result.verdicts} == {"undecided"}
     assert result.verdicts[0].decision.more_seeds == 1 and len(result.law().undecided) == 3
+    leaning = {(edge.before, edge.after): edge.confidence for edge in result.law().edges}
+    assert leaning["prune-channels", "quantize"] > 0.99
+    turned = analyse(filled(tmp_path / "turned", design(7), lambda letters, seed: 1 / further(letters, seed)))
+    leaning = {(edge.before, edge.after): edge.confidence for edge in turned.law().edges}
+    assert leaning["prune-channels", "quantize"] < -0.99
 
 
 def test_a_seed_that_lacks_a_case_does_not_count(tmp_path):
@@ -126,6 +131,14 @@ def test_records_of_different_origins_are_not_compared(tmp_path):
     moved = filled(tmp_path, design(), further, origin=lambda case: other if case.steps[:1] == ("Q:0",) else ORIGIN)
     assert [len(each.seeds) for each in analyse(moved).verdicts] == [0, 8, 0]
     assert analyse(moved).origins == (ORIGIN,)
+
+
+def test_of_two_origins_the_one_with_most_records_counts(tmp_path):
+    other = dataclasses.replace(ORIGIN, torch="3")
+    filled(tmp_path, design(), further)
+    few = filled(tmp_path, design(), further, origin=lambda case: other, skip=lambda case: len(case.steps) > 1)
+    assert len(few.records()) == 176 + 8 * 6
+    assert analyse(few).origins == (ORIGIN,) and analyse(few).verdicts[0].seeds == tuple(range(8))
 
 
 def test_fronts_are_compared_at_equal_numbers_of_points(tmp_path):

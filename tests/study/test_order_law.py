@@ -71,6 +71,8 @@ def test_cited_edges_give_way_to_measured_ones_and_the_plan_has_no_circle(tmp_pa
     found.write(tmp_path / "law.toml")
     passes = [Quantize(), PruneChannels(0.5), EarlyExit(), Distill(width=0.5)]
     assert plan(passes, evidence=[tmp_path / "law.toml"]).order == found.order
+    surer = law([(E, P, 0.96, 1.1)], undecided=[(P, Q, 0.99, 1.4), (Q, E, 0.98, 1.2)])
+    assert [(edge.before, edge.after) for edge in surer.gave_way] == [(Q, E)]
     turned = law([(E, P)], undecided=[(Q, P, -0.9, 0.7), (E, Q, 0.3, 1.1)])
     assert [(edge.before, edge.after, edge.confidence) for edge in turned.gave_way] == [(Q, E, -0.3)]
     (edge,) = (edge for edge in turned.edges if edge.kind == "cited")

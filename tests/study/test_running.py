@@ -141,6 +141,13 @@ def test_a_pass_that_changes_nothing_is_no_point(subject, tmp_path):
     assert failed == {f"{label} left the network as it was."}
 
 
+def test_control_runs_the_same_arm_with_other_random_numbers(subject, tmp_path):
+    records = run_study(tiny(orders="control"), tmp_path, subject=subject).records()
+    stages = {record.salt: record.stage for record in records if len(record.passes) == 2}
+    assert set(stages) == {0, 1} and stages[0] != stages[1]
+    assert len({record.stage for record in records if not record.passes}) == 1  # the original is the same
+
+
 def test_more_seeds_are_the_same_study_and_other_designs_are_not(whole, subject, tmp_path):
     assert StudyStore.create(whole.folder, TINY, subject.fingerprint).design == TINY
     store = StudyStore.create(tmp_path, TINY, subject.fingerprint)

@@ -55,6 +55,7 @@ def test_verdicts():
 def test_with_fewer_than_eight_seeds_nothing_is_decided():
     (found,) = decide([np.linspace(1, 1.1, 7)], margin=0.1)
     assert (found.outcome, found.more_seeds) == ("undecided", 1)
+    assert decide([np.linspace(-1e-3, 1e-3, 7)], margin=0.1)[0].outcome == "undecided"
     assert decide([np.array([])], margin=0.1)[0].more_seeds == 8
     assert decide([np.ones(2)], margin=0.1)[0].more_seeds == 6
 
