@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph import get_tensor, ops
 
-__all__ = ["Decode", "Encode", "Grid", "decode_weights", "grid_of", "weight_range"]
+__all__ = ["Decode", "Encode", "Grid", "decode_weights", "grid_of", "weight_range", "weight_unit"]
 
 _LEAST_CLIP = 1e-8  # that of ops.quantize_activation
 
@@ -93,16 +93,21 @@ def weight_range(bits: int, scheme: str) -> int:
     return int(2**bits - 1 if scheme == "dorefa" else 2 ** (bits - 1) - 1)
 
 
-def decode_weights(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> tuple[Tensor, Tensor]:
-    """Weights as integers (int8, shape of ``codes``) and what they are multiples of (float64, shape of ``scale``).
+def decode_weights(codes: Tensor, bits: int, scheme: str) -> Tensor:
+    """Weights as integers (int8, shape of ``codes``), from minus to plus :func:`weight_range`.
 
-    Their product is :func:`chainfx.ir.graph.ops.decode_weight` of the codes. The integers are odd for ``dorefa``, which
-    has no zero, and run from minus to plus :func:`weight_range`.
+    Times :func:`weight_unit` they are :func:`chainfx.ir.graph.ops.decode_weight` of the codes. Those of ``dorefa`` are
+    odd: it has no zero.
 
-    >>> decode_weights(torch.tensor([0, 1, 2, 3]), torch.tensor(3.0), 2, "dorefa")
-    (tensor([-3, -1,  1,  3], dtype=torch.int8), tensor(1., dtype=torch.float64))
+    >>> decode_weights(torch.tensor([0, 1, 2, 3]), 2, "dorefa")
+    tensor([-3, -1,  1,  3], dtype=torch.int8)
     """
     greatest = weight_range(bits, scheme)
     wide = codes.to(torch.int16)
     integers = wide * 2 - greatest if bits == 1 or scheme == "dorefa" else wide - greatest
-    return integers.to(torch.int8), ops.at_least_float32(scale).double() / greatest
+    return integers.to(torch.int8)
+
+
+def weight_unit(scale: Tensor, bits: int, scheme: str) -> Tensor:
+    """What weights as integers are multiples of (float64), for the ``scale`` that is stored with them (same shape)."""
+    return ops.at_least_float32(scale).double() / weight_range(bits, scheme)

@@ -165,7 +165,7 @@ def _packed(text: str, codes: Tensor, weight: Tensor, scale: Tensor) -> tuple[Te
 def _pack(call: LayerCall, codes: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     integers = weight
     if weight.dtype is torch.uint8:
-        integers, _ = decode_weights(weight, scale, call.bits, call.scheme)
+        integers = decode_weights(weight, call.bits, call.scheme)
     integers, shape = integers.contiguous(), [max(size, 1) for size in codes.shape]
     if call.geometry is None:
         linear: Tensor = torch.ops.onednn.qlinear_prepack(integers, [shape[0], shape[-1]])

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from chainfx.deploy.integers.activations import is_quantizer
 from chainfx.deploy.integers.chains import Chain, chain_of
 from chainfx.deploy.integers.choice import geometry_of, obstacle, weight_codes, width_of
-from chainfx.deploy.integers.grids import Decode, Encode, decode_weights, grid_of
+from chainfx.deploy.integers.grids import Decode, Encode, decode_weights, grid_of, weight_unit
 from chainfx.deploy.integers.kernels import LayerCall
 from chainfx.deploy.integers.layers import IntegerLayer, IntegerMaxPool
 from chainfx.deploy.integers.lowering import Lowered, Lowering
@@ -213,8 +213,8 @@ def _weight(layer: Layer) -> tuple[Tensor, Tensor, int, str]:
     assert coded is not None  # else the layer is not chosen
     bits, scheme = width_of(coded)
     codes, stored = (edit.get_tensor(layer.graph_module, str(input_of(coded, at).target)) for at in (0, 1))
-    integers, scale = decode_weights(codes, stored, bits, scheme)
-    scale = scale.reshape(-1).expand(len(codes)).clone()
+    scale = weight_unit(stored, bits, scheme).reshape(-1).expand(len(codes)).clone()
     if layer.mask is None:
         return codes, scale, bits, scheme
+    integers = decode_weights(codes, bits, scheme)
     return integers * value_of(layer.graph_module, input_of(layer.mask, 1)), scale, bits, scheme

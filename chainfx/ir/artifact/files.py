@@ -27,7 +27,7 @@ from chainfx.ir.artifact.literals import encode
 from chainfx.ir.artifact.modules import describe_module
 from chainfx.ir.artifact.packing import pack
 from chainfx.ir.artifact.restore import restore
-from chainfx.ir.graph import content_hash, ops
+from chainfx.ir.graph import content_hash, edit, ops
 
 __all__ = ["fingerprint", "load_graph", "save_graph"]
 
@@ -113,9 +113,17 @@ def _describe(graph_module: GraphModule, *, by_name: bool = False) -> tuple[dict
 
 
 def _bits_of_codes(graph_module: GraphModule) -> dict[str, int]:
-    """The bits of each tensor of integer codes, by name."""
+    """The bits of each tensor of integer codes, by name: codes of weights, and places in a codebook (as uint8)."""
     found = graph_module.graph.find_nodes(op="call_function", target=ops.dequantize_weight)
-    return {str(node.args[0].target): node.args[2] for node in found}
+    bits = {str(node.args[0].target): int(node.args[2]) for node in found}
+    for node in graph_module.graph.find_nodes(op="call_function", target=ops.look_up):
+        if any(each.op != "get_attr" for each in node.args):
+            continue
+        name, codebook = (str(each.target) for each in node.args)
+        if edit.get_tensor(graph_module, name).dtype is torch.uint8:
+            entries = min(edit.get_tensor(graph_module, codebook).numel(), 256)  # a uint8 names no more
+            bits[name] = max((entries - 1).bit_length(), bits.get(name, 1))
+    return bits
 
 
 def _named_tensors(graph_module: GraphModule) -> list[tuple[str, Tensor, str]]:

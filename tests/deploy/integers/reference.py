@@ -41,7 +41,7 @@ def exact_layer(layer, codes, added=None):
     """What an integer layer must give, in float64 and before it is rounded to codes."""
     call, weight = layer.call, layer.weight
     if weight.dtype is torch.uint8:
-        weight, _ = decode_weights(weight, layer.scale, call.bits, call.scheme)
+        weight = decode_weights(weight, call.bits, call.scheme)
     x = codes.double() - call.read.zero_point
     bias = None if layer.bias is None else layer.bias.double()
     scale = layer.scale.double() * call.read.scale

@@ -10,6 +10,7 @@ from chainfx import zoo
 from chainfx.deploy import CompressedModel, Machine
 from chainfx.deploy.integers.layers import IntegerLayer, IntegerMaxPool
 from chainfx.errors import ChainfxError
+from chainfx.ir.graph import edit, ops
 from chainfx.passes import EarlyExit, PassContext, PruneWeights, Quantize
 from tests.deploy.integers.nets import NARROW, distance, on_integers, quantized, rows_of, run
 from tests.deploy.integers.reference import compared
@@ -186,6 +187,34 @@ def test_a_tensor_that_is_read_later_is_not_written_over():
     assert not any(layer.overwrites for layer in layers.values())
     for given_, expected in zip(run(small, x), run(copy.deepcopy(graph_module).double(), x.double()), strict=True):
         assert distance(given_, expected) < 1e-5
+
+
+def test_an_input_of_the_network_is_not_written_over():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, y):
+            return self.conv(x) + y
+
+    torch.manual_seed(0)
+    x, y = image(), (image() * 2).contiguous(memory_format=torch.channels_last)
+    small, graph_module = on_integers(Two().eval(), x, y)
+    kept = y.clone()
+    assert distance(run(small, x, y), run(copy.deepcopy(graph_module).double(), x.double(), y.double())) < 1e-5
+    assert torch.equal(y, kept)
+
+
+def test_an_activation_that_clips_below_the_quantizer_stays():
+    x = image()
+    model = block(nn.Conv2d(3, 8, 3), nn.Hardtanh(0.0, 0.25), nn.Conv2d(8, 4, 3))
+    graph_module = quantized(model, x)
+    _, quantizer = graph_module.graph.find_nodes(op="call_function", target=ops.quantize_activation)
+    edit.set_tensor(graph_module, str(quantizer.args[1].target), torch.tensor(2.0))
+    small = CompressedModel(graph_module, (x,), None, engine="int8", machine=NARROW)
+    assert compared(small, x).is_exact
+    assert distance(run(small, x), run(copy.deepcopy(graph_module).double(), x.double())) < NEAR
 
 
 def test_the_last_reader_of_a_skip_tensor_may_write_over_it():

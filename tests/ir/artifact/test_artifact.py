@@ -5,13 +5,17 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 import chainfx
+from chainfx.deploy import CompressedModel
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import make_folder
 from chainfx.ir.artifact.files import fingerprint, load_graph, save_graph
+from chainfx.ir.graph import edit, layers_of, ops
+from chainfx.passes import PassContext, Quantize
 from tests.nets import graph_of, images, small_resnet
 
 
@@ -97,6 +101,42 @@ def test_a_module_that_its_arguments_do_not_make_is_one_clear_error(tmp_path):
         "ValueError: proj_size has to be smaller than hidden_size; "
         "replace it by torch.nn modules that keep their arguments."
     )
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_are_stored_at_their_width(bits, tmp_path):
+    """The weights have 200 * 300 codes and 200 scales of 4 bytes, the bias 200 numbers, all else is a header."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 300)
+    graph_module = graph_of(nn.Sequential(nn.Linear(300, 200)), x)
+    one = Quantize(bits, 32, first=None, last=None)
+    one.apply(graph_module, PassContext(graph_module, (x,)))
+    small = CompressedModel(graph_module.eval(), (x,), None)
+    save_graph(small.graph_module, tmp_path)
+    expected = 200 * 300 * bits / 8 + 200 * 4 + 200 * 4
+    assert expected <= (tmp_path / "model.safetensors").stat().st_size <= 1.03 * expected + 300
+    loaded, _ = load_graph(tmp_path)
+    assert torch.equal(loaded(x), small.graph_module(x))
+
+
+@pytest.mark.parametrize(("entries", "bits"), [(1, 1), (2, 1), (3, 2), (16, 4), (17, 5), (256, 8)])
+def test_places_in_a_codebook_are_stored_at_the_width_that_tells_its_entries_apart(entries, bits, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 100)
+    graph_module = graph_of(nn.Sequential(nn.Linear(100, 40, bias=False)), x)
+    edit.set_tensor(graph_module, "0.codes", torch.randint(entries, (40, 100), dtype=torch.uint8), parameter=False)
+    edit.set_tensor(graph_module, "0.codebook", torch.randn(entries), parameter=True)
+    (layer,) = layers_of(graph_module)
+    with graph_module.graph.inserting_before(layer.node):
+        read = [graph_module.graph.get_attr(path) for path in ("0.codes", "0.codebook")]
+        layer.node.update_arg(1, graph_module.graph.call_function(ops.look_up, tuple(read)))
+    edit.tidy(graph_module)
+    save_graph(graph_module, tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert stored["0.codes"].numel() == 40 * 100 * bits / 8
+    loaded, _ = load_graph(tmp_path)
+    assert torch.equal(loaded(x), graph_module(x))
+    assert torch.equal(loaded.get_buffer("0.codes"), graph_module.get_buffer("0.codes"))
 
 
 def test_a_shared_tensor_is_stored_once_and_stays_shared(tmp_path):
