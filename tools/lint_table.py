@@ -14,9 +14,8 @@ import copy
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -29,45 +28,16 @@ from chainfx.ir.graph import Answer
 from chainfx.passes import (
     Distill,
     Fuse,
-    Granularity,
-    Kind,
     OptimizeGraph,
     Pass,
-    PassContext,
-    PassInfo,
-    PassResult,
+    PostTrainingQuantize,
     PruneWeights,
-    Quantize,
     TuneRequest,
 )
 from chainfx.scheduler import ChainReport, Stage
 from chainfx.training import Data, Trainer, digits
 
 _EPOCHS = 10
-
-
-@dataclass(frozen=True)
-class PostTraining(Pass):
-    """Uniform quantization from calibration data alone."""
-
-    info: ClassVar[PassInfo] = PassInfo(
-        "post-training",
-        Kind.STATIC,
-        Granularity.SUB_NEURON,
-        needs=frozenset({"calibration"}),
-        establishes=frozenset({"bit-widths"}),
-        headline=("weights", "activations"),
-        family="quantization",
-        tunes=False,
-    )
-
-    weights: int = 8
-    activations: int = 8
-
-    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
-        """Insert the quantizers, and ask for no tuning."""
-        widths = Quantize(self.weights, self.activations, first=None, last=None, scheme="uniform")
-        return replace(widths.apply(graph_module, context), tune=None)
 
 
 @dataclass(frozen=True)
@@ -104,7 +74,7 @@ def student(data: Data) -> nn.Module:
 
 def _failed(network: nn.Module, trainer: Trainer, data: Data) -> Iterator[Row]:
     x = data.example_inputs(64)
-    stages = _stages(network, [PostTraining(4, 4), PruneWeights(0.5)], data, trainer=None)
+    stages = _stages(network, [PostTrainingQuantize(4, 4), PruneWeights(0.5)], data, trainer=None)
     for stage in stages:
         yield _row(stage.record.label, stage.graph_module, trainer, data)
     teacher = stages[-1].graph_module
@@ -117,7 +87,8 @@ def _failed(network: nn.Module, trainer: Trainer, data: Data) -> Iterator[Row]:
 
 
 def _corrected(network: nn.Module, trainer: Trainer, data: Data, *, pruned: bool) -> Iterator[Row]:
-    passes: list[Pass] = [Distill(student=student(data)), *([PruneWeights(0.5)] if pruned else []), PostTraining(8, 8)]
+    sparse = [PruneWeights(0.5)] if pruned else []
+    passes: list[Pass] = [Distill(student=student(data)), *sparse, PostTrainingQuantize(8, 8)]
     *stages, _, last = _stages(network, [*passes, Fuse(), OptimizeGraph()], data, trainer)
     for stage in stages:
         label = "distillation into a small network" if stage.record.name == "distill" else stage.record.label

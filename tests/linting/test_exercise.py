@@ -4,8 +4,17 @@ import pytest
 
 import chainfx
 from chainfx.linting import Machine
-from chainfx.passes import Distill, EarlyExit, Fuse, OptimizeGraph, PruneChannels, PruneWeights, Quantize
-from tests.linting.chains import CORRECTED, FAILED, STUDENT, PostTraining
+from chainfx.passes import (
+    Distill,
+    EarlyExit,
+    Fuse,
+    OptimizeGraph,
+    PostTrainingQuantize,
+    PruneChannels,
+    PruneWeights,
+    Quantize,
+)
+from tests.linting.chains import CORRECTED, FAILED, STUDENT
 
 HERE = Machine(integers=True, sparse=False)
 
@@ -28,19 +37,19 @@ def test_the_failed_chain_gets_exactly_its_diagnosis():
     ]
     importance, widths, teacher, *_ = chainfx.lint(FAILED, machine=HERE).findings
     assert importance.reason == (
-        "post-training stands before prune-weights, but the other order is poor: "
+        "post-training-quantize stands before prune-weights, but the other order is poor: "
         "so few levels destroy the signal that tells which weights are important"
     )
-    assert importance.fix == "put prune-weights before post-training"
-    assert "distill invalidates 'bit-widths', which post-training establishes" in widths.reason
+    assert importance.fix == "put prune-weights before post-training-quantize"
+    assert "distill invalidates 'bit-widths', which post-training-quantize establishes" in widths.reason
     assert "the teacher loses knowledge before it has passed it on" in teacher.reason
 
 
 def test_its_correction_has_four_steps_with_eight_bits():
     report = chainfx.lint(FAILED, machine=HERE)
     assert report.corrected == CORRECTED
-    assert [one.info.name for one in report.corrected] == ["distill", "prune-weights", "post-training", "fuse"]
-    assert report.corrected[2].label == "post-training(8, 8)"
+    assert [one.info.name for one in report.corrected] == ["distill", "prune-weights", "post-training-quantize", "fuse"]
+    assert report.corrected[2].label == "post-training-quantize(8, 8)"
 
 
 def test_the_corrected_chain_has_no_error_and_no_warning():
@@ -54,13 +63,13 @@ def test_the_corrected_chain_has_no_error_and_no_warning():
 
 @pytest.mark.parametrize(("bits", "trained"), [(4, False), (4, True), (8, False), (8, True)])
 def test_row_1_few_bits_without_training_then_magnitude_pruning_is_poor(bits, trained):
-    one = Quantize(bits, bits) if trained else PostTraining(bits, bits)
+    one = Quantize(bits, bits) if trained else PostTrainingQuantize(bits, bits)
     ((severity, _, _),) = found([one, PruneWeights(0.5)], "order")
     assert severity == ("error" if (bits, trained) == (4, False) else "warning")
 
 
 def test_row_2_magnitude_pruning_then_post_training_quantization_is_good():
-    chain = [PruneWeights(0.5), PostTraining()]
+    chain = [PruneWeights(0.5), PostTrainingQuantize()]
     assert found(chain, "order", "pair", "recovery") == []
     (row,) = [edge for edge in chainfx.plan(chain).edges if "row 2" in edge.source]
     assert row.reason == "the weights that stay are spread more narrowly, so that the levels lie closer"
@@ -76,7 +85,9 @@ def test_row_3_distillation_then_pruning_of_the_student_is_moderate():
 
 
 @pytest.mark.parametrize("last", [Fuse(), OptimizeGraph()])
-@pytest.mark.parametrize("first", [Quantize(), PostTraining(), PruneChannels(0.5), Distill(depth=0.5), EarlyExit()])
+@pytest.mark.parametrize(
+    "first", [Quantize(), PostTrainingQuantize(), PruneChannels(0.5), Distill(depth=0.5), EarlyExit()]
+)
 def test_row_4_graph_optimization_goes_last(first, last):
     assert found([first, last], "order") == []
     assert found([last, first], "order") == [("info", "order", (1, 2))]
@@ -103,10 +114,13 @@ def test_more_than_three_lossy_stages_give_diminishing_returns_and_that_is_conte
 
 
 def test_training_time_beats_post_training():
-    (finding,) = [f for f in chainfx.lint([PostTraining(4, 4)]).findings if f.rule == "post-training"]
-    assert finding.fix == "use a pass that is trained in place of post-training, or use post-training(8, 8)"
+    (finding,) = [f for f in chainfx.lint([PostTrainingQuantize(4, 4)]).findings if f.rule == "post-training"]
+    assert (
+        finding.fix
+        == "use a pass that is trained in place of post-training-quantize, or use post-training-quantize(8, 8)"
+    )
     assert found([Quantize(4, 4)], "post-training") == []
-    assert found([PostTraining(8, 8)], "post-training") == []
+    assert found([PostTrainingQuantize(8, 8)], "post-training") == []
     assert found([Quantize(4, 4)], "post-training", trainer=False) == [("warning", "post-training", (1,))]
 
 

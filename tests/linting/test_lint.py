@@ -26,19 +26,21 @@ from chainfx.passes import (
     Pass,
     PassInfo,
     PassResult,
+    PostTrainingQuantize,
     PruneChannels,
     PruneHeads,
     PruneWeights,
     Quantize,
 )
 from chainfx.scheduler import EVIDENCE, SEVERITIES, Evidence, Finding
-from tests.linting.chains import STUDENT, PostTraining
+from tests.linting.chains import STUDENT
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
 
 PASSES = (
     *(Distill(depth=0.5), STUDENT, LowRank(energy=0.9), PruneChannels(0.5), PruneHeads(0.5), PruneWeights(0.5)),
-    *(Quantize(2, 4), Quantize(), PostTraining(4, 4), PostTraining(), EarlyExit(), Fuse(), OptimizeGraph()),
+    *(Quantize(2, 4), Quantize(), PostTrainingQuantize(4, 4), PostTrainingQuantize()),
+    *(EarlyExit(), Fuse(), OptimizeGraph()),
 )
 
 
@@ -82,7 +84,7 @@ def test_a_lossy_stage_without_tuning_before_another():
         ("warning", "post-training", (1,)),
         ("warning", "post-training", (2,)),
     ]
-    assert rules([PostTraining(), Fuse()], "recovery", "post-training") == []
+    assert rules([PostTrainingQuantize(), Fuse()], "recovery", "post-training") == []
 
 
 def test_a_pass_twice_and_an_exact_pass_twice():
@@ -287,17 +289,17 @@ def test_a_study_of_ones_own_decides():
 
 
 def test_a_report_is_json_and_a_finding_comes_back():
-    report = chainfx.lint([PostTraining(4, 4), PruneWeights(0.5)], small_resnet(), example_inputs=images(2))
+    report = chainfx.lint([PostTrainingQuantize(4, 4), PruneWeights(0.5)], small_resnet(), example_inputs=images(2))
     plain = json.loads(json.dumps(report.to_dict()))
     assert set(plain) == {"passes", "findings", "corrected", "stages"}
-    assert plain["corrected"] == ["prune-weights(ratio=0.5)", "post-training(8, 8)"]
+    assert plain["corrected"] == ["prune-weights(ratio=0.5)", "post-training-quantize(8, 8)"]
     back = Finding.from_dict(plain["findings"][0])
     assert str(back) == str(report.findings[0])
     assert plain["stages"][0]["costs"]["macs"] == report.stages[0].costs.macs
 
 
 def test_sarif_has_a_rule_a_level_and_a_line_for_every_finding():
-    report = chainfx.lint([PostTraining(4, 4), PruneWeights(0.5)])
+    report = chainfx.lint([PostTrainingQuantize(4, 4), PruneWeights(0.5)])
     log = sarif(report.findings, "r.yaml", {1: 4, 2: 5})
     (run,) = log["runs"]
     assert log["version"] == "2.1.0" and run["tool"]["driver"]["name"] == "chainfx lint"
