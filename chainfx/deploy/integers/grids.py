@@ -33,13 +33,16 @@ class Grid:
     def encode(self, values: Tensor) -> Tensor:
         """The codes (uint8, same shape) of the values that lie nearest to those of a float tensor.
 
-        Four-dimensional codes lie in memory channels-last, which the kernels want.
+        Computed as :func:`chainfx.ir.graph.ops.quantize_activation` does, so that ties fall to the same side: images
+        often have values that are exactly between two codes. Four-dimensional codes lie in memory channels-last, which
+        the kernels want.
         """
         if values.dim() == 4:
             values = values.contiguous(memory_format=torch.channels_last)
         if self.signs:
             return (values >= 0).to(torch.uint8) * 2
-        shares = (values * (1 / self.scale)).round_().add_(self.zero_point)
+        levels = self.greatest - self.zero_point
+        shares = (values / (self.scale * levels)).mul_(levels).round_().add_(self.zero_point)
         return shares.clamp_(0, self.greatest).to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:

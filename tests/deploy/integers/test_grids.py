@@ -32,6 +32,16 @@ def test_a_grid_that_ran_into_zero_is_that_of_the_smallest_clip():
     assert grid_of(*quantizer(-1.0, 8, False)).scale == pytest.approx(1e-8 / 255)
 
 
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (8, True), (4, False), (3, True)])
+def test_ties_fall_to_the_side_that_the_quantizer_takes(bits, signed):
+    clip = 0.7
+    levels = 2 ** (bits - signed) - 1
+    ties = (torch.arange(-levels, levels) + 0.5) / levels * clip
+    expected = torch.round(ops.quantize_activation(ties, torch.tensor(clip), bits, signed) / clip * levels)
+    grid = grid_of(*quantizer(clip, bits, signed))
+    assert torch.equal(grid.encode(ties).float() - grid.zero_point, expected)
+
+
 def test_images_are_encoded_channels_last():
     codes = Grid(0.1, 0, 255).encode(torch.rand(2, 3, 4, 4))
     assert codes.is_contiguous(memory_format=torch.channels_last)
