@@ -30,7 +30,12 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("line", LINES)
+QUICK = ("ResNet-34 CIFAR-10", "VGG-19 SVHN")
+
+
+@pytest.mark.parametrize(
+    "line", [line if line in QUICK else pytest.param(line, marks=pytest.mark.slow) for line in LINES]
+)
 def test_the_storage_ratio_and_the_static_bit_operations_of_the_paper(line):
     model, depth, exits, ratio, bits, storage_ratio, bitops_ratio = LINES[line]
     passes = [

@@ -28,7 +28,8 @@ def check_evidence(rows: Iterable[Evidence], passes: Sequence[type[Pass]]) -> No
                 )
         for side, option in row.asks:
             meant = _meant(getattr(row, side), passes)
-            options = sorted({TUNED, *(f.name for one in meant for f in dataclasses.fields(one))})  # type: ignore[arg-type]
+            fields = (field.name for one in meant for field in dataclasses.fields(one))  # type: ignore[arg-type]  # passes are dataclasses
+            options = sorted({TUNED, *fields})
             if option not in options:
                 raise ScheduleError(
                     f"{where}the condition on {side}.{option} can never hold: "

@@ -72,5 +72,5 @@ def _outputs(graph_module: GraphModule, batches: Batches) -> tuple[tuple[Tensor,
 
 def _accuracy(logits: tuple[Tensor, ...], targets: Tensor, index: Tensor) -> float:
     """The share of samples that are right at the output which each of them takes."""
-    answers = torch.stack(logits)[index, torch.arange(len(index))].argmax(dim=1)
+    answers = torch.stack(logits)[index, torch.arange(len(index), device=index.device)].argmax(dim=1)
     return int((answers == targets).sum()) / len(targets)

@@ -171,6 +171,7 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     assert [stage.resumed for stage in run(tmp_path)] == [False, False, False]
 
 
+@pytest.mark.slow
 def test_three_processes_on_one_folder_end_with_the_same_records(tmp_path):
     code = (
         "import json, sys; from tests.scheduler.test_store import run;"

@@ -275,6 +275,7 @@ def killed_after(seconds, folder):
     return process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_kill_9_while_stages_are_made_loses_at_most_the_one_in_flight(tmp_path, subject, whole):
     assert killed_after(0.2, tmp_path)
     for record in StudyStore.open(tmp_path).records():
