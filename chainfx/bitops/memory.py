@@ -34,7 +34,7 @@ def peak_activation_bits(graph_module: GraphModule, formats: Mapping[Node, Forma
         source = _lies_in(graph_module, node, owner)
         first = owner[node] = owner[source] if source is not None else node
         bits[first] = max(tensor.numel() for tensor in tensors) * formats[node].bits
-        until[first] = max([until.get(first, 0), *(place[user] for user in node.users)])
+        until[first] = max([until.get(first, 0), *(place[user] for user in _readers(node))])
     changes = [0] * (len(nodes) + 1)
     for first, size in bits.items():
         changes[place[first]] += size
@@ -46,9 +46,14 @@ def peak_activation_bits(graph_module: GraphModule, formats: Mapping[Node, Forma
     return peak
 
 
+def _readers(node: Node) -> list[Node]:
+    """The nodes that read values of a node, not only its sizes."""
+    return [user for user in node.users if user.op == "output" or tensors_in(user.meta.get("val"))]
+
+
 def _lies_in(graph_module: GraphModule, node: Node, activations: Mapping[Node, Node]) -> Node | None:
     """The input in whose memory the result of a node can lie."""
-    sources = [each for each in node.all_input_nodes if each in activations and len(each.users) == 1]
+    sources = [each for each in node.all_input_nodes if each in activations and len(_readers(each)) == 1]
     if not sources or not node.op.startswith("call"):
         return None
     in_place = node.target in _QUANTIZERS or operator_of(node, graph_module.get_submodule).name in _IN_PLACE

@@ -13,6 +13,7 @@ from chainfx.passes import (
     Granularity,
     Kind,
     LowRank,
+    OptimizeGraph,
     Pass,
     PassInfo,
     PassSummary,
@@ -29,6 +30,7 @@ PASSES = [
     Distill(depth=(2, 1), temperature=2.0),
     EarlyExit(exits=("a", "b"), threshold=0.5),
     Fuse(),
+    OptimizeGraph(),
     LowRank(macs=0.5, scheme="spatial", skip=("fc",)),
     PruneHeads(0.25, width_ratio=0.1, importance="l2"),
     PruneWeights(pattern="2:4", rounds=3),
@@ -61,6 +63,7 @@ def test_the_passes_declare_what_the_paper_says():
         "prune-heads": (Kind.STATIC, Granularity.NEURON),
         "prune-weights": (Kind.STATIC, Granularity.SUB_NEURON),
         "post-training-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
+        "optimize-graph": (Kind.STATIC, Granularity.LAYER),
     }
     assert registry.pass_names() == tuple(sorted(declared))
 
@@ -82,8 +85,8 @@ def test_unknown_options_and_names():
         registry.get_pass("quantise")
     assert str(caught.value) == (
         "there is no pass named 'quantise'; did you mean 'quantize'? "
-        "installed are distill, early-exit, fuse, low-rank, post-training-quantize, prune-channels, prune-heads, "
-        "prune-weights, quantize."
+        "installed are distill, early-exit, fuse, low-rank, optimize-graph, post-training-quantize, prune-channels, "
+        "prune-heads, prune-weights, quantize."
     )
 
 

@@ -71,8 +71,8 @@ CHANGED = {
         X,
     ),
     "a computed weight": (
-        {"constants": 1},
-        lambda s, x: F.linear(x, s.p * 2),
+        {"constants": 2},
+        lambda s, x: F.linear(x, s.p * 2) + s.p.sum(),  # read twice, so that capture does not fold the product
         {"p": nn.Parameter(torch.ones(5, 4))},
         X,
     ),

@@ -235,8 +235,8 @@ def test_info():
 def test_the_scheduler_masks_before_it_quantizes_and_says_who_found_that():
     made = plan([EarlyExit(exits=1), Quantize(4, 8), PruneWeights(0.5), PruneChannels(0.5)])
     assert made.order == ("prune-channels", "prune-weights", "quantize", "early-exit")
-    edge = next(edge for edge in made.edges if (edge.before, edge.after) == ("prune-weights", "quantize"))
-    assert (edge.kind, edge.source) == ("cited", "arXiv 2405.20935 (Harma et al., ICLR 2025)")
+    edges = [edge for edge in made.edges if (edge.before, edge.after) == ("prune-weights", "quantize")]
+    assert ("cited", "arXiv 2405.20935 (Harma et al., ICLR 2025)") in [(edge.kind, edge.source) for edge in edges]
 
 
 @pytest.mark.parametrize(
