@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from chainfx.bitops import CostDiff, CostReport
 from chainfx.cli_advice import explain_model, lint_recipe
+from chainfx.cli_export import export_artefact
 from chainfx.cli_options import MODEL, Json, Shape, write
 from chainfx.errors import ChainfxError, InputError
 from chainfx.passes import Pass, PassSummary, get_pass, pass_names
@@ -105,6 +106,7 @@ def demo() -> None:
 
 app.command("lint")(lint_recipe)
 app.command("explain")(explain_model)
+app.command("export")(export_artefact)
 
 
 @app.command("passes")

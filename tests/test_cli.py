@@ -25,7 +25,7 @@ output: small
 """
 
 
-COMMANDS = ("demo", "lint", "explain", "passes", "plan", "count", "channels", "compile")
+COMMANDS = ("demo", "lint", "explain", "passes", "plan", "count", "channels", "compile", "export")
 
 
 @pytest.fixture
@@ -218,6 +218,13 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "small"
     chainfx.compile(small_resnet((1, 1)), passes, example_inputs=x, trainer=FakeTrainer(x)).save(folder)
     return folder
+
+
+def test_export_writes_a_folder_or_says_why_not(run, saved, tmp_path):
+    assert run("export", saved, tmp_path, "--format", "pt2") == (0, f"exported to {tmp_path}\n", "")
+    assert {each.name for each in tmp_path.iterdir()} == {"manifest.json", "segment0.pt2", "segment1.pt2"}
+    code, out, err = run("export", saved, tmp_path, "--format", "tflite")
+    assert (code, out, err) == (1, "", "InputError: format is 'tflite'; give one of 'onnx', 'pt2'.\n")
 
 
 def test_count_of_a_saved_network_needs_no_shape_and_knows_its_exit_rates(run, saved):

@@ -1,6 +1,7 @@
 """How a compressed network runs: engines, integer codes, segments with batch compaction, saving and loading."""
 
 from chainfx.deploy.engines import EngineChoice
+from chainfx.deploy.exporting import ExportFormat
 from chainfx.deploy.integers import Lowered, Lowering, Machine
 from chainfx.deploy.model import CompressedModel, load
 from chainfx.deploy.timing import BenchReport, Latency, machine_facts, time_in_turns
@@ -9,6 +10,7 @@ __all__ = [
     "BenchReport",
     "CompressedModel",
     "EngineChoice",
+    "ExportFormat",
     "Latency",
     "Lowered",
     "Lowering",

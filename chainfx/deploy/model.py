@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.deploy.engines import EngineChoice, lower_to
+from chainfx.deploy.exporting import ExportFormat, write_export
 from chainfx.deploy.integers import Engine, Lowering, Machine
 from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
@@ -187,6 +188,23 @@ class CompressedModel(nn.Module):
         make_folder(folder)
         written = write_document(folder / _REPORT, self.report.to_dict())
         save_graph(self.graph_module, folder, {"signature": self.signature.to_dict(), "report": written})
+
+    def export(self, path: str | Path, format: ExportFormat = "onnx") -> None:
+        """Write the network to a folder as files that run without chainfx, on the CPU, with a free batch size.
+
+        ``"onnx"``: for ONNX Runtime and others; int8 weights with ``DequantizeLinear``, and ``QuantizeLinear`` where an
+        activation is quantized. ``"pt2"``: for ``torch.export.load``; int8 weights that the graph decodes, in plain
+        torch arithmetic. Fewer bits than 8 are stored as int8.
+
+        There is one file for each segment (``segment0.onnx``, ...), and ``manifest.json`` says what each takes and
+        gives, and at which confidence a sample leaves after it. Files take tensors with the batch first, in the order
+        of ``signature.inputs``, and return plain tensors; all other sizes are those of the example.
+
+        Raises :class:`~chainfx.errors.InputError` for another format, without the packages of ``chainfx[export]``, and
+        for ONNX in another type than float32; :class:`~chainfx.errors.ArtifactError` for a path that cannot be a
+        folder, and for a network that torch cannot export.
+        """
+        write_export(self.graph_module, self.example_inputs, self.signature, Path(path), format)
 
     @property
     def stages(self) -> nn.ModuleList:

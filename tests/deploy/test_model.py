@@ -20,13 +20,15 @@ from chainfx.passes import EarlyExit, PassContext, PruneWeights, Quantize
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
 
+LOW = Quantize(3, 4)
 
-def exiting(x, *, share=0.4, quantize=True, model=None, exits=2):
+
+def exiting(x, *, share=0.4, quantize=LOW, model=None, exits=2):
     """A network with exits at which about ``share`` of the samples that reach them leave."""
     graph_module = graph_of(model or small_resnet((2, 2, 2)), x)
     context = PassContext(graph_module, (x,), calibration=[(x,)], tunes=True)
     if quantize:
-        Quantize(3, 4).apply(graph_module, context)
+        quantize.apply(graph_module, context)
         verify(graph_module, (x,))
     EarlyExit(exits=exits).apply(graph_module, context)
     verify(graph_module, (x,))

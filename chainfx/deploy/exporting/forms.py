@@ -1,0 +1,72 @@
+"""What an exported graph calls for quantized weights and activations: torch arithmetic, or nodes of ONNX."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ONNX", "PLAIN", "Form"]
+
+_GREATEST = 255  # of uint8, where QuantizeLinear stops by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The functions that a format has for quantized numbers.
+
+    ``decode``: codes of a weight (int8), a scale for each slice of an axis (or one, of shape ()), and the axis in; the
+    values out. ``round``: an activation, the scale (shape ()) and the zero point (uint8, shape ()) of its codes, the
+    greatest code, and whether it keeps nothing but the sign in; the values of the nearest codes out.
+    """
+
+    decode: Callable[[Tensor, Tensor, int], Tensor]
+    round: Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
+
+
+def _decode_plain(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
+    return codes.to(scale.dtype) * _along(scale, axis, codes.dim())
+
+
+def _round_plain(values: Tensor, scale: Tensor, zero_point: Tensor, greatest: int, signs: bool) -> Tensor:
+    if signs:
+        return torch.where(values >= 0, scale, -scale).to(values.dtype)
+    codes = torch.clamp(torch.round(values / scale) + zero_point, 0, greatest)
+    return ((codes - zero_point) * scale).to(values.dtype)
+
+
+def _decode_onnx(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
+    zero_points = torch.zeros_like(scale, dtype=torch.int8)
+    return _node("DequantizeLinear", (codes, scale, zero_points), scale.dtype, codes, {"axis": axis})
+
+
+def _round_onnx(values: Tensor, scale: Tensor, zero_point: Tensor, greatest: int, signs: bool) -> Tensor:
+    if signs:
+        codes = (values >= 0).to(torch.uint8) * 2
+    else:
+        codes = _node("QuantizeLinear", (values, scale, zero_point), torch.uint8, values)
+        if greatest < _GREATEST:  # on the codes and not before: a runtime joins a layer with what quantizes its result
+            codes = _node("Clip", (codes, None, torch.tensor(greatest, dtype=torch.uint8)), torch.uint8, values)
+    return _node("DequantizeLinear", (codes, scale, zero_point), values.dtype, values)
+
+
+def _node(
+    name: str,
+    inputs: tuple[Tensor | None, ...],
+    dtype: torch.dtype,
+    like: Tensor,
+    attributes: dict[str, Any] | None = None,
+) -> Tensor:
+    """One node of ONNX, whose result has the shape of ``like``."""
+    made: Tensor = torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=like.shape)
+    return made
+
+
+def _along(scale: Tensor, axis: int, dims: int) -> Tensor:
+    """A scale (C,) in the shape that multiplies the slices of an axis; one of shape () as it is."""
+    return scale.reshape([-1 if dim == axis else 1 for dim in range(dims)]) if scale.dim() else scale
+
+
+PLAIN = Form(_decode_plain, _round_plain)
+ONNX = Form(_decode_onnx, _round_onnx)

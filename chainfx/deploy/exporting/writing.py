@@ -1,0 +1,158 @@
+"""Exported files: one for each segment of a network, and a manifest that says how they go together."""
+
+import copy
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from chainfx.deploy.exporting.forms import ONNX, PLAIN
+from chainfx.deploy.exporting.rewriting import rewrite_for_export
+from chainfx.deploy.lower import split_segments
+from chainfx.errors import ArtifactError, InputError
+from chainfx.ir.artifact import make_folder
+from chainfx.ir.capture import Signature
+from chainfx.ir.graph import exits_of, propagate_shapes
+from chainfx.version import __version__
+
+__all__ = ["ExportFormat", "write_export"]
+
+ExportFormat = Literal["onnx", "pt2"]
+"""The files that a network can be exported to: those of ONNX, or those of ``torch.export``."""
+
+_MANIFEST = "manifest.json"
+_EXTRA = ("onnx", "onnxscript")  # what torch's exporter to ONNX imports
+_LEAST_BATCH = 2  # torch.export takes a size of 1 as fixed
+
+
+def write_export(
+    graph_module: GraphModule, example_inputs: Sequence[Tensor], signature: Signature, path: Path, file_format: str
+) -> None:
+    """Write a network with codes of weights to a folder; see :meth:`chainfx.deploy.CompressedModel.export`."""
+    _check(graph_module, file_format)
+    make_folder(path)
+    inputs = _with_batch([each.cpu() for each in signature.to_graph(example_inputs)])
+    own = copy.deepcopy(graph_module).cpu().requires_grad_(False)
+    marks = [{"name": mark.name, "threshold": mark.threshold} for mark in exits_of(own)]
+    try:
+        programs = _programs(own, inputs, file_format)
+        names = _names(programs, [each.name for each in signature.inputs])
+        files = [f"segment{index}.{file_format}" for index in range(len(programs))]
+        for program, (takes, gives), file in zip(programs, names, files, strict=True):
+            _write(program, takes, gives, path / file)
+    except Exception as error:  # whatever torch raises for what it cannot export
+        raise ArtifactError(_refusal(own, file_format, error)) from error
+    segments = [
+        {"file": file, "inputs": takes, "outputs": gives, "exit": mark}
+        for file, (takes, gives), mark in zip(files, names, [*marks, None], strict=True)
+    ]
+    listed = [_described(each.name, x, inputs) for each, x in zip(signature.inputs, inputs, strict=True)]
+    manifest = {"chainfx": __version__, "format": file_format, "inputs": listed, "segments": segments}
+    (path / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _described(name: str, tensor: Tensor, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """An input in the manifest; the size of the batch, which is free, is ``None``."""
+    shape = [None, *tensor.shape[1:]] if _is_batched(tensor, inputs) else list(tensor.shape)
+    return {"name": name, "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _check(graph_module: GraphModule, file_format: str) -> None:
+    """Raise :class:`~chainfx.errors.InputError` for a format that is not known, or that cannot be written here."""
+    if file_format not in get_args(ExportFormat):
+        raise InputError(f"format is {file_format!r}; give one of {', '.join(map(repr, get_args(ExportFormat)))}.")
+    if file_format != "onnx":
+        return
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"format='onnx' needs the package {missing[0]}, which is not installed; run pip install 'chainfx[export]'."
+        )
+    tensors = [*graph_module.parameters(), *graph_module.buffers()]
+    other = next((x.dtype for x in tensors if x.is_floating_point() and x.dtype != torch.float32), None)
+    if other is not None:
+        raise InputError(f"format='onnx' is for float32, but the network has tensors of {other}; call .float() first.")
+
+
+def _with_batch(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Example inputs with a batch that torch.export can leave open."""
+    if inputs[0].dim() == 0 or len(inputs[0]) >= _LEAST_BATCH:
+        return tuple(inputs)
+    return tuple(
+        each.new_zeros((_LEAST_BATCH, *each.shape[1:])) if _is_batched(each, inputs) else each for each in inputs
+    )
+
+
+def _is_batched(tensor: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Whether the first dimension of an input is the batch: that of the first input is."""
+    return tensor.dim() > 0 and tensor.shape[:1] == inputs[0].shape[:1]
+
+
+def _programs(graph_module: GraphModule, inputs: tuple[Tensor, ...], file_format: str) -> list[ExportedProgram]:
+    """The segments of a network as torch exports them, with a free batch; the graph is changed."""
+    programs, values = [], inputs
+    with torch.no_grad():
+        propagate_shapes(graph_module, inputs)
+        rewrite_for_export(graph_module, ONNX if file_format == "onnx" else PLAIN)
+        for segment in split_segments(graph_module):
+            batch = Dim("batch")
+            free = tuple({0: batch} if _is_batched(each, values) else None for each in values)
+            programs.append(torch.export.export(segment, values, dynamic_shapes=free))
+            given = segment(*values)
+            values = tuple(given[2:]) if isinstance(given, tuple) else ()  # those after logits and confidence
+    return programs
+
+
+def _names(programs: Sequence[ExportedProgram], inputs: list[str]) -> list[tuple[list[str], list[str]]]:
+    """The names of what each segment takes and gives; what one hands on the next takes by the same name."""
+    found, takes = [], inputs
+    for index, program in enumerate(programs):
+        count = len(program.graph_signature.user_outputs)
+        if index == len(programs) - 1:
+            gives = [f"output{place}" for place in range(count)]
+        else:
+            gives = [f"logits{index}", f"confidence{index}", *(f"carried{index}_{at}" for at in range(count - 2))]
+        found.append((takes, gives))
+        takes = gives[2:]
+    return found
+
+
+def _write(program: ExportedProgram, takes: list[str], gives: list[str], file: Path) -> None:
+    if file.suffix == ".pt2":
+        torch.export.save(program, file)
+        return
+    values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
+    batched = [_has_free_batch(values[name]) for name in program.graph_signature.user_inputs]
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=takes,
+        output_names=gives,
+        dynamic_shapes=tuple({0: "batch"} if free else None for free in batched),  # names it
+        verbose=False,
+    )
+    assert made is not None  # it is for dynamo=True
+    made.save(file, external_data=False)
+
+
+def _has_free_batch(value: Tensor) -> bool:
+    return value.dim() > 0 and isinstance(value.shape[0], torch.SymInt)
+
+
+def _refusal(graph_module: GraphModule, file_format: str, error: Exception) -> str:
+    """Why a network cannot be exported, and the modules whose code is not part of torch."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    calls = graph_module.graph.find_nodes(op="call_module")
+    own = [
+        str(node.target)
+        for node in calls
+        if not type(graph_module.get_submodule(str(node.target))).__module__.startswith("torch.nn.")
+    ]
+    advice = f"write {', '.join(own)} so that torch.export takes it" if own else "change that part of the network"
+    return f"the network cannot be exported to {file_format}: {reason}; {advice}, or use save() and chainfx.load()."
