@@ -1,5 +1,6 @@
 """How a compressed network runs: engines, integer codes, segments with batch compaction, saving and loading."""
 
+from chainfx.deploy.backend import torch_backend
 from chainfx.deploy.engines import EngineChoice
 from chainfx.deploy.integers import Lowered, Lowering, Machine
 from chainfx.deploy.model import CompressedModel, load
@@ -16,4 +17,5 @@ __all__ = [
     "load",
     "machine_facts",
     "time_in_turns",
+    "torch_backend",
 ]
