@@ -236,8 +236,8 @@ def _lifted(graph_module: GraphModule) -> tuple[GraphModule, tuple[Tensor, ...]]
         if node.op == "get_attr":
             made[node] = places[str(node.target)]
         elif norm is not None:
-            tensors = [places.get(f"{node.target}.{name}") for name in _OF_NORMS]
-            called = (made[node.args[0]], *tensors, norm.running_mean is None, 0.0, norm.eps)
+            stored = [places.get(f"{node.target}.{name}") for name in _OF_NORMS]
+            called = (made[node.args[0]], *stored, norm.running_mean is None, 0.0, norm.eps)
             made[node] = graph.call_function(F.batch_norm, called)
         else:
             made[node] = graph.node_copy(node, made.__getitem__)

@@ -5,7 +5,7 @@ form of it holds copies of them.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,13 +18,14 @@ from torch.fx.node import map_arg
 from chainfx.errors import CaptureError
 from chainfx.ir.capture.build import build, simplify
 from chainfx.ir.capture.tracer import TrainFormTracer
-from chainfx.ir.graph import Trait, changes_in_place, edit, fresh_path, names_with, operator_of, output_node
+from chainfx.ir.graph import Trait, changes_in_place, edit, fresh_path, names_with, operator_of
 
 __all__ = ["DynamoGraph"]
 
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_DROPOUTS = {function: inspect.signature(function) for name, function in vars(F).items() if name.endswith("dropout")}
-_DROPOUTS |= {getattr(F, f"dropout{rank}d"): inspect.signature(F.dropout) for rank in (1, 2, 3)}
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+_BATCH_NORM = inspect.signature(F.batch_norm)
+_BY_MODE = {F.batch_norm: _BATCH_NORM} | {vars(F)[name]: inspect.signature(vars(F)[name]) for name in _DROPOUTS}
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,6 @@ class DynamoGraph:
         found = {index: _found(placeholders[index], [(i, placeholders[i]) for i in inputs]) for index in sizes}
         if not inputs:
             raise CaptureError("it takes no tensor but the weights")
-        returned = {node for node in output_node(graph_module).all_input_nodes if node.op == "placeholder"}
-        if any(placeholders[index] in returned for index in weights):
-            raise CaptureError("it returns a weight itself")
         dimensions = {node: _dims(node.args[0]) for node in graph_module.graph.nodes if node.target is F.batch_norm}
         return cls(graph_module.graph, weights, tuple(numbers), found, tuple(inputs), dimensions)
 
@@ -138,11 +136,13 @@ class _Translator:
 
     def _norm(self, node: Node, args: Any, kwargs: Any) -> Node | None:
         """The call of a BatchNorm layer; ``None`` where its numbers or statistics are computed."""
-        given = _signature(F.batch_norm).bind(*args, **kwargs)
+        given = _BATCH_NORM.bind(*args, **kwargs)
         given.apply_defaults()
         call = given.arguments
         tensors = {name: call[name] for name in ("running_mean", "running_var", "weight", "bias")}
-        stored = all(value is None or (isinstance(value, Node) and value.op == "get_attr") for value in tensors.values())
+        stored = all(
+            value is None or (isinstance(value, Node) and value.op == "get_attr") for value in tensors.values()
+        )
         rank = self.source.dimensions.get(node)
         if not stored or not isinstance(call["eps"], float) or tensors["running_mean"] is None or rank not in _NORMS:
             return None
@@ -178,17 +178,12 @@ def _check(node: Node, graph_module: GraphModule) -> None:
 
 def _is_training(node: Node) -> bool:
     """Whether a call is one of BatchNorm or dropout that does what they do in train mode."""
-    called = F.batch_norm if node.target is F.batch_norm else node.target if node.target in _DROPOUTS else None
-    if called is None:
+    signature = _BY_MODE.get(node.target) if node.op == "call_function" else None
+    if signature is None:
         return False
-    signature = _signature(F.batch_norm) if called is F.batch_norm else _DROPOUTS[called]
     given = signature.bind(*node.args, **node.kwargs)
     given.apply_defaults()
     return given.arguments["training"] is not False
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
 
 
 def _changed(node: Node) -> Node:
@@ -199,7 +194,8 @@ def _changed(node: Node) -> Node:
         operator_of(current).name in views or changes_in_place(current, nn.Module())
     ):
         current = current.args[0]
-    return current
+    changed: Node = current
+    return changed
 
 
 def _is_weight(node: Node, value: Tensor) -> bool:
