@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from chainfx.deploy import torch_backend
+from chainfx.deploy import backend, torch_backend
 from chainfx.errors import InputError, PassError
 from chainfx.passes import Fuse, LowRank, PostTrainingQuantize, PruneChannels, Quantize
+from chainfx.scheduler import run
 from tests.nets import images, warm
 
 ROOT = Path(__file__).parents[2]
@@ -134,13 +135,16 @@ def test_weights_that_change_are_compressed_anew(inner):
 
 
 @torch.no_grad()
-def test_models_of_one_class_share_the_compiled_graph_and_not_the_weights(seen):
+def test_models_of_one_class_share_the_compiled_graph_and_not_the_weights(seen, monkeypatch):
+    runs = []
+    monkeypatch.setattr(backend, "run", lambda *args, **more: runs.append(args) or run(*args, **more))
     one, other, x = Net(0), Net(1), images(3)
     first, second = compiled(one, ["fuse"]), compiled(other, ["fuse"])
     for _ in range(2):
         torch.testing.assert_close(first(x), one(x))
         torch.testing.assert_close(second(x), other(x))
     assert len(seen) == 1
+    assert len(runs) == 2
 
 
 @torch.no_grad()
