@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._dynamo import lookup_backend
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -107,6 +106,8 @@ def _pass(given: Any) -> Pass:
 
 
 def _compiled_by(inner: str, graph_module: GraphModule, arguments: Sequence[Any]) -> Compiled:
+    from torch._dynamo import lookup_backend  # heavy, and loaded by now
+
     compiled: Compiled = lookup_backend(inner)(graph_module, list(arguments))
     return compiled
 

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import maybe_mark_dynamic
 from torch.fx import GraphModule
 
 from chainfx.deploy.engines import EngineChoice, lower_to
@@ -209,6 +208,8 @@ def _place_of(graph_module: GraphModule) -> tuple[torch.device, torch.dtype] | N
 def _called(segment: nn.Module, values: Sequence[Tensor]) -> Any:
     """What a segment gives; one that is compiled is told that the batch varies."""
     if segment._compiled_call_impl is not None and not torch.compiler.is_compiling():
+        from torch._dynamo import maybe_mark_dynamic  # heavy, and loaded by now
+
         for value in values:
             if value.dim():
                 maybe_mark_dynamic(value, 0)

@@ -50,7 +50,7 @@ def seen(monkeypatch):
 
         return compiled
 
-    monkeypatch.setattr("chainfx.deploy.backend.lookup_backend", inner)
+    monkeypatch.setattr("torch._dynamo.lookup_backend", inner)
     return graphs
 
 
@@ -113,7 +113,7 @@ def test_layers_become_smaller_and_are_named_as_in_the_model(monkeypatch, one, e
     def inner(name):
         return lambda graph_module, given: shapes.extend(tuple(each.shape) for each in given[:-1]) or graph_module
 
-    monkeypatch.setattr("chainfx.deploy.backend.lookup_backend", inner)
+    monkeypatch.setattr("torch._dynamo.lookup_backend", inner)
     assert compiled(Net(), [one])(images(3)).shape == (3, 4)
     assert [shape for shape in shapes if len(shape) in (2, 4)] == expected
 
