@@ -1,5 +1,6 @@
 """How a compressed network runs: engines, integer codes, segments with batch compaction, saving and loading."""
 
+from chainfx.deploy.backend import torch_backend
 from chainfx.deploy.engines import EngineChoice
 from chainfx.deploy.exporting import ExportFormat
 from chainfx.deploy.integers import Lowered, Lowering, Machine
@@ -18,4 +19,5 @@ __all__ = [
     "load",
     "machine_facts",
     "time_in_turns",
+    "torch_backend",
 ]

@@ -47,7 +47,12 @@ def _round_onnx(values: Tensor, scale: Tensor, zero_point: Tensor, greatest: int
     else:
         codes = _node("QuantizeLinear", (values, scale, zero_point), torch.uint8, values)
         if greatest < _GREATEST:  # on the codes and not before: a runtime joins a layer with what quantizes its result
-            codes = _node("Clip", (codes, None, torch.tensor(greatest, dtype=torch.uint8)), torch.uint8, values)
+            codes = _node(
+                "Clip",
+                (codes, None, torch.tensor(greatest, dtype=torch.uint8, device=values.device)),
+                torch.uint8,
+                values,
+            )
     return _node("DequantizeLinear", (codes, scale, zero_point), values.dtype, values)
 
 

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.deploy.exporting.forms import Form
 from chainfx.deploy.integers.chains import chain_of
-from chainfx.deploy.integers.grids import decode_weights, grid_of, weight_range
+from chainfx.deploy.integers.grids import decode_weights, grid_of, weight_range, weight_unit
 from chainfx.ir.graph import Layer, affine_of, edit, get_tensor, input_of, layers_of, ops, value_of
 
 __all__ = ["rewrite_for_export"]
@@ -103,9 +103,9 @@ def _int8_weight(graph_module: GraphModule, weight: Node, factor: Tensor | None)
     coded = input_of(weight) if masked else weight
     literals: tuple[Any, ...] = coded.args[2:]
     codes, stored = (get_tensor(graph_module, str(input_of(coded, at).target)).detach() for at in (0, 1))
-    integers, scale = decode_weights(codes, stored, *literals)
     stretch = max(1, _ROOM // weight_range(*literals))
-    integers, scale = integers * stretch, scale / stretch
+    integers = decode_weights(codes, *literals) * stretch
+    scale = weight_unit(stored, *literals) / stretch
     if masked:
         integers = integers * value_of(graph_module, input_of(weight, 1))
     axis = next((dim for dim, size in enumerate(scale.shape) if size > 1), 0)
@@ -141,9 +141,9 @@ def _round(work: _Rewriting, quantizer: Node) -> None:
         quantizer.target = ops.round_activation
         return
     grid = grid_of(work.graph_module, quantizer)
-    dtype = get_tensor(work.graph_module, str(input_of(quantizer, 1).target)).dtype
-    scale = work.stored(quantizer, f"scale_{quantizer.name}", torch.tensor(grid.scale, dtype=dtype))
-    zero_point = work.stored(quantizer, f"zero_{quantizer.name}", torch.tensor(grid.zero_point, dtype=torch.uint8))
+    clip = get_tensor(work.graph_module, str(input_of(quantizer, 1).target)).detach()
+    scale = work.stored(quantizer, f"scale_{quantizer.name}", clip.new_tensor(grid.scale))
+    zero_point = work.stored(quantizer, f"zero_{quantizer.name}", clip.new_tensor(grid.zero_point, dtype=torch.uint8))
     with quantizer.graph.inserting_before(quantizer):
         made = quantizer.graph.call_function(work.form.round, (values, scale, zero_point, grid.greatest, grid.signs))
     _replace(quantizer, made)

@@ -7,6 +7,7 @@ is not to be run elsewhere meanwhile.
 """
 
 from chainfx.ir.capture.batch_dims import batch_first, check_batch_first, with_forward
+from chainfx.ir.capture.dynamo import DynamoGraph
 from chainfx.ir.capture.export import export_to_read
 from chainfx.ir.capture.folding import FoldedWeight
 from chainfx.ir.capture.parameters import Input, Omitted
@@ -16,6 +17,7 @@ from chainfx.ir.capture.wrappers import unwrapped
 
 __all__ = [
     "CaptureReport",
+    "DynamoGraph",
     "FoldedWeight",
     "Input",
     "Omitted",
