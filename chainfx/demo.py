@@ -34,7 +34,7 @@ def run_demo(console: Console) -> None:
     """Train, compress and measure on one CPU thread (the network is too small to share), and print one table.
 
     Accuracy is on the 360 test images, used here only; everything was chosen on images held out from the training part.
-    Times are medians of rounds in which all stages take turns, each compiled by ``torch.compile``.
+    Times are medians of rounds in which all stages take turns, each compiled by ``torch.compile`` and on its faster engine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def _run(console: Console) -> None:
         small = chainfx.compile(
             network, passes, example_inputs=data.example_inputs(64), trainer=trainer, on_stage=measure
         )
-    console.print("compiling every stage with torch.compile and timing them in turns ...")
+    console.print("compiling every stage with torch.compile and timing them in turns, integers and float ...")
     times = _times(models, next(data.test.batches(64))[0][0])
     timed = [replace(row, latency=one, throughput=many) for row, (one, many) in zip(rows, times, strict=True)]
     console.print(demo_table(timed))
@@ -87,13 +87,26 @@ def _run(console: Console) -> None:
 
 
 def _times(models: list[CompressedModel], images: Tensor) -> list[tuple[float, float]]:
-    """For each model, compiled: median seconds for one image, and images a second in one batch of all of them."""
+    """For each model, compiled: median seconds for one image, and images a second in one batch of all of them.
+
+    Of a model that runs on integers each time is that of the faster engine: calls of integer kernels take their time
+    also for the smallest of layers, so that a single image of 8x8 is often faster in float, and a batch is not.
+    """
+    runs = [(place, engine) for place, model in enumerate(models) for engine in _engines(model)]
     with torch.no_grad():
-        for model in models:
-            model.compile()
-        batches = _medians([partial(model, images) for model in models])
-        singles = _medians([_one_by_one(model, images) for model in models])
-    return [(single, len(images) / batch) for single, batch in zip(singles, batches, strict=True)]
+        for _, each in runs:
+            each.compile()
+        batches = _medians([partial(each, images) for _, each in runs])
+        singles = _medians([_one_by_one(each, images) for _, each in runs])
+    best: dict[int, tuple[float, float]] = {}
+    for (place, _), single, batch in zip(runs, singles, batches, strict=True):
+        least = best.get(place, (single, batch))
+        best[place] = (min(single, least[0]), min(batch, least[1]))
+    return [(single, len(images) / batch) for single, batch in best.values()]
+
+
+def _engines(model: CompressedModel) -> list[CompressedModel]:
+    return [model, model.lower("float")] if model.engine == "int8" else [model]
 
 
 def _one_by_one(model: CompressedModel, images: Tensor) -> Callable[[], Tensor]:
