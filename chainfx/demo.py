@@ -34,7 +34,7 @@ def run_demo(console: Console) -> None:
     """Train, compress and measure on one CPU thread (the network is too small to share), and print one table.
 
     Accuracy is on the 360 test images, used here only; everything was chosen on images held out from the training part.
-    Times are medians of rounds in which all stages take turns, each compiled by ``torch.compile`` and on its faster engine.
+    Times are medians of rounds in which all stages take turns, compiled by ``torch.compile``, on their faster engine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -23,18 +23,24 @@ def peak_activation_bits(graph_module: GraphModule, formats: Mapping[Node, Forma
     """
     nodes = list(graph_module.graph.nodes)
     place = {node: index for index, node in enumerate(nodes)}
+    readers: dict[Node, int] = {}  # how many nodes read values of a node, not only its sizes
+    last: dict[Node, int] = {}  # the place of the last of them
+    for index, node in enumerate(nodes):
+        if node.op == "output" or tensors_in(node.meta.get("val")):
+            for source in node.all_input_nodes:
+                readers[source], last[source] = readers.get(source, 0) + 1, index
     owner: dict[Node, Node] = {}  # of each activation the node that made the memory in which it lies
     bits: dict[Node, int] = {}
     until: dict[Node, int] = {}
     for node in nodes:
-        tensors = tensors_in(node.meta.get("val"))
-        is_activation = node.op == "placeholder" or not owner.keys().isdisjoint(node.all_input_nodes)
-        if not is_activation or not tensors or node not in formats:
+        sources = [each for each in node.all_input_nodes if each in owner]
+        tensors = tensors_in(node.meta.get("val")) if sources or node.op == "placeholder" else []
+        if not tensors or node not in formats:
             continue
-        source = _lies_in(graph_module, node, owner)
-        first = owner[node] = owner[source] if source is not None else node
+        lone = next((each for each in sources if readers[each] == 1), None)
+        first = owner[node] = owner[lone] if lone is not None and _in_place(graph_module, node) else node
         bits[first] = max(tensor.numel() for tensor in tensors) * formats[node].bits
-        until[first] = max([until.get(first, 0), *(place[user] for user in _readers(node))])
+        until[first] = max(until.get(first, 0), last.get(node, 0))
     changes = [0] * (len(nodes) + 1)
     for first, size in bits.items():
         changes[place[first]] += size
@@ -46,15 +52,8 @@ def peak_activation_bits(graph_module: GraphModule, formats: Mapping[Node, Forma
     return peak
 
 
-def _readers(node: Node) -> list[Node]:
-    """The nodes that read values of a node, not only its sizes."""
-    return [user for user in node.users if user.op == "output" or tensors_in(user.meta.get("val"))]
-
-
-def _lies_in(graph_module: GraphModule, node: Node, activations: Mapping[Node, Node]) -> Node | None:
-    """The input in whose memory the result of a node can lie."""
-    sources = [each for each in node.all_input_nodes if each in activations and len(_readers(each)) == 1]
-    if not sources or not node.op.startswith("call"):
-        return None
-    in_place = node.target in _QUANTIZERS or operator_of(node, graph_module.get_submodule).name in _IN_PLACE
-    return sources[0] if in_place else None
+def _in_place(graph_module: GraphModule, node: Node) -> bool:
+    """Whether the result of a node can lie in the memory of an input that nothing else reads."""
+    if not node.op.startswith("call"):
+        return False
+    return node.target in _QUANTIZERS or operator_of(node, graph_module.get_submodule).name in _IN_PLACE
