@@ -6,7 +6,7 @@ module: a cache beside the weights it was made of has it for as long as these li
 
 import json
 import threading
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self
@@ -116,9 +116,15 @@ def run_layer(
     ``text``: that of its :class:`LayerCall`. ``weight``: codes as the network stores them (uint8), or integers (int8);
     ``scale`` and ``bias`` (out,) are float32. ``added``, of the shape of the result, is written over.
     """
-    packed, zeros = _packed(text, codes, weight, scale)
     given = _Arguments.of_text(text)
-    if not given.sliding:
+    sliding = given.sliding
+    if sliding and _skips_pixels(weight, sliding[0], sliding[1]):
+        # oneDNN's own way to skip them is wrong with several threads: it writes past its workspace
+        (down, right), kept = sliding[0], [1, 1]
+        codes = codes[:, :, ::down, ::right].contiguous(memory_format=torch.channels_last)
+        sliding = (kept, *sliding[1:])
+    packed, zeros = _packed(text, codes, weight, scale)
+    if not sliding:
         rows = codes.reshape(-1, codes.shape[-1])
         flat: Tensor = torch.ops.onednn.qlinear_pointwise(
             rows, *given.read, packed, scale, zeros, bias, *given.written, *given.activation
@@ -126,15 +132,18 @@ def run_layer(
         return _clamped(flat.view(*codes.shape[:-1], len(scale)), given.most)
     before = (codes, *given.read, packed, scale, zeros)
     if added is None:
-        result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            *before, bias, *given.sliding, *given.written, *given.activation
-        )
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise(*before, bias, *sliding, *given.written, *given.activation)
         return _clamped(result, given.most)
     added = added.contiguous(memory_format=torch.channels_last)
     summed: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-        *before, added, bias, *given.sliding, *given.written, *given.summing
+        *before, added, bias, *sliding, *given.written, *given.summing
     )
     return _clamped(summed, given.most_of_sum)
+
+
+def _skips_pixels(weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether a convolution reads single pixels, and not all of them."""
+    return weight.shape[2:] == (1, 1) and max(stride) > 1 and not any(padding)
 
 
 def _clamped(codes: Tensor, most: int | None) -> Tensor:
@@ -171,8 +180,9 @@ def _pack(call: LayerCall, codes: Tensor, weight: Tensor, scale: Tensor) -> Tens
         linear: Tensor = torch.ops.onednn.qlinear_prepack(integers, [shape[0], shape[-1]])
         return linear
     geometry = call.geometry
+    stride = (1, 1) if _skips_pixels(integers, geometry.stride, geometry.padding) else geometry.stride
     convolution: Tensor = torch.ops.onednn.qconv_prepack(
-        *(integers, scale, call.read.scale, call.read.zero_point, list(geometry.stride), list(geometry.padding)),
+        *(integers, scale, call.read.scale, call.read.zero_point, list(stride), list(geometry.padding)),
         *(list(geometry.dilation), geometry.groups, shape),
     )
     return convolution

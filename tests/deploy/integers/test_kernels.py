@@ -120,3 +120,17 @@ def test_the_operator_for_torch_compile_says_the_shape_and_layout_that_it_gives(
         torch.library.opcheck(torch.ops.chainfx.integer_layer, arguments)
         assert torch.equal(torch.ops.chainfx.integer_layer(*arguments), one(codes(*size)))
         assert torch.equal(run_layer(call.to_text(), *arguments[:4]), one(codes(*size)))
+
+
+@needs_kernels
+def test_pixels_that_are_skipped_are_right_with_several_threads():
+    threads = torch.get_num_threads()
+    skipping = Geometry((2, 2), (0, 0), (1, 1), 1)
+    one, x = layer(LayerCall(READ, 8, "uniform", skipping), shape=(16, 4, 1, 1)), codes(64, 4, 16, 16)
+    try:
+        torch.set_num_threads(1)
+        expected = one(x)
+        torch.set_num_threads(2)
+        assert all(torch.equal(one(x), expected) for _ in range(20))
+    finally:
+        torch.set_num_threads(threads)
