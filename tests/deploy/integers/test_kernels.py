@@ -123,10 +123,14 @@ def test_the_operator_for_torch_compile_says_the_shape_and_layout_that_it_gives(
 
 
 @needs_kernels
-def test_pixels_that_are_skipped_are_right_with_several_threads():
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_several_threads_give_the_answer_of_one(kernel, stride, padding, groups):
     threads = torch.get_num_threads()
-    skipping = Geometry((2, 2), (0, 0), (1, 1), 1)
-    one, x = layer(LayerCall(READ, 8, "uniform", skipping), shape=(16, 4, 1, 1)), codes(64, 4, 16, 16)
+    call = LayerCall(READ, 8, "uniform", Geometry((stride, stride), (padding, padding), (1, 1), groups))
+    one, x = layer(call, shape=(16, 8 // groups, kernel, kernel)), codes(64, 8, 16, 16)
     try:
         torch.set_num_threads(1)
         expected = one(x)
