@@ -22,29 +22,27 @@ def peak_activation_bits(graph_module: GraphModule, formats: Mapping[Node, Forma
     ``torch.cond`` count.
     """
     nodes = list(graph_module.graph.nodes)
-    place = {node: index for index, node in enumerate(nodes)}
+    reads = {node: node.all_input_nodes for node in nodes if node in formats or node.op == "output"}
     readers: dict[Node, int] = {}  # how many nodes read values of a node, not only its sizes
     last: dict[Node, int] = {}  # the place of the last of them
     for index, node in enumerate(nodes):
-        if node.op == "output" or tensors_in(node.meta.get("val")):
-            for source in node.all_input_nodes:
-                readers[source], last[source] = readers.get(source, 0) + 1, index
-    owner: dict[Node, Node] = {}  # of each activation the node that made the memory in which it lies
-    bits: dict[Node, int] = {}
-    until: dict[Node, int] = {}
-    for node in nodes:
-        sources = [each for each in node.all_input_nodes if each in owner]
-        tensors = tensors_in(node.meta.get("val")) if sources or node.op == "placeholder" else []
-        if not tensors or node not in formats:
+        for source in reads.get(node, ()):
+            readers[source], last[source] = readers.get(source, 0) + 1, index
+    owner: dict[Node, int] = {}  # of each activation the place of the node that made the memory in which it lies
+    bits: dict[int, int] = {}
+    until: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        sources = [each for each in reads[node] if each in owner] if node in formats else []
+        if not sources and (node.op != "placeholder" or node not in formats):
             continue
         lone = next((each for each in sources if readers[each] == 1), None)
-        first = owner[node] = owner[lone] if lone is not None and _in_place(graph_module, node) else node
-        bits[first] = max(tensor.numel() for tensor in tensors) * formats[node].bits
-        until[first] = max(until.get(first, 0), last.get(node, 0))
+        first = owner[node] = owner[lone] if lone is not None and _in_place(graph_module, node) else index
+        bits[first] = max(tensor.numel() for tensor in tensors_in(node.meta["val"])) * formats[node].bits
+        until[first] = max(until.get(first, first), last.get(node, 0))
     changes = [0] * (len(nodes) + 1)
     for first, size in bits.items():
-        changes[place[first]] += size
-        changes[max(until[first], place[first]) + 1] -= size
+        changes[first] += size
+        changes[until[first] + 1] -= size
     alive = peak = 0
     for change in changes:
         alive += change

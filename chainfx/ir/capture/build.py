@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.capture.normal_form import layer_name, new_node
+from chainfx.ir.capture.normal_form import layer_name, name_after, new_node
 from chainfx.ir.capture.opened import put_torch_layers
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.graph import (
@@ -56,7 +56,7 @@ def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
 
     It is what the counter and the channel analysis work on. It holds the model's own modules and tensors.
     """
-    if trace.respelled or len(trace.scopes) > len(trace.graph.nodes):
+    if len(trace.scopes) > len(trace.graph.nodes):
         _close_gaps(trace.graph)
     graph_module = GraphToRead(trace.graph)
     _fill(graph_module, model, trace, {})
@@ -70,7 +70,7 @@ def simplify(trace: Trace, model: nn.Module) -> Trace:
     depend on it. ``x += y`` becomes ``x = x + y`` where nothing else reads x. Nodes whose result nobody uses are
     removed, unless they change a tensor that something reads.
     """
-    trace.respelled = _spell_out(trace.graph, model)
+    _spell_out(trace.graph, model)
     _use_results_of_mutation(trace, model)
     _remove_dead(trace.graph, model)
     alive = set(trace.graph.nodes)
@@ -92,13 +92,11 @@ def _fill(shell: nn.Module, model: nn.Module, trace: Trace, modules: Mapping[str
         shell.register_buffer(name, tensor, persistent=False)
 
 
-def _spell_out(graph: Graph, model: nn.Module) -> bool:
-    """Let ``x += y`` make a new tensor, if only what takes its result can tell the difference; returns whether any."""
-    augmented = [node for node in graph.nodes if node.target in AUGMENTED]
-    for node in augmented:
-        if _is_assigned(node) or not changes_what_is_used(node, model):
+def _spell_out(graph: Graph, model: nn.Module) -> None:
+    """Let ``x += y`` make a new tensor, if only what takes its result can tell the difference."""
+    for node in graph.nodes:
+        if node.target in AUGMENTED and (_is_assigned(node) or not changes_what_is_used(node, model)):
             node.target = AUGMENTED[node.target]
-    return bool(augmented)
 
 
 def _is_assigned(node: Node) -> bool:
@@ -153,7 +151,7 @@ def _close_gaps(graph: Graph) -> None:
     names = Graph()._graph_namespace
     for node in graph.nodes:
         name = layer_name(node.args[1]) if node.target in LAYERS else None
-        node.name = names.create_name(name or graph._target_to_str(node.target), None)
+        node.name = names.create_name(name or name_after(node.target), None)
 
 
 def _renamed(graph: Graph) -> Graph:

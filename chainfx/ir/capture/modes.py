@@ -40,8 +40,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         yield
     finally:
         for attributes, saved, contents in before:
-            for name in attributes.keys() - saved.keys():
-                del attributes[name]
+            if attributes.keys() != saved.keys():
+                for name in attributes.keys() - saved.keys():
+                    del attributes[name]
             attributes.update(saved)
             for container, content in contents:
                 if (container or content) and not _same_items(container, content):

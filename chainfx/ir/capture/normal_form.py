@@ -1,13 +1,14 @@
 """The normal form of layers: all arguments by position, padding in numbers, and a name after the weight."""
 
+import functools
 from typing import Any
 
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from chainfx.ir.graph import DEPTHWISE
+from chainfx.ir.graph import AUGMENTED, DEPTHWISE
 
-__all__ = ["layer_name", "new_node", "normal_arguments", "same_padding"]
+__all__ = ["layer_name", "name_after", "new_node", "normal_arguments", "same_padding"]
 
 _ARGUMENTS = {
     "linear": ("input", "weight", "bias"),
@@ -54,12 +55,18 @@ def new_node(
     ``create_node`` looks through the arguments that it is given for symbolic sizes, of which a traced graph has none.
     Without that, a graph that is only counted is captured in 10 % less time.
     """
-    node = graph.create_node(kind, target, (), {}, name, type_expr)
+    node = graph.create_node(kind, target, (), {}, name or name_after(target), type_expr)
     if args:
         node.args = args
     if kwargs:
         node.kwargs = kwargs
     return node
+
+
+@functools.cache
+def name_after(target: Any) -> str:
+    """What torch.fx names a node after that calls ``target``; ``x += y`` is named as ``x + y``, which it may become."""
+    return Graph()._target_to_str(AUGMENTED.get(target, target))
 
 
 def _tuple_of(value: Any, rank: int) -> Any:

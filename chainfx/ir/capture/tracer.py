@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
@@ -43,7 +44,8 @@ from chainfx.ir.graph import (
 __all__ = ["Trace", "TrainFormProxy", "TrainFormTracer"]
 
 _LITERALS = frozenset({bool, int, float, str, type(None), type(...), torch.dtype, torch.device})
-_PLAIN = _LITERALS | {dict, list, tuple, set}  # most of what a module holds: told apart from tensors at a glance
+# most of what a module holds: told apart from tensors at a glance
+_PLAIN = _LITERALS | {dict, OrderedDict, list, tuple, set}
 _LAYER_MODULES = (_ConvNd, nn.Linear)
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros", "rand", "randn", "randint", "randperm")
 
@@ -55,9 +57,8 @@ class Trace:
     ``scopes``: the path of the module that made each node, also of those erased since. ``steps``: per module path, in
     order, the nodes that it made itself and the paths of the modules that it entered. ``constants``: tensors that
     belong to no module, by name. ``opened``: the paths of normalizations of which only the torch layer that they extend
-    is called. ``respelled``: some nodes call something else than their names say. ``output``: how to put what the graph
-    returns into the classes that the model returns. ``bounds``: of sizes that are free but for what the code branches
-    on.
+    is called. ``output``: how to put what the graph returns into the classes that the model returns. ``bounds``: of
+    sizes that are free but for what the code branches on.
     """
 
     graph: Graph
@@ -65,7 +66,6 @@ class Trace:
     steps: dict[str, list[Node | str]] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     opened: set[str] = field(default_factory=set)
-    respelled: bool = False
     output: OutputForm | None = None
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -148,8 +148,9 @@ class TrainFormTracer(Tracer):
         self.tensor_attrs = {
             value: f"{path}.{name}".lstrip(".")
             for path, module in modules.items()
+            if not _PLAIN.issuperset(map(type, vars(module).values()))
             for name, value in vars(module).items()
-            if type(value) not in _PLAIN and isinstance(value, fx._constant_attribute_types)
+            if isinstance(value, fx._constant_attribute_types)
         }
         self._modules, self._tensors = modules, tensors_of(modules)
         self.names = {id(tensor): path for path, tensor in reversed(self._tensors.items())}

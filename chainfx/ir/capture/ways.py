@@ -7,7 +7,6 @@ followed becomes a leaf before ``torch.export`` is asked: it hides nothing.
 """
 
 import contextlib
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +20,8 @@ from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture.build import build, build_to_read, rename, simplify
-from chainfx.ir.capture.compare import Difference, find_difference, source_of
+from chainfx.ir.capture.compare import find_difference
+from chainfx.ir.capture.explaining import Differs, Failure, explained, first_line, user_frame
 from chainfx.ir.capture.export import export_trace
 from chainfx.ir.capture.folding import FoldedWeight, fold_weights
 from chainfx.ir.capture.guards import SizeError
@@ -29,7 +29,7 @@ from chainfx.ir.capture.hooks import alone, seen_here
 from chainfx.ir.capture.modes import follow_training_wiring, in_mode, merge_modes, mode_dependent
 from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import Signature, arguments, signature_of
-from chainfx.ir.capture.sizes import BATCH, DATA, Sizes, SizesTracer, sizes_to_free
+from chainfx.ir.capture.sizes import Sizes, SizesTracer, sizes_to_free
 from chainfx.ir.capture.tracer import Trace, TrainFormTracer
 from chainfx.ir.capture.wrappers import unwrapped
 from chainfx.ir.graph import evaluate_graph, evaluating, modules_by_path, needs_data
@@ -131,23 +131,6 @@ def _capture_of(model: nn.Module, example_inputs: Examples) -> "_Capture":
     return _Capture(model, examples, signature)
 
 
-class _Differs(Exception):  # noqa: N818
-    """The graph computes something else than the model."""
-
-    def __init__(self, difference: Difference) -> None:
-        super().__init__(difference)
-        self.difference = difference
-
-
-class _Failure(Exception):  # noqa: N818
-    """One way that did not work: the path of the innermost module entered, and what was raised there."""
-
-    def __init__(self, path: str, cause: Exception) -> None:
-        super().__init__(path, cause)
-        self.path = path
-        self.cause = cause
-
-
 @dataclass
 class _Capture:
     """One run of capture. ``unfollowed`` are leaves because of their code, ``by_mode`` because of ``self.training``."""
@@ -159,7 +142,7 @@ class _Capture:
     by_mode: set[str] = field(default_factory=set)
     eval_structure: bool = False
     folded: tuple[FoldedWeight, ...] = ()
-    not_free: _Failure | None = None
+    not_free: Failure | None = None
     compare: bool = False
 
     @cached_property
@@ -171,7 +154,7 @@ class _Capture:
         exported = False
         while True:
             result = self._first("symbolic", *self.frees, "sizes")
-            if not isinstance(result, _Failure):
+            if not isinstance(result, Failure):
                 return result
             _check_runs(self.model, self.examples, self.signature.by_name)
             if isinstance(result.cause, InputError | CaptureError):  # said already, and not by the way of capture
@@ -180,25 +163,25 @@ class _Capture:
             if (hides or not result.path) and not exported:
                 exported = True
                 by_export = self._first("export", "strict export")
-                if not isinstance(by_export, _Failure):
+                if not isinstance(by_export, Failure):
                     return by_export
             if not result.path or result.path in self.unfollowed:
-                raise _explained(self.model, result) from result.cause
+                raise explained(self.model, result) from result.cause
             self.unfollowed.add(result.path)
 
     def to_read(self) -> GraphModule | None:
         try:
             with _one_attention_kernel():
                 return build_to_read(self.model, self._trace("to read", False))
-        except _Failure:
+        except Failure:
             return None
 
-    def _first(self, *ways: str) -> "tuple[GraphModule, CaptureReport] | _Failure":
+    def _first(self, *ways: str) -> "tuple[GraphModule, CaptureReport] | Failure":
         """The graph of the first way that works, or how the last one failed."""
         for way in ways:
             try:
                 return self._follow(way)
-            except _Failure as failure:
+            except Failure as failure:
                 failed = failure
                 if way in ("symbolic", *list(self.frees)[:1]):
                     self.not_free = failure
@@ -230,7 +213,7 @@ class _Capture:
                 evaluate_graph(graph_module, self.examples)
         except Exception as error:
             if not needs_data(error):
-                raise _Failure("", error) from error
+                raise Failure("", error) from error
 
     def _check_answers(self, graph_module: GraphModule, *, sizes_free: bool) -> None:
         """See that the graph computes what the model does; a module that it does not compute is the failing one."""
@@ -241,7 +224,7 @@ class _Capture:
             _check_runs(self.model, self.examples, by_name)
             raise
         if found is not None:
-            raise _Failure("" if found.path in self.unfollowed else found.path, _Differs(found))
+            raise Failure("" if found.path in self.unfollowed else found.path, Differs(found))
 
     def _mode_dependent(self, way: str, evaluation: Trace, training: Trace) -> set[str]:
         """The modules that do other operations in train mode, so that they have to become leaves; ``""`` cannot."""
@@ -249,11 +232,11 @@ class _Capture:
             follow_training_wiring(self.model, evaluation, training)
         differing = set(mode_dependent(evaluation, training))
         if "export" in way and differing:
-            raise _Failure("", CaptureError("the exported graphs of train and eval mode differ."))
+            raise Failure("", CaptureError("the exported graphs of train and eval mode differ."))
         return differing
 
     def _trace(self, way: str, training: bool) -> Trace:
-        """The trace of one mode; whatever the model's code raises on the way becomes a ``_Failure`` that keeps it."""
+        """The trace of one mode; whatever the model's code raises on the way becomes a ``Failure`` that keeps it."""
         leaves = self.unfollowed | self.by_mode
         inputs = tuple(each.name for each in self.signature.inputs)
         by_name = self.signature.by_name
@@ -273,7 +256,7 @@ class _Capture:
                 tracer.by_name = by_name
                 return simplify(tracer.run(self.model), self.model)
         except Exception as error:
-            raise _Failure((tracer and tracer.failed_at) or "", error) from error
+            raise Failure((tracer and tracer.failed_at) or "", error) from error
 
     def _report(self, way: str, graph_module: GraphModule) -> CaptureReport:
         kept = graph_module.state_dict(keep_vars=True)
@@ -301,7 +284,7 @@ class _Capture:
         cause = None if self.not_free is None else self.not_free.cause
         if isinstance(cause, SizeError):
             return f"capture wrote the sizes down for {cause.line}"
-        frame = None if cause is None else _user_frame(cause)
+        frame = None if cause is None else user_frame(cause)
         if frame is None or not frame.line:
             return "capture wrote the sizes of the example inputs down"
         return f"capture wrote the sizes down for `{frame.line}` at {Path(frame.filename).name}:{frame.lineno}"
@@ -346,67 +329,10 @@ def _check_runs(model: nn.Module, examples: tuple[Tensor, ...], by_name: tuple[s
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in examples)
         raise InputError(
-            f"the model does not accept example_inputs of shape {shapes}: {_first_line(error)}; "
+            f"the model does not accept example_inputs of shape {shapes}: {first_line(error)}; "
             "give inputs of the shape it was made for."
         ) from error
 
 
 def _without_data(model: nn.Module, examples: Sequence[Tensor]) -> bool:
     return any(tensor.is_meta for tensor in (*examples, *model.parameters(), *model.buffers()))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-_REASONS = {
-    DATA: "needs a value that only the data give",
-    BATCH: "needs a value that changes with the batch size",
-}
-
-
-def _explained(model: nn.Module, failure: _Failure) -> CaptureError:
-    """The one sentence: where, why, and the ways out."""
-    if isinstance(failure.cause, _Differs):
-        return _told(model, failure.cause.difference)
-    reason = _first_line(failure.cause)
-    why = _REASONS.get(reason, f"raises {type(failure.cause).__name__} ({reason})")
-    frame = _user_frame(failure.cause)
-    where = type(model).__name__ if frame is None else f"{type(model).__name__} at {frame.filename}:{frame.lineno}"
-    code = "its forward" if frame is None else f"`{frame.line}`"
-    instead = _way_out(reason, (frame and frame.line) or "")
-    return CaptureError(
-        f"cannot capture {where}: {code} {why}; {instead}move these lines into a submodule without parameters, which "
-        "then stays one opaque node."
-    )
-
-
-def _way_out(reason: str, line: str) -> str:
-    """What the code could do instead, by what stands in the way."""
-    word = line.split(maxsplit=1)[0] if line else ""
-    if reason == DATA and word == "while":
-        return "run a number of steps that does not depend on the data, or "
-    if reason == DATA and (word in ("if", "elif", "assert") or " if " in line):
-        return "replace the branch by torch.where, or "
-    if reason == DATA:
-        return "compute it with tensors, without .item() and Python numbers, or "
-    return "compute all samples at once, without a loop over the batch, or " if reason == BATCH else ""
-
-
-def _told(model: nn.Module, found: Difference) -> CaptureError:
-    """The one sentence on a graph that computes something else."""
-    module = model.get_submodule(found.path)
-    which = f"module {found.path!r} ({source_of(module)})" if found.path else source_of(module)
-    does = f"raises {found.error} in place of the answer of " if found.error else "gives another answer than "
-    return CaptureError(
-        f"cannot capture {type(model).__name__} faithfully: {found.what}, its graph {does}{which}; tracing does not "
-        "see code that changes views in place, keeps a state in attributes or draws random numbers of its own: write "
-        "it without, or move it into a submodule without parameters, which then stays one opaque node."
-    )
-
-
-def _user_frame(error: Exception) -> traceback.FrameSummary | None:
-    """The innermost line of the traceback that belongs neither to torch nor to what captures."""
-    rooms = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(rooms)]
-    return frames[-1] if frames else None

@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from chainfx.errors import InputError
+from chainfx.ir.graph import modules_by_path
 
 __all__ = ["check_readable", "unwrapped"]
 
@@ -33,7 +34,7 @@ def unwrapped(model: Any) -> nn.Module:
 
 def check_readable(model: nn.Module) -> None:
     """Raise :class:`~chainfx.errors.InputError` for a model with a module whose code or tensors nobody can read."""
-    for path, module in model.named_modules():
+    for path, module in modules_by_path(model).items():
         problem = _problem(module)
         if problem:
             raise InputError(f"{f'module {path!r}' if path else 'model'} is {problem}.")
@@ -46,7 +47,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _problem(module: nn.Module) -> str:
     name = type(module).__name__
-    if getattr(module, "in_deploy_form", False):
+    if getattr(type(module), "in_deploy_form", False):
         return f"a {name}, which is compressed already; give the network that it was made from"
     if isinstance(module, torch.jit.ScriptModule):
         return f"a {name} of torch.jit, whose Python code is gone; give the module that it was made from"
