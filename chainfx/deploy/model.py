@@ -189,7 +189,7 @@ class CompressedModel(nn.Module):
         written = write_document(folder / _REPORT, self.report.to_dict())
         save_graph(self.graph_module, folder, {"signature": self.signature.to_dict(), "report": written})
 
-    def export(self, path: str | Path, format: ExportFormat = "onnx") -> None:
+    def export(self, path: str | Path, format: ExportFormat = "onnx", calibration: Sequence[Any] | None = None) -> None:
         """Write the network to a folder as files that run without chainfx, on the CPU, with a free batch size.
 
         ``"onnx"``: for ONNX Runtime and others; int8 weights with ``DequantizeLinear``, and ``QuantizeLinear`` where an
@@ -200,11 +200,16 @@ class CompressedModel(nn.Module):
         gives, and at which confidence a sample leaves after it. Files take tensors with the batch first, in the order
         of ``signature.inputs``, and return plain tensors; all other sizes are those of the example.
 
+        ``calibration``: batches of inputs from the training data, for ONNX. Runtimes run a layer in integers only where
+        its own result is quantized; where it is added to something first, as before a skip connection, that is not so.
+        With these batches such results are rounded to 8 bits as well, over their range on the batches: quicker, and no
+        longer exactly the same answers.
+
         Raises :class:`~chainfx.errors.InputError` for another format, without the packages of ``chainfx[export]``, and
         for ONNX in another type than float32; :class:`~chainfx.errors.ArtifactError` for a path that cannot be a
         folder, and for a network that torch cannot export.
         """
-        write_export(self.graph_module, self.example_inputs, self.signature, Path(path), format)
+        write_export(self.graph_module, self.example_inputs, self.signature, Path(path), format, calibration)
 
     @property
     def stages(self) -> nn.ModuleList:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.deploy.exporting.forms import Form
+from chainfx.deploy.exporting.terms import Ranges, round_terms
 from chainfx.deploy.integers.chains import chain_of
 from chainfx.deploy.integers.grids import decode_weights, grid_of, weight_range, weight_unit
 from chainfx.ir.graph import Layer, affine_of, edit, get_tensor, input_of, layers_of, ops, value_of
@@ -19,14 +20,18 @@ _GREATEST = 127  # of a weight that has codes of int8
 _ROOM = 63  # of a weight whose products with uint8 processors without VNNI can add in pairs
 
 
-def rewrite_for_export(graph_module: GraphModule, form: Form) -> None:
+def rewrite_for_export(graph_module: GraphModule, form: Form, ranges: Ranges | None = None) -> None:
     """Replace, in place, each quantizer of a graph in eval mode, with codes of weights, by what a format has for it.
 
     Weights become int8 codes with their scale. A mask is folded into them, for each grid has a zero in int8, and a
     BatchNorm that follows a layer is folded into the scale of its weight and into its bias, so that runtimes find
     layer and quantizer side by side. Expects shapes in ``node.meta["val"]``. What has no int8 grid stays in
     arithmetic: code books, weights of 8 bits in the scheme ``dorefa``, and activations of more than 8 bits.
+
+    ``ranges``: of the layers whose results are to be rounded before they are added, see
+    :func:`~chainfx.deploy.exporting.terms.round_terms`.
     """
+    round_terms(graph_module, form, ranges or {})
     work = _Rewriting(graph_module, form)
     for layer in list(layers_of(graph_module)):
         _fold_norm(work, layer)

@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.exporting.forms import ONNX, PLAIN
 from chainfx.deploy.exporting.rewriting import rewrite_for_export
+from chainfx.deploy.exporting.terms import ranges_of_terms
 from chainfx.deploy.lower import split_segments
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import make_folder
@@ -32,16 +33,22 @@ _LEAST_BATCH = 2  # torch.export takes a size of 1 as fixed
 
 
 def write_export(
-    graph_module: GraphModule, example_inputs: Sequence[Tensor], signature: Signature, path: Path, file_format: str
+    graph_module: GraphModule,
+    example_inputs: Sequence[Tensor],
+    signature: Signature,
+    path: Path,
+    file_format: str,
+    calibration: Sequence[Any] | None = None,
 ) -> None:
     """Write a network with codes of weights to a folder; see :meth:`chainfx.deploy.CompressedModel.export`."""
-    _check(graph_module, file_format)
+    _check(graph_module, file_format, calibration)
+    batches = [_as_graph_takes(signature, batch) for batch in calibration or ()]
     make_folder(path)
     inputs = _with_batch([each.cpu() for each in signature.to_graph(example_inputs)])
     own = copy.deepcopy(graph_module).cpu().requires_grad_(False)
     marks = [{"name": mark.name, "threshold": mark.threshold} for mark in exits_of(own)]
     try:
-        programs = _programs(own, inputs, file_format)
+        programs = _programs(own, inputs, file_format, batches)
         names = _names(programs, [each.name for each in signature.inputs])
         files = [f"segment{index}.{file_format}" for index in range(len(programs))]
         for program, (takes, gives), file in zip(programs, names, files, strict=True):
@@ -63,10 +70,15 @@ def _described(name: str, tensor: Tensor, inputs: Sequence[Tensor]) -> dict[str,
     return {"name": name, "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _check(graph_module: GraphModule, file_format: str) -> None:
+def _check(graph_module: GraphModule, file_format: str, calibration: Sequence[Any] | None) -> None:
     """Raise :class:`~chainfx.errors.InputError` for a format that is not known, or that cannot be written here."""
     if file_format not in get_args(ExportFormat):
         raise InputError(f"format is {file_format!r}; give one of {', '.join(map(repr, get_args(ExportFormat)))}.")
+    if calibration is not None and (file_format != "onnx" or not isinstance(calibration, list | tuple)):
+        raise InputError(
+            f"calibration is a {type(calibration).__name__} for format={file_format!r}; give a list of batches of "
+            "inputs, for format='onnx', or leave it out."
+        )
     if file_format != "onnx":
         return
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
@@ -94,12 +106,22 @@ def _is_batched(tensor: Tensor, inputs: Sequence[Tensor]) -> bool:
     return tensor.dim() > 0 and tensor.shape[:1] == inputs[0].shape[:1]
 
 
-def _programs(graph_module: GraphModule, inputs: tuple[Tensor, ...], file_format: str) -> list[ExportedProgram]:
+def _as_graph_takes(signature: Signature, batch: Any) -> tuple[Tensor, ...]:
+    """A batch of inputs as a caller has it, a tensor, several in order, or a mapping by name."""
+    given, named = ((), batch) if isinstance(batch, Mapping) else (batch, {})
+    tensors = signature.bind((given,) if isinstance(given, Tensor) else tuple(given), named)
+    return tuple(each.cpu() for each in signature.to_graph(tensors))
+
+
+def _programs(
+    graph_module: GraphModule, inputs: tuple[Tensor, ...], file_format: str, batches: Sequence[tuple[Tensor, ...]]
+) -> list[ExportedProgram]:
     """The segments of a network as torch exports them, with a free batch; the graph is changed."""
     programs, values = [], inputs
     with torch.no_grad():
         propagate_shapes(graph_module, inputs)
-        rewrite_for_export(graph_module, ONNX if file_format == "onnx" else PLAIN)
+        ranges = ranges_of_terms(graph_module, batches)
+        rewrite_for_export(graph_module, ONNX if file_format == "onnx" else PLAIN, ranges)
         for segment in split_segments(graph_module):
             batch = Dim("batch")
             free = tuple({0: batch} if _is_batched(each, values) else None for each in values)

@@ -16,9 +16,10 @@ import chainfx
 from chainfx.deploy import CompressedModel
 from chainfx.deploy.exporting.forms import PLAIN
 from chainfx.deploy.exporting.rewriting import rewrite_for_export
+from chainfx.deploy.exporting.terms import ranges_of_terms
 from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.graph import exits_of, ops, propagate_shapes
+from chainfx.ir.graph import exits_of, operator_of, ops, propagate_shapes
 from chainfx.passes import Fuse, PassContext, PruneWeights, Quantize
 from tests.deploy.integers.nets import distance, quantized, run
 from tests.deploy.test_model import exiting
@@ -210,9 +211,42 @@ def test_masks_are_folded_into_the_codes(x):
     assert ops.mask_weight not in {node.target for node in coded.graph.nodes}
 
 
-def refused(small, path, file_format):
+def test_with_calibration_what_is_added_is_rounded_on_both_sides(x):
+    graph_module = quantized(flipped(small_resnet((1, 1, 1))), x, one=ANY_MACHINE)
+    coded = to_codes(copy.deepcopy(graph_module).double())
+    propagate_shapes(coded, (x.double(),))
+    ranges = ranges_of_terms(coded, [(x[:40].double(),), (x[40:].double(),)])
+    whole = ranges_of_terms(coded, [(x.double(),)])
+    assert len(ranges) == 3 and ranges.keys() == whole.keys()  # the ends of two blocks, and the way around one
+    for node, (low, high) in ranges.items():
+        assert low == pytest.approx(whole[node][0], abs=1e-9) and high == pytest.approx(whole[node][1], abs=1e-9)
+    rewrite_for_export(coded, PLAIN, ranges)
+    additions = [node for node in coded.graph.nodes if operator_of(node).name == "add"]
+    assert len(additions) == 3  # the last sum is averaged, not quantized
+    assert {source.target for node in additions[:2] for source in node.all_input_nodes} == {PLAIN.round}
+    expected = run(graph_module.double(), x.double())
+    assert 1e-6 < distance(run(coded, x.double()), expected) < 0.02
+
+
+@pytest.mark.slow
+def test_onnx_runtime_adds_in_integers_after_calibration(x, tmp_path):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model = flipped(small_resnet((1, 1, 1)))
+    small = chainfx.compile(model, [ANY_MACHINE], example_inputs=x, calibration=[x])
+    small.export(tmp_path, calibration=[{"x": x[:32]}, x[32:]])
+    graph = onnx.load(tmp_path / "segment0.onnx").graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    additions = [node for node in graph.node if node.op_type == "Add"]
+    assert all(makers[name] == "DequantizeLinear" for node in additions[:2] for name in node.input)
+    assert len(additions) == 3
+    session = runtime.InferenceSession(tmp_path / "segment0.onnx")
+    given = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    assert distance(given, run(small.lower("float"), x)) < 0.05
+
+
+def refused(small, path, file_format, **options):
     with pytest.raises((InputError, ArtifactError)) as caught:
-        small.export(path, format=file_format)
+        small.export(path, format=file_format, **options)
     return str(caught.value)
 
 
@@ -224,6 +258,11 @@ def test_errors_are_one_sentence_each(small, tmp_path, monkeypatch):
     assert refused(copy.deepcopy(small).double(), tmp_path / "a", "onnx") == (
         "format='onnx' is for float32, but the network has tensors of torch.float64; call .float() first."
     )
+    advice = "give a list of batches of inputs, for format='onnx', or leave it out."
+    given = f"calibration is a list for format='pt2'; {advice}"
+    assert refused(small, tmp_path / "a", "pt2", calibration=[torch.zeros(2, 1, 8, 8)]) == given
+    given = f"calibration is a Tensor for format='onnx'; {advice}"
+    assert refused(small, tmp_path / "a", "onnx", calibration=torch.zeros(2, 1, 8, 8)) == given
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     assert refused(small, tmp_path / "a", "onnx") == (
