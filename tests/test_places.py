@@ -12,8 +12,9 @@ from torch import nn
 import chainfx
 from chainfx.passes import Distill, EarlyExit, Fuse, LowRank, PruneChannels, PruneHeads, PruneWeights, Quantize
 from chainfx.passes.pruning import importance_names
-from chainfx.training import Augment, Trainer, digits
+from chainfx.training import Augment, Trainer
 from tests.nets import images, small_resnet
+from tests.trainers import few_digits
 
 ROOT = Path(chainfx.__file__).parent
 FACTORIES = frozenset(
@@ -145,7 +146,7 @@ TUNED = {
 def test_chains_with_the_default_trainer(chain, device, tmp_path):
     model, x = small_resnet().to(device), images(32).to(device)
     with astray(device):
-        trainer = Trainer(digits(), epochs=1, batch_size=512, augment=Augment(padding=1))
+        trainer = Trainer(few_digits(), epochs=1, batch_size=64, augment=Augment(padding=1))
         small = chainfx.compile(
             model, chain, example_inputs=x[:4], trainer=trainer, workdir=tmp_path / "work", order="given"
         )
@@ -161,7 +162,7 @@ def test_chains_with_the_default_trainer(chain, device, tmp_path):
 def test_training_from_scratch_and_counting(device):
     model = small_resnet().to(device)
     with astray(device):
-        data = digits()
-        Trainer(data, epochs=1, batch_size=512).fit(model)
+        data = few_digits()
+        Trainer(data, epochs=1, batch_size=64).fit(model)
         report = chainfx.count(model, data.example_inputs(2)[0].to(device), encodings=("entropy",))
     assert report.macs > 0 and {each.device.type for each in model.parameters()} == {device}

@@ -18,6 +18,7 @@ from chainfx.errors import ArtifactError, CostError, InputError, StageWarning, T
 from chainfx.ir.artifact.documents import digest_of
 from chainfx.passes import EarlyExit, PruneChannels, PruneWeights, Quantize
 from chainfx.scheduler import StageRecord, StageStore, open_stage, store
+from tests.fresh import fresh
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -162,8 +163,7 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
         "import os, pathlib, signal; from tests.scheduler.test_store import run; import sys;"
         "pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL); run(sys.argv[1])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert fresh(code, tmp_path, check=False).status == -signal.SIGKILL
     (left,) = places(tmp_path)
     assert left.startswith(".") and left.endswith(".part")
     assert places(tmp_path / left) == ["manifest.json", "model.safetensors", "record.json"]

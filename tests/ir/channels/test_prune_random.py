@@ -1,6 +1,6 @@
 """Random networks with random channels removed equal the masked ones, and cost what the analysis says.
 
-40 networks that are always the same, 400 in ``make test-all``; with ``RANDOM_NETWORKS=20000`` in the environment that
+20 networks that are always the same, 400 in ``make test-all``; with ``RANDOM_NETWORKS=20000`` in the environment that
 many new ones (nightly).
 """
 
