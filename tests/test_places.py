@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainfx
-from chainfx.passes import Distill, EarlyExit, Fuse, LowRank, PruneChannels, PruneHeads, PruneWeights, Quantize
+from chainfx.passes import (
+    Distill,
+    EarlyExit,
+    Fuse,
+    LowRank,
+    OptimizeGraph,
+    PostTrainingQuantize,
+    PruneChannels,
+    PruneHeads,
+    PruneWeights,
+    Quantize,
+    pass_names,
+)
 from chainfx.passes.pruning import importance_names
 from chainfx.training import Augment, Trainer
 from tests.nets import images, small_resnet
@@ -101,6 +113,7 @@ CHAINS = {
     "codes": [PruneWeights(pattern="1:2", skip=("conv1",)), Quantize(2, 4, scheme="dorefa")],
     "factors": [LowRank(energy=0.7), Quantize(8, 8)],
     "spatial": [LowRank(macs=0.8, scheme="spatial"), PruneChannels(0.3, round_to=2)],
+    "before quantizing": [OptimizeGraph(), PostTrainingQuantize()],
     "folded": [Fuse(), PruneChannels(macs=0.6, scope="global", importance="activation", compensate=True)],
 }
 
@@ -140,6 +153,11 @@ TUNED = {
     "exits": [Quantize(4, 4), EarlyExit(exits=2, max_drop=0.5, keep=True)],
     "exits at a threshold": [EarlyExit(exits=2, threshold=0.2, keep=True)],
 }
+
+
+def test_every_pass_is_in_a_chain():
+    names = {one.info.name for chain in (*CHAINS.values(), *TUNED.values()) for one in chain}
+    assert {*names, "prune-heads"} == set(pass_names())
 
 
 @pytest.mark.parametrize("chain", TUNED.values(), ids=TUNED)
