@@ -13,7 +13,6 @@ from tests.ir.channels.prune_models import NAMES, SMALL, measure, network, probl
 
 QUICK = (
     *SMALL,
-    "mobilenet_v3_small",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
     "zoo.resnet20",
