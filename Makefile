@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # tests are many and small: one thread each is faster, and steady on a busy machine
 export OMP_NUM_THREADS ?= 1
+# what is compiled is kept: without, each worker and each fresh process of a test compiles all of chainfx again
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers

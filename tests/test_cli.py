@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from chainfx.cli import main
 from chainfx.errors import PassError
 from chainfx.passes import EarlyExit, Quantize, pass_names
 from chainfx.training import Trainer
+from tests.fresh import fresh
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -45,7 +45,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
     code = "import sys; sys.argv = ['chainfx', '--help']; from chainfx.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     heavy = "print(sorted({'accelerate', 'sklearn', 'torchvision', 'pydantic', 'yaml'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True).stdout
+    out = fresh(code + heavy).out
     assert out.splitlines()[-1] == "[]"
     assert all(f" {name} " in out for name in COMMANDS)
 

@@ -9,9 +9,9 @@ from torch import nn
 import chainfx
 from chainfx.errors import TuningError
 from chainfx.passes import PruneChannels, Quantize
-from chainfx.training import Trainer, digits
+from chainfx.training import Trainer
 from tests.nets import images, small_resnet
-from tests.trainers import FakeTrainer
+from tests.trainers import FakeTrainer, few_digits
 
 MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 CHAIN = [PruneChannels(0.25, importance="taylor"), Quantize(4, 4)]
@@ -24,7 +24,7 @@ def mode(request):
 
 @pytest.fixture(scope="module")
 def trainer():
-    return Trainer(digits(), epochs=1, batch_size=512)
+    return Trainer(few_digits(), epochs=1, batch_size=64)
 
 
 def compiled(model, x, trainer):
@@ -55,10 +55,10 @@ def test_a_network_is_compiled_and_tuned_as_outside(mode, trainer, outside):
 
 def test_a_network_and_data_that_were_made_in_inference_mode(outside):
     with torch.inference_mode():
-        model, x, data = small_resnet(), images(8), digits()
-        small = compiled(model, x, Trainer(data, epochs=1, batch_size=512))
+        model, x, data = small_resnet(), images(8), few_digits()
+        small = compiled(model, x, Trainer(data, epochs=1, batch_size=64))
         taught = chainfx.compile(model, CHAIN, example_inputs=x, trainer=FakeTrainer(x), calibration=[x])
-    for each in (small, taught, compiled(model, x, Trainer(data, epochs=1, batch_size=512))):
+    for each in (small, taught, compiled(model, x, Trainer(data, epochs=1, batch_size=64))):
         assert not any(tensor.is_inference() for tensor in (*each.parameters(), *each.buffers()))
     assert same(small.graph_module, outside.graph_module)
     assert all(tensor.is_inference() for tensor in model.parameters())  # the model is left alone

@@ -8,6 +8,7 @@ import torch
 import chainfx
 from chainfx.ir.graph.exits import Answer
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
+from tests.budget import mostly_slow
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -22,13 +23,7 @@ PASSES = {
 QUICK = ("DPQE", "PDEQ", "QEPD", "EQDP", "EDPQ", "QPDE")  # each pass in each place, and both ways round with each other
 
 
-def _orders():
-    """All 24 orders; those that are not quick to choose from are for ``make test-all``."""
-    orders = ["".join(order) for order in permutations("DPQE")]
-    return [order if order in QUICK else pytest.param(order, marks=pytest.mark.slow) for order in orders]
-
-
-@pytest.mark.parametrize("order", _orders())
+@pytest.mark.parametrize("order", mostly_slow(["".join(order) for order in permutations("DPQE")], QUICK))
 def test_every_order_of_the_four_passes_runs(order, tmp_path):
     x, stages = images(16), []
     small = chainfx.compile(

@@ -13,6 +13,7 @@ from chainfx.ir.capture.ways import capture
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
 from chainfx.scheduler.planning import plan
 from chainfx.scheduler.runner import run
+from tests.budget import mostly_slow
 from tests.trainers import FakeTrainer
 
 X = torch.zeros(1, 3, 32, 32)
@@ -30,12 +31,7 @@ LINES = {
 }
 
 
-QUICK = ("ResNet-34 CIFAR-10", "VGG-19 SVHN")
-
-
-@pytest.mark.parametrize(
-    "line", [line if line in QUICK else pytest.param(line, marks=pytest.mark.slow) for line in LINES]
-)
+@pytest.mark.parametrize("line", mostly_slow(LINES, ["VGG-19 SVHN"]))
 def test_the_storage_ratio_and_the_static_bit_operations_of_the_paper(line):
     model, depth, exits, ratio, bits, storage_ratio, bitops_ratio = LINES[line]
     passes = [

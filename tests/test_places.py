@@ -10,10 +10,23 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainfx
-from chainfx.passes import Distill, EarlyExit, Fuse, LowRank, PruneChannels, PruneHeads, PruneWeights, Quantize
+from chainfx.passes import (
+    Distill,
+    EarlyExit,
+    Fuse,
+    LowRank,
+    OptimizeGraph,
+    PostTrainingQuantize,
+    PruneChannels,
+    PruneHeads,
+    PruneWeights,
+    Quantize,
+    pass_names,
+)
 from chainfx.passes.pruning import importance_names
-from chainfx.training import Augment, Trainer, digits
+from chainfx.training import Augment, Trainer
 from tests.nets import images, small_resnet
+from tests.trainers import few_digits
 
 ROOT = Path(chainfx.__file__).parent
 FACTORIES = frozenset(
@@ -100,6 +113,7 @@ CHAINS = {
     "codes": [PruneWeights(pattern="1:2", skip=("conv1",)), Quantize(2, 4, scheme="dorefa")],
     "factors": [LowRank(energy=0.7), Quantize(8, 8)],
     "spatial": [LowRank(macs=0.8, scheme="spatial"), PruneChannels(0.3, round_to=2)],
+    "before quantizing": [OptimizeGraph(), PostTrainingQuantize()],
     "folded": [Fuse(), PruneChannels(macs=0.6, scope="global", importance="activation", compensate=True)],
 }
 
@@ -141,11 +155,16 @@ TUNED = {
 }
 
 
+def test_every_pass_is_in_a_chain():
+    names = {one.info.name for chain in (*CHAINS.values(), *TUNED.values()) for one in chain}
+    assert {*names, "prune-heads"} == set(pass_names())
+
+
 @pytest.mark.parametrize("chain", TUNED.values(), ids=TUNED)
 def test_chains_with_the_default_trainer(chain, device, tmp_path):
     model, x = small_resnet().to(device), images(32).to(device)
     with astray(device):
-        trainer = Trainer(digits(), epochs=1, batch_size=512, augment=Augment(padding=1))
+        trainer = Trainer(few_digits(), epochs=1, batch_size=64, augment=Augment(padding=1))
         small = chainfx.compile(
             model, chain, example_inputs=x[:4], trainer=trainer, workdir=tmp_path / "work", order="given"
         )
@@ -161,7 +180,7 @@ def test_chains_with_the_default_trainer(chain, device, tmp_path):
 def test_training_from_scratch_and_counting(device):
     model = small_resnet().to(device)
     with astray(device):
-        data = digits()
-        Trainer(data, epochs=1, batch_size=512).fit(model)
+        data = few_digits()
+        Trainer(data, epochs=1, batch_size=64).fit(model)
         report = chainfx.count(model, data.example_inputs(2)[0].to(device), encodings=("entropy",))
     assert report.macs > 0 and {each.device.type for each in model.parameters()} == {device}

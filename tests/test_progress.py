@@ -4,8 +4,7 @@ import io
 import os
 import pty
 import re
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,10 +14,19 @@ import chainfx
 from chainfx.errors import PassError, TuningError
 from chainfx.passes import Epoch, Metric, PruneChannels
 from chainfx.progress import TerminalListener
+from tests.fresh import fresh
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+
+ON_TERMINAL = """
+import os, sys
+terminal = os.open(sys.argv[2], os.O_RDWR | os.O_NOCTTY)
+for number in range(3):
+    os.dup2(terminal, number)
+os.environ |= {"TERM": "xterm-256color", "COLUMNS": "200", "LINES": "40"}
+"""
 
 PROGRAM = """
 import sys, chainfx
@@ -35,25 +43,26 @@ print("done")
 """
 
 
-def on_a_terminal(*arguments):
+def on_a_terminal(failure):
     """The exit status of the program and all that it wrote on a terminal of 200 columns."""
     terminal, end = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "LINES": "40"}
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stdin=end, stdout=end, stderr=end, env=environment, close_fds=True
-    )
-    os.close(end)
+    with ThreadPoolExecutor(1) as reader:
+        shown = reader.submit(all_of, terminal)
+        ended = fresh(ON_TERMINAL + PROGRAM, failure, os.ttyname(end), check=False)
+        os.close(end)
+    os.close(terminal)
+    return ended.status, shown.result().decode()
+
+
+def all_of(terminal):
+    """What comes from a terminal until nobody has its other end."""
     shown = b""
     while True:
         try:
             part = os.read(terminal, 4096)
-        except OSError:  # the program closed its end
-            break
-        if not part:
-            break
+        except OSError:
+            return shown
         shown += part
-    os.close(terminal)
-    return program.wait(timeout=60), shown.decode()
 
 
 def plain(text):
@@ -83,9 +92,9 @@ def test_after_a_failure_the_bar_is_gone_and_the_cursor_is_back(failure):
 
 
 def test_in_a_pipe_plain_lines_go_to_standard_error():
-    program = subprocess.run([sys.executable, "-c", PROGRAM, "none"], capture_output=True, text=True, check=True)
-    assert program.stdout == "done\n"
-    numbers = re.sub(r"\d+\.\d\d%", "N%", re.sub(r"\(\d+\.\d s\)", "(T s)", program.stderr))
+    ended = fresh(PROGRAM, "none")
+    assert ended.out == "done\n"
+    numbers = re.sub(r"\d+\.\d\d%", "N%", re.sub(r"\(\d+\.\d s\)", "(T s)", ended.err))
     assert numbers.splitlines() == [
         "original: accuracy N% (T s)",
         "stage 1/2 prune-channels(ratio=0.5)",

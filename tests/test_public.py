@@ -4,14 +4,13 @@ import ast
 import importlib
 import inspect
 import itertools
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 import pytest
 
 import chainfx
+from tests.fresh import fresh
 
 MANIFEST = Path(__file__).with_name("public_names.txt")
 ROOMS = (
@@ -95,5 +94,4 @@ def test_importing_chainfx_loads_no_heavy_library():
         "import sys, chainfx; heavy = ('torchvision', 'torchao', 'accelerate', 'sklearn', 'scipy', 'timm', 'pandas');"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
+    assert fresh(code).out.strip() == "[]"

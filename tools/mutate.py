@@ -2,8 +2,10 @@
 
 Usage: .venv/bin/python -m tools.mutate --seed 0 --count 100 --jobs 2
 
-Draws faults from the code of the areas below (``--areas trainer exits``, or any files with ``--files``), puts one at a
-time into a copy of the repository and runs the tests of its area, then those of the whole chain, until one fails. Says
+Draws faults from the code of the areas below (``--areas trainer exits``, or any files with ``--files``). A first run of
+the tests of these areas and of the whole chain notes which tests run which lines (:mod:`tools.touched`). Then puts one
+fault at a time into a copy of the repository and runs the tests that run its lines, the file that is named after the
+faulty one first and the quick ones first, until one fails; all of the area's if no test runs them, as at import. Says
 which faults no test noticed and the share that was noticed; the exit status is 1 below ``--least``. What is known
 stands in ``--outcomes``: a round that was stopped goes on where it was, and ``--again`` tries those that survived once
 more, when there are new tests.
@@ -20,6 +22,7 @@ fault, which imports torch for longer than most of the tests here run; this one 
 import argparse
 import ast
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -35,6 +38,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tools.touched import Chosen, Noting
 
 ROOT = Path(__file__).parent.parent
 WHOLE_CHAIN = "test_compiler.py test_orders.py scheduler test_recipe.py"
@@ -54,6 +63,11 @@ AREAS = {  # name: files of chainfx, and the tests that are there for them
     "records": ("scheduler/records.py scheduler/store.py scheduler/keys.py", "scheduler"),
 }
 
+PRELOADED = (  # by the process that the others are forked from
+    *("accelerate", "networkx", "pydantic", "rich", "scipy.stats", "sklearn", "torchao", "torchvision"),
+    *("torch._dynamo", "torch.export", "typer"),
+)
+
 COMPARISONS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
@@ -71,6 +85,7 @@ class Fault:
 
     path: str
     line: int
+    last_line: int
     start: int
     end: int
     kind: str
@@ -96,8 +111,9 @@ def faults_of(path: str) -> list[Fault]:
     for node in looked_at(ast.parse(source)):
         for place, kind, after in faults_at(node):
             start = starts[place.lineno - 1] + place.col_offset
-            end = starts[(place.end_lineno or place.lineno) - 1] + (place.end_col_offset or 0)
-            fault = Fault(path, place.lineno, start, end, kind, source[start:end].decode(), after)
+            lines = place.lineno, place.end_lineno or place.lineno
+            end = starts[lines[1] - 1] + (place.end_col_offset or 0)
+            fault = Fault(path, *lines, start, end, kind, source[start:end].decode(), after)
             with contextlib.suppress(SyntaxError):
                 compile(fault.put_into(source), path, "exec")
                 found.append(fault)
@@ -166,67 +182,112 @@ def drawn(options: argparse.Namespace) -> list[Fault]:
     return sorted(found, key=turn.__getitem__)[: options.count]
 
 
-_copy = Path()  # of this worker
+@dataclass(frozen=True)
+class Touched:
+    """What the first run noted: the seconds of each test, and the tests that run a line (``path:line``)."""
+
+    seconds: dict[str, float]
+    tests: dict[str, list[str]]
+
+    def tests_for(self, fault: Fault) -> dict[str, float]:
+        """The tests to run for a fault, with their seconds: the file named after the faulty one first."""
+        lines = [f"{fault.path}:{line}" for line in range(fault.line, fault.last_line + 1)]
+        chosen = {test for line in lines for test in self.tests.get(line, ())} or {
+            test for test in self.seconds if test.startswith(tests_of(fault.path))
+        }
+        totals: dict[str, float] = {}
+        for test in sorted(chosen):
+            totals[test.split("::")[0]] = totals.get(test.split("::")[0], 0) + self.seconds[test]
+        own = f"/test_{Path(fault.path).name}"
+        files = sorted(totals, key=lambda file: (not file.endswith(own), totals[file]))
+        place = {file: number for number, file in enumerate(files)}
+        return {test: self.seconds[test] for test in sorted(chosen, key=lambda each: place[each.split("::")[0]])}
 
 
-def prepare(folder: str) -> None:
-    """In each worker: make a copy of the repository below the folder."""
-    global _copy  # noqa: PLW0603
-    _copy = Path(tempfile.mkdtemp(dir=folder))
+def touched_by(folder: Path, tests: tuple[str, ...], timeout: float) -> Touched:
+    """Run tests without a fault in the folder and note what they run; :class:`SystemExit` if one fails."""
+    out = folder.with_suffix(".json")
+    noting = Noting(folder / "chainfx", out)
+    if ended(_run, (folder, tests, noting, False), timeout) != 0:
+        raise SystemExit(f"tests fail without a fault; mend them first: {' '.join(tests)}")
+    return Touched(**json.loads(out.read_text()))
+
+
+def copy_repository(folder: Path) -> None:
+    """Copy the files that git knows or would know."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file():
-            (_copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, _copy / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
 
 
-def outcome(fault: Fault, tests: tuple[str, ...], timeout: float) -> tuple[str, float]:
+_copy = Path()  # of this worker
+
+
+def prepare(first: Path) -> None:
+    """In each worker: make a copy of the first copy, with the compiled tests that are in it."""
+    global _copy  # noqa: PLW0603
+    _copy = Path(tempfile.mkdtemp(dir=first.parent)) / first.name
+    shutil.copytree(first, _copy)
+
+
+def outcome(fault: Fault, tests: dict[str, float], timeout: float) -> tuple[str, float]:
     """``noticed``, ``survived`` or ``timeout`` (something waits for ever: noticed, too), and the seconds that took."""
     start, target = time.monotonic(), _copy / fault.path
     source = target.read_bytes()
     target.write_bytes(fault.put_into(source))
-    child = multiprocessing.get_context("fork").Process(target=_run, args=(tests,))
+    files = tuple(dict.fromkeys(test.split("::")[0] for test in tests))
+    try:
+        status = ended(_run, (_copy, files, Chosen(tests), True), timeout)
+    finally:
+        target.write_bytes(source)
+    return "timeout" if status is None else "noticed" if status else "survived", time.monotonic() - start
+
+
+def ended(function: Any, arguments: tuple[Any, ...], timeout: float) -> int | None:
+    """The exit status of a function in a process of its own, None if it had to be stopped after the seconds."""
+    child = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     try:
         child.start()
         child.join(timeout)
-        found = "timeout" if child.exitcode is None else "noticed" if child.exitcode else "survived"
+        return child.exitcode
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid or 0, signal.SIGKILL)
-        target.write_bytes(source)
-    return found, time.monotonic() - start
 
 
-def _run(tests: tuple[str, ...]) -> None:
-    """In a process of its own: run the tests in the copy, in silence; the exit status is 1 if one fails."""
+def _run(folder: Path, tests: tuple[str, ...], plugin: object, faulty: bool) -> None:
+    """In a process of its own: run the tests in a copy, with a fault in silence; the exit status is 1 if one fails."""
     os.setsid()
-    os.chdir(_copy)
-    os.environ |= {"PYTHONPATH": str(_copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.dont_write_bytecode = True
-    sys.path[:] = [str(_copy), *(each for each in sys.path if Path(each or ".").resolve() not in (ROOT, _copy))]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    import pytest
-
-    failed = pytest.main(["-x", "-q", "--tb=no", "--show-capture=no", "-m", "not slow", *tests])
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path[:] = [str(folder), *(each for each in sys.path if Path(each or ".").resolve() not in (ROOT, folder))]
+    # what is compiled with a fault must not be found when the fault is gone
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1" if faulty else ""
+    sys.dont_write_bytecode = faulty
+    if faulty:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+    failed = pytest.main(["-x", "-q", "--tb=no", "--show-capture=no", "-m", "not slow", *tests], [plugin])
     os._exit(1 if failed else 0)
 
 
 def outcomes(faults: list[Fault], options: argparse.Namespace) -> Iterator[tuple[Fault, str, float]]:
     """The outcome of each fault as it becomes known; :class:`SystemExit` if the tests fail without one."""
-    tests = {fault: tests_of(fault.path) for fault in faults}
-    with (
-        tempfile.TemporaryDirectory(prefix="mutate-") as folder,
-        ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork"), prepare, (folder,)) as workers,
-    ):
-        none = Fault("README.md", 0, 0, 0, "none", "", "")
-        needed = tuple(dict.fromkeys(test for each in tests.values() for test in each))
-        if faults and workers.submit(outcome, none, needed, len(AREAS) * options.timeout).result()[0] != "survived":
-            raise SystemExit(f"tests fail without a fault; mend them first: {' '.join(needed)}")
-        waiting = {workers.submit(outcome, fault, tests[fault], options.timeout): fault for fault in faults}
-        for done in as_completed(waiting):
-            yield waiting[done], *done.result()
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        first = Path(folder) / "first"
+        copy_repository(first)
+        needed = tuple(dict.fromkeys(test for each in faults for test in tests_of(each.path)))
+        touched = touched_by(first, needed, len(AREAS) * options.timeout)
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(options.jobs, context, prepare, (first,)) as workers:
+            waiting = {
+                workers.submit(outcome, fault, touched.tests_for(fault), options.timeout): fault for fault in faults
+            }
+            for done in as_completed(waiting):
+                yield waiting[done], *done.result()
 
 
 def main() -> int:
@@ -250,7 +311,7 @@ def main() -> int:
     options.outcomes.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(options.outcomes.read_text()) if options.outcomes.exists() else {}
     waiting = [each for each in faults if str(each) not in known or (options.again and known[str(each)] == "survived")]
-    for number, (fault, found, seconds) in enumerate(outcomes(waiting, options), start=1):
+    for number, (fault, found, seconds) in enumerate(outcomes(waiting, options) if waiting else (), start=1):
         known[str(fault)] = found
         options.outcomes.write_text(json.dumps(known, indent=1))
         print(f"{number}/{len(waiting)} {found} in {seconds:.0f} s: {fault}", flush=True)
@@ -261,8 +322,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import torch
-    import torchvision  # noqa: F401 (imported once here, not in every process)
-
+    for name in PRELOADED:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     sys.exit(main())

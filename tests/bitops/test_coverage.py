@@ -19,17 +19,12 @@ VIDEO = torchvision.models.list_models(module=torchvision.models.video)
 QUICK = (
     "alexnet",
     "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "lraspp_mobilenet_v3_large",
     "mobilenet_v3_small",
-    "mvit_v2_s",
     "r3d_18",
     "regnet_y_400mf",
     "resnet18",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
-    "swin3d_t",
     "swin_v2_t",
     "vit_b_32",
 )

@@ -1,7 +1,5 @@
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from chainfx.ir.graph import ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exits_of
 from chainfx.passes import EarlyExit, PassContext, PruneWeights, Quantize
+from tests.fresh import fresh
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -248,7 +247,7 @@ def test_a_saved_network_gives_the_same_bits_in_a_fresh_process(compressed, x, t
         "import sys, pathlib, torch, chainfx; p = pathlib.Path(sys.argv[1]); m = chainfx.load(p / 'small');"
         "torch.save((m(torch.load(p / 'x.pt', weights_only=True)).detach(), list(m.exit_names)), p / 'y.pt')"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    fresh(code, tmp_path)
     answers, names = torch.load(tmp_path / "y.pt", weights_only=True)
     assert torch.equal(answers, compressed(x))
     assert names == ["exit1"]

@@ -25,6 +25,7 @@ from chainfx.passes import (
     Skipped,
 )
 from chainfx.testing import check_pass
+from tests.budget import mostly_slow
 from tests.nets import Scaled, images, small_resnet, warm
 
 PASSES = [
@@ -50,9 +51,16 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("one", PASSES, ids=lambda one: one.label)
-def test_every_pass_keeps_the_contract_on_every_zoo_family(one, net):
+def deep_ones_mostly_slow():
+    """Every pass on every network; on the deepest, three passes are quick: of structure, of channels and of values."""
+    quick = (Fuse(), PruneChannels(0.4, importance="random"), Quantize(4, 4, granularity="tensor"))
+    cases = [(one, net) for one in PASSES for net in NETS]
+    return mostly_slow(cases, [(one, net) for one, net in cases if net != "mobilenet" or one in quick])
+
+
+@pytest.mark.parametrize("case", deep_ones_mostly_slow(), ids=lambda case: f"{case[0].label}-{case[1]}")
+def test_every_pass_keeps_the_contract_on_every_zoo_family(case):
+    one, net = case
     make, channels, size = NETS[net]
     torch.manual_seed(0)
     result = check_pass(one, make(), (images(4, size, channels),), targets=10)

@@ -67,6 +67,7 @@ def test_only_the_heads_are_to_be_trained_by_the_settings_of_the_source():
     names = set(dict(original.named_parameters()))
     assert set(result.tune.parameters) == set(dict(result.graph_module.named_parameters())) - names
     assert (result.tune.optimizer, result.tune.learning_rate, result.tune.weight_decay) == ("adam", 5e-3, 0.0)
+    assert result.tune.from_scratch
 
 
 def test_head_parameters_are_those_of_the_formula():

@@ -1,8 +1,5 @@
 """Masks hold through tuning, quantizing, later passes, lowering and saving."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +12,7 @@ from chainfx.ir.graph import edit, layers_of, ops
 from chainfx.passes import Distill, Fuse, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
 from chainfx.passes.prune_weights import PruneWeights
+from tests.fresh import fresh
 from tests.nets import graph_of, images, small_resnet
 from tests.passes.test_prune_weights import applied, masks, seen
 from tests.trainers import FakeTrainer
@@ -131,7 +129,7 @@ def test_a_fresh_process_gives_the_same_bits(compressed, tmp_path):
         "import sys, pathlib, torch, chainfx; p = pathlib.Path(sys.argv[1]); m = chainfx.load(p / 'small');"
         "torch.save(m(torch.load(p / 'x.pt', weights_only=True)).detach(), p / 'y.pt')"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    fresh(code, tmp_path)
     assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), small(x))
 
 

@@ -1,12 +1,13 @@
 """A pass of an installed package (tests/plugin) is found by its entry point, in a process that knows nothing of it."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.fresh import fresh
 
 SOURCE = Path(__file__).parents[1] / "plugin"
 
@@ -49,29 +50,13 @@ def installed(tmp_path_factory):
     return place / "site"
 
 
-def run(code, *arguments, path):
-    """A fresh process that finds the packages in the folders of ``path``."""
-    folders = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
-    )
-
-
 def test_it_is_found_runs_in_a_chain_and_keeps_the_contract(installed, tmp_path):
-    done = run(USES_IT, tmp_path / "small", path=[installed])
-    assert done.returncode == 0, done.stderr
+    fresh(USES_IT, tmp_path / "small", path=[installed])
 
 
 def test_the_command_line_lists_it(installed):
-    done = run(
-        "from chainfx.cli import main; import sys; sys.argv[:] = ['chainfx', 'passes']; main()", path=[installed]
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n\n")[0].splitlines() == [
+    code = "from chainfx.cli import main; import sys; sys.argv[:] = ['chainfx', 'passes']; main()"
+    assert fresh(code, path=[installed]).out.split("\n\n")[0].splitlines() == [
         "clip-weights: static, sub-neuron",
         "  Cut the parameters of two or more dimensions off at `limit` in magnitude; the",
         "  graph stays as it is.",
@@ -84,9 +69,9 @@ def test_a_second_package_with_the_same_name_is_an_error_that_names_both(install
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 2.0\n")
     (metadata / "entry_points.txt").write_text("[chainfx.passes]\nclip-weights = other.passes:Clip\n")
-    done = run("import chainfx; chainfx.passes.pass_names()", path=[installed, tmp_path])
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
+    ended = fresh("import chainfx; chainfx.passes.pass_names()", path=[installed, tmp_path], check=False)
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1] == (
         "chainfx.errors.PassError: two packages offer a pass named 'clip-weights': "
         "chainfx_clip:ClipWeights and other.passes:Clip; uninstall one."
     )

@@ -2,8 +2,6 @@
 
 import ast
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -19,15 +17,16 @@ from chainfx.passes import PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
 from chainfx.study import Status, StudyResult, shipped_design
 from tests.bitops.graphs import linear_report
+from tests.fresh import fresh
 from tests.report.values import COMPRESSED, ORIGINAL
 
 PACKAGE = Path(chainfx.__file__).parent
 
-# reads values from standard input without naming a module of chainfx, and says how each shows
+# reads values from a file without naming a module of chainfx, and writes into it how each shows
 PRINTING = """
-import pickle, sys
-values = pickle.load(sys.stdin.buffer)
-sys.stdout.buffer.write(pickle.dumps([str(value) for value in values]))
+import pickle, sys, pathlib
+file = pathlib.Path(sys.argv[1])
+file.write_bytes(pickle.dumps([str(value) for value in pickle.loads(file.read_bytes())]))
 """
 
 
@@ -65,9 +64,10 @@ def test_what_values_ask_for_is_what_is_registered():
     assert registered == asked_for()
 
 
-def test_a_fresh_process_shows_every_value_as_this_one():
+def test_a_fresh_process_shows_every_value_as_this_one(tmp_path):
     values = one_of_each()
     assert {type(value) for value in values} == {cls for cls, _ in rendering._RENDERERS}
-    command = [sys.executable, "-W", "ignore", "-c", PRINTING]
-    done = subprocess.run(command, input=pickle.dumps(values), capture_output=True, check=True)
-    assert pickle.loads(done.stdout) == [str(value) for value in values]
+    file = tmp_path / "values"
+    file.write_bytes(pickle.dumps(values))
+    fresh(PRINTING, file)
+    assert pickle.loads(file.read_bytes()) == [str(value) for value in values]

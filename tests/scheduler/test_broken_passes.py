@@ -8,8 +8,9 @@ import pytest
 import chainfx
 from chainfx.errors import GraphError
 from chainfx.ir.graph import ops, output_node
-from chainfx.passes import Fuse, Granularity, Kind, Pass, PassInfo, PassResult
-from tests.nets import images, small_resnet
+from chainfx.passes import Fuse, Granularity, Kind, Pass, PassContext, PassInfo, PassResult
+from chainfx.scheduler import StageRunner
+from tests.nets import graph_of, images, small_resnet
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class Breaks(Pass):
             output.args = ((mark, output.args[0]),)
             graph_module.recompile()
         return PassResult(graph_module, modified=when == self.when)
+
+
+def test_a_broken_network_is_refused_before_its_first_stage():
+    x = images()
+    context = PassContext(None, (x,))
+    broken = Breaks().apply(graph_of(small_resnet((1, 1)), x), context).graph_module
+    with pytest.raises(GraphError):
+        StageRunner(broken, example_inputs=(x,))
 
 
 @pytest.mark.parametrize("when", ["apply", "finish"])

@@ -2,9 +2,6 @@
 
 import copy
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +13,7 @@ import chainfx
 from chainfx.passes import PruneChannels
 from chainfx.scheduler import StageKey, Surroundings, keys
 from chainfx.training import Augment, Trainer, from_arrays
+from tests.fresh import fresh
 from tests.trainers import FakeTrainer
 
 X = torch.linspace(-1, 1, 32).reshape(8, 4)
@@ -170,6 +168,4 @@ def test_what_the_trainer_does_and_on_which_data_is_in_the_key():
 
 def test_a_fresh_process_has_the_same_keys():
     code = "from tests.scheduler.test_keys import key, with_trainer, X; print(key(calibration=[X]), with_trainer())"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == [key(calibration=[X]), with_trainer()]
+    assert fresh(code).out.split() == [key(calibration=[X]), with_trainer()]

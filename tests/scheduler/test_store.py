@@ -18,6 +18,7 @@ from chainfx.errors import ArtifactError, CostError, InputError, StageWarning, T
 from chainfx.ir.artifact.documents import digest_of
 from chainfx.passes import EarlyExit, PruneChannels, PruneWeights, Quantize
 from chainfx.scheduler import StageRecord, StageStore, open_stage, store
+from tests.fresh import fresh
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -67,6 +68,12 @@ def test_a_second_run_reads_what_the_first_one_kept(tmp_path):
 def test_a_working_folder_is_made_with_the_folders_above_it(tmp_path):
     run(tmp_path / "runs" / "monday", passes=[PruneChannels(0.5)])
     assert len(places(tmp_path / "runs" / "monday")) == 1
+
+
+def test_the_record_of_the_network_as_it_came_says_that_nothing_was_done():
+    record = run(passes=[PruneChannels(0.5)])[0].record
+    assert (record.seconds, record.tuned, record.revision) == (0.0, False, 1)
+    assert (record.exit_rates, record.skipped, record.profile, record.remarks) == ({}, (), {}, ())
 
 
 def edit(path, old, new):
@@ -162,8 +169,7 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
         "import os, pathlib, signal; from tests.scheduler.test_store import run; import sys;"
         "pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL); run(sys.argv[1])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert fresh(code, tmp_path, check=False).status == -signal.SIGKILL
     (left,) = places(tmp_path)
     assert left.startswith(".") and left.endswith(".part")
     assert places(tmp_path / left) == ["manifest.json", "model.safetensors", "record.json"]

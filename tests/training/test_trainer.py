@@ -384,7 +384,8 @@ def test_each_process_trains_on_its_own_share_of_every_batch(monkeypatch):
     dataset = TensorDataset(torch.arange(40.0)[:, None].repeat(1, 4), torch.arange(40) % 4)
     data = from_loaders(DataLoader(dataset, 8, shuffle=True), DataLoader(dataset, 8), num_classes=4)
     monkeypatch.setattr("chainfx.training.trainer.shared", lambda model, device: model)
-    monkeypatch.setattr("chainfx.training.trainer.same_buffers", lambda model: None)
+    aligned = []
+    monkeypatch.setattr("chainfx.training.trainer.same_buffers", aligned.append)
 
     def seen(index, count):
         monkeypatch.setattr(machine, "_state", lambda: process(index, count))
@@ -395,6 +396,8 @@ def test_each_process_trains_on_its_own_share_of_every_batch(monkeypatch):
         epochs = []
         Trainer(data, epochs=2, learning_rate=1e-3).fit(model, on_epoch=finished(epochs.append))
         assert len(epochs) == (2 if index == 0 else 0)
+        assert aligned == [model] * 2  # after every epoch the statistics are those of the first process
+        aligned.clear()
         return batches
 
     whole, first, second = seen(0, 1), seen(0, 2), seen(1, 2)

@@ -40,6 +40,7 @@ from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph, needs_da
 from chainfx.ir.graph.mutation import AUGMENTED, changes_in_place, changes_what_is_used, cuts_tensor
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
+from chainfx.ir.graph.persistence import mend_copies
 from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
@@ -125,3 +126,5 @@ __all__ = [
     "verify",
     "without_data",
 ]
+
+mend_copies()

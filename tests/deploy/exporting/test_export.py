@@ -23,6 +23,7 @@ from chainfx.ir.graph import exits_of, operator_of, ops, propagate_shapes
 from chainfx.passes import Fuse, PassContext, PruneWeights, Quantize
 from tests.deploy.integers.nets import distance, quantized, run
 from tests.deploy.test_model import exiting
+from tests.fresh import fresh
 from tests.nets import graph_of, images, small_resnet
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -142,7 +143,7 @@ def test_openvino_gives_the_same_answers(onnx_folder, small, x):
 def test_torch_alone_runs_the_segments(small, x, pt2_folder):
     before = run(small, x)
     torch.save(x, pt2_folder / "x.pt")
-    in_fresh_process(pt2_folder, "-c", TORCH_ALONE, pt2_folder)
+    fresh(TORCH_ALONE, pt2_folder)
     assert distance(torch.load(pt2_folder / "y.pt"), run(small.lower("float"), x)) < 1e-5
     assert torch.equal(run(small, x), before)  # the export has not changed the network
 

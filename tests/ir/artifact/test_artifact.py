@@ -1,8 +1,6 @@
 import json
 import operator
 import re
-import subprocess
-import sys
 
 import pytest
 import safetensors.torch
@@ -16,6 +14,7 @@ from chainfx.ir.artifact import make_folder
 from chainfx.ir.artifact.files import fingerprint, load_graph, save_graph
 from chainfx.ir.graph import edit, layers_of, ops
 from chainfx.passes import PassContext, Quantize
+from tests.fresh import fresh
 from tests.nets import graph_of, images, small_resnet
 
 
@@ -42,7 +41,7 @@ def test_a_fresh_process_gives_the_same_bits(tmp_path):
         "g, _ = load_graph(p); y = g(torch.load(p / 'x.pt', weights_only=True));"
         "torch.save(y.detach(), p / 'y.pt')"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    fresh(code, tmp_path)
     assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), graph_module(x))
 
 

@@ -484,7 +484,9 @@ def test_unbatched_attention_is_known_by_its_rank():
 
 
 @pytest.mark.usefixtures("slow_path")
-@pytest.mark.parametrize("options", [{}, {"norm_first": True, "activation": "gelu"}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"norm_first": True, "activation": "gelu"}, marks=pytest.mark.slow)], ids=["", "gelu"]
+)
 def test_transformer_encoder_is_inlined(options):
     graph_module, report = check(Encoder(**options), (torch.randn(2, 5, 8),), (torch.randn(3, 5, 8),), method="sizes")
     layers = [node.name for node in graph_module.graph.nodes if node.target in LAYERS]

@@ -13,6 +13,7 @@ from torch import nn
 
 from chainfx.ir.capture.ways import capture_with_report
 from chainfx.ir.graph import LAYERS
+from tests.budget import mostly_slow
 from tests.ir.channels.prune_models import SMALL
 
 CLASSIFICATION = torchvision.models.list_models(module=torchvision.models)
@@ -21,21 +22,16 @@ INITIALISERS = ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_
 TRAIN_ONLY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.MultiheadAttention)
 
+# one of each kind, and those whose structure differs between training and inference
+QUICK = (
+    *("alexnet", "convnext_tiny", "efficientnet_b0", "googlenet", "inception_v3", "lraspp_mobilenet_v3_large"),
+    *("maxvit_t", "regnet_x_400mf", "resnet18", "shufflenet_v2_x0_5", "swin_t", "vgg11", "vit_b_32"),
+)
+QUICK_TIMM = ("test_efficientnet", "test_mambaout", "test_vit", "test_convnext", "test_nfnet", "test_byobnet")
 TIMM = (
-    "resnet18",
-    "test_efficientnet",
-    "test_mambaout",
-    "mobilenetv3_small_050",
-    "regnetx_002",
-    "test_vit",
-    "test_vit3",
-    "test_convnext",
-    "test_nfnet",
-    "test_byobnet",
-    "swin_tiny_patch4_window7_224",
-    "ghostnet_050",
-    "mobilevit_xxs",
-    "levit_128s",
+    *QUICK_TIMM,
+    *("resnet18", "mobilenetv3_small_050", "regnetx_002", "test_vit3", "swin_tiny_patch4_window7_224"),
+    *("ghostnet_050", "mobilevit_xxs", "levit_128s"),
 )
 
 
@@ -73,7 +69,7 @@ def check_structure(model, graph_module, report, dropped=()):
     assert all(isinstance(node.args[0], torch.fx.Node) for node in graph_module.graph.nodes if node.target in LAYERS)
 
 
-@pytest.mark.parametrize("name", [*CLASSIFICATION, *SEGMENTATION])
+@pytest.mark.parametrize("name", mostly_slow([*CLASSIFICATION, *SEGMENTATION], QUICK))
 def test_every_torchvision_model_is_captured_without_opaque_leaves(name):
     model = on_meta(name)
     size = 299 if name == "inception_v3" else 224
@@ -107,23 +103,17 @@ def check_numbers(model, graph_module, *batches):
             assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "other"),
-    [
-        ("resnet18", 64, 96),
-        ("mobilenet_v3_small", 64, 96),
-        ("densenet121", 64, 96),
-        ("convnext_tiny", 64, 96),
-        ("shufflenet_v2_x0_5", 64, 96),
-        ("squeezenet1_1", 64, 96),
-        ("small swin v2", 64, 64),
-        ("small vit", 64, 64),
-        pytest.param("swin_v2_t", 64, 64, marks=pytest.mark.slow),
-        pytest.param("vit_b_32", 64, 64, marks=pytest.mark.slow),
-        ("lraspp_mobilenet_v3_large", 64, 96),
-    ],
+SIZES = {"small swin v2": (64, 64), "small vit": (64, 64), "swin_v2_t": (64, 64), "vit_b_32": (64, 64)}
+QUICK_NUMBERS = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "small swin v2", "small vit")
+NUMBERS = (
+    *QUICK_NUMBERS,
+    *("resnet18", "densenet121", "convnext_tiny", "swin_v2_t", "vit_b_32", "lraspp_mobilenet_v3_large"),
 )
-def test_captured_torchvision_models_compute_the_same(name, size, other):
+
+
+@pytest.mark.parametrize("name", mostly_slow(NUMBERS, QUICK_NUMBERS))
+def test_captured_torchvision_models_compute_the_same(name):
+    size, other = SIZES.get(name, (64, 96))
     torch.manual_seed(0)
     options = options_of(name) | ({"image_size": size} if name.startswith("vit") else {})
     model = SMALL[name]() if name in SMALL else torchvision.models.get_model(name, weights=None, **options)
@@ -143,7 +133,7 @@ def no_fused_attention():
         torch.backends.mha.set_fastpath_enabled(True)
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", mostly_slow(TIMM, QUICK_TIMM))
 def test_timm_families_are_captured_without_opaque_leaves(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from chainfx import zoo
 from chainfx.ir.channels.analyse import analyse_channels
 from chainfx.ir.graph import layers_of
 from chainfx.ir.graph.shapes import propagate_shapes
-from tests.budget import examples
+from tests.budget import examples, mostly_slow
 from tests.ir.channels.masked import Net, X, assert_equals_masked, captured, conv, param, random_keep, shuffle
 
 
@@ -250,7 +250,10 @@ def network(name):
     return getattr(torchvision.models, name)(**options), size, frozen
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "densenet", "vit"])
+QUICK = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "densenet", "vit")
+
+
+@pytest.mark.parametrize("name", mostly_slow([*NETWORKS, "densenet", "vit"], QUICK))
 def test_known_networks(name):
     torch.manual_seed(0)
     model, size, frozen = network(name)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainfx.ir.channels.analyse import analyse_channels
+from tests.budget import mostly_slow
 from tests.ir.channels import prune_checks as checks
 from tests.ir.channels.masked import Net, X, captured, conv, param, random_keep, shuffle
 
@@ -336,6 +337,15 @@ def test_construct(name):
         fewer = sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in graph_module.parameters())
         assert fewer == bool(case.sizes)
     checks.check_recaptures(pruned, analysis, keep, inputs)
-    checks.check_exports(pruned, inputs)
-    checks.check_compiles(pruned, inputs, backend="eager")
     checks.check_trains(pruned, inputs, reached)
+
+
+QUICK = ("dense block", "fused attention", "opaque module")
+
+
+@pytest.mark.parametrize("name", mostly_slow(CASES, QUICK))
+def test_a_pruned_construct_is_exported_and_compiled(name):
+    graph_module, inputs, analysis = analysed(CASES[name])
+    checks.prune(graph_module, analysis, random_keep(analysis, 0.5))
+    checks.check_exports(graph_module, inputs)
+    checks.check_compiles(graph_module, inputs, backend="eager")

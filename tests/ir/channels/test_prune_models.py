@@ -13,13 +13,8 @@ from tests.ir.channels.prune_models import NAMES, SMALL, measure, network, probl
 
 QUICK = (
     *SMALL,
-    "googlenet",
-    "lraspp_mobilenet_v3_large",
-    "mnasnet0_5",
-    "mobilenet_v3_small",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
-    "zoo.mobilenet_v2",
     "zoo.resnet20",
 )
 

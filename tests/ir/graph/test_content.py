@@ -1,11 +1,10 @@
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from chainfx.ir.graph import content_hash, derived_generator
+from tests.fresh import fresh
 
 DIFFERENT = [
     *((), ("",), ("", ""), ("ab", "c"), ("a", "bc"), (["a"], "bc"), (["a", "bc"],), ("1",), (1,), (1.0,), (True,)),
@@ -34,8 +33,7 @@ def test_equal_contents_have_one_hash_however_they_lie_in_memory():
 
 def test_another_process_finds_the_same_hash():
     code = "from chainfx.ir.graph import content_hash; import torch; print(content_hash('a', {'b': torch.ones(2)}))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == content_hash("a", {"b": torch.ones(2)})
+    assert fresh(code).out.strip() == content_hash("a", {"b": torch.ones(2)})
 
 
 def test_what_has_no_plain_content_is_refused():

@@ -39,7 +39,9 @@ def check_against_torch(graph_module, inputs):
     propagate_shapes(graph_module, inputs)
     found = kinds(graph_module)
     FakeTensorProp(graph_module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
-    assert found == kinds(graph_module)
+    for ours, theirs in zip(found, kinds(graph_module), strict=True):
+        known = [one if other is None and type(one) is int else other for one, other in zip(ours, theirs, strict=True)]
+        assert ours == known  # torch 2.9 records None for a size
 
 
 @pytest.mark.parametrize("bias", [True, False])
