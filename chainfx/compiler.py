@@ -28,7 +28,7 @@ from chainfx.ir.capture import (
 from chainfx.ir.graph import has_inference_tensors, ordinary, recording
 from chainfx.linting import findings_of
 from chainfx.part import Part, put_in_place
-from chainfx.passes import Metric, Pass, Trainer, is_number, metric_of
+from chainfx.passes import Metric, Pass, Trainer, Tunings, is_number, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
 
@@ -58,6 +58,7 @@ def compile(
     warn_drop: float | None = 0.05,
     refuse: Literal["errors"] | None = None,
     engine: EngineChoice = "auto",
+    tuning: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> CompressedModel: ...
 
 
@@ -79,6 +80,7 @@ def compile(
     warn_drop: float | None = 0.05,
     refuse: Literal["errors"] | None = None,
     engine: EngineChoice = "auto",
+    tuning: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> _M: ...
 
 
@@ -99,6 +101,7 @@ def compile(
     warn_drop: float | None = 0.05,
     refuse: Literal["errors"] | None = None,
     engine: EngineChoice = "auto",
+    tuning: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> nn.Module:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -137,6 +140,10 @@ def compile(
         refuse: ``"errors"`` to stop, before anything is trained, if lint finds an error.
         engine: what the result runs on: ``"int8"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
             :class:`CompressedModel`.
+        tuning: how passes are tuned other than they ask, by the name of the pass or ``"*"`` for all:
+            ``{"quantize": {"loss": "task", "epochs": 5}}``; the options are the fields of
+            :class:`~chainfx.passes.Objective` and :class:`~chainfx.passes.Schedule`, and ``teacher``. They are part of
+            what determines a stage.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -165,6 +172,7 @@ def compile(
     given_batches = None if calibration is None else _listed(calibration)
     tunes = trainer is not None
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
+    tunings = Tunings.of(tuning or {}, [one.info.name for one in chain.passes])
     first = _stage(start)
     with recording():
         model = _own_copy(model) if has_inference_tensors(model) else model
@@ -196,6 +204,7 @@ def compile(
                 listener=listener,
                 start=first,
                 warn_drop=warn_drop,
+                tunings=tunings,
             )
             for stage in stages:
                 finished.append(stage)

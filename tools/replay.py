@@ -6,9 +6,9 @@ Usage: .venv/bin/python -m tools.replay --write before.json       (on the commit
 The corpus: the networks of the zoo, sixteen of torchvision, and chains of passes (every order of the four passes, the
 paper's lines, each pass alone). Hashed are the text of the captured graph, the cost reports under every convention, the
 channel analyses, the pruned graphs with all their tensors, and for chains the plan, the records and the deploy form.
-Module paths of chainfx's own functions are left out of graph text, and seconds, keys and the cost report (which is
-hashed by itself) out of records, since none of them says more of what was computed. ``--only`` runs the cases whose
-name matches a pattern.
+Module paths of chainfx's own functions are left out of graph text, and seconds, keys, what trainers were asked for and
+the cost report (which is hashed by itself) out of records, since none of them says more of what was computed.
+``--only`` runs the cases whose name matches a pattern.
 """
 
 import argparse
@@ -63,7 +63,7 @@ ALONE = (
     *(PruneChannels(0.4, importance="bn"), PruneChannels(macs=0.5), PruneChannels(0.3, compensate=True)),
     *(Distill(width=0.5), EarlyExit(exits=2, threshold=0.4, keep=True)),
 )
-HIDDEN = ("seconds", "fingerprint", "parent", "report", "revision", "surroundings")
+HIDDEN = ("seconds", "fingerprint", "parent", "report", "revision", "surroundings", "requests")
 
 
 def cases() -> Iterator[tuple[str, Callable[[], dict[str, str]]]]:

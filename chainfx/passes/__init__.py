@@ -12,7 +12,6 @@ from chainfx.passes.base import (
     PassResult,
     Skipped,
     Trainer,
-    TuneRequest,
     is_number,
     metric_of,
 )
@@ -21,6 +20,7 @@ from chainfx.passes.early_exit import EarlyExit
 from chainfx.passes.exiting import exit_places
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.low_rank import LowRank
+from chainfx.passes.objectives import Objective, Penalty, Schedule, TuneRequest, Tunings
 from chainfx.passes.optimize_graph import OptimizeGraph
 from chainfx.passes.post_training_quantize import PostTrainingQuantize
 from chainfx.passes.prune_channels import PruneChannels
@@ -39,20 +39,24 @@ __all__ = [
     "Kind",
     "LowRank",
     "Metric",
+    "Objective",
     "OptimizeGraph",
     "Pass",
     "PassContext",
     "PassInfo",
     "PassResult",
     "PassSummary",
+    "Penalty",
     "PostTrainingQuantize",
     "PruneChannels",
     "PruneHeads",
     "PruneWeights",
     "Quantize",
+    "Schedule",
     "Skipped",
     "Trainer",
     "TuneRequest",
+    "Tunings",
     "exit_places",
     "get_pass",
     "is_number",

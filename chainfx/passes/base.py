@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from chainfx.errors import PassError
 from chainfx.ir.graph import FactName, Skipped, derived_generator
+from chainfx.passes.objectives import TuneRequest
 
 __all__ = [
     "NEEDS",
@@ -101,31 +102,6 @@ class PassInfo:
     family: str = ""
     exact: bool = False
     tunes: bool = True
-
-
-@dataclass(frozen=True)
-class TuneRequest:
-    """What a pass asks of the trainer. The graph must come back unchanged, with other parameter values.
-
-    ``parameters``: names (as in ``named_parameters``) to train, ``None`` for all; what is not named is frozen, and
-    modules without a trainable parameter stay in eval mode, so that frozen BatchNorm statistics do not move.
-    ``loss``: ``"task"`` (cross-entropy, summed over all outputs of a network with exits) or ``"kd"`` (Hinton
-    distillation from ``teacher``; with ``distil_exits`` also into every exit, from the same exit of the teacher, or
-    from its final output if it has not as many). ``learning_rate`` ``None`` means the trainer's fine-tuning rate.
-    ``from_scratch``: the trained parameters start anew, so the trainer uses its full rate and schedule.
-    """
-
-    parameters: tuple[str, ...] | None = None
-    loss: Literal["task", "kd"] = "task"
-    teacher: GraphModule | None = None
-    temperature: float = 4.0
-    hard_weight: float = 0.1
-    soft_weight: float = 0.9
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    from_scratch: bool = False
-    distil_exits: bool = False
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,14 @@ class Surroundings:
 @dataclass(frozen=True, slots=True)
 class StageKey:
     """What determines a stage: the fingerprint of its parent, the pass as :meth:`~chainfx.passes.Pass.spec` writes it,
-    the revision that the pass declares, and the surroundings of the run.
+    the revision that the pass declares, the surroundings of the run, and the options of the user for its tuning.
     """
 
     parent: str
     spec: Mapping[str, Any] = dataclasses.field(hash=False)
     revision: int
     surroundings: Surroundings
+    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def fingerprint(self) -> str:

@@ -59,6 +59,7 @@ class StageRecord:
     network after the stage, with the measured exit rates. ``surroundings``: what else determined the stage, the
     versions of chainfx and torch among it. Both are ``None`` in records that chainfx 0.1 wrote. ``remarks``: sentences
     that a user should read, such as that the stage does not pay, or lost much accuracy and why that may be.
+    ``requests``: what the trainer was asked for in each round, as :meth:`~chainfx.passes.TuneRequest.plain` has it.
     """
 
     index: int
@@ -81,6 +82,7 @@ class StageRecord:
     surroundings: Surroundings | None = None
     measured_by: Metric = field(default_factory=Metric)
     remarks: tuple[str, ...] = ()
+    requests: tuple[Mapping[str, Any], ...] = ()
 
     def costs_under(self, convention: str) -> Costs:
         """The totals after the stage under another convention, such as ``"strict"``; nothing is counted again.
@@ -117,6 +119,7 @@ class StageRecord:
             "surroundings": None if surroundings is None else Surroundings.from_dict(surroundings),
             "measured_by": Metric(**plain.get("measured_by", {})),
             "remarks": tuple(plain.get("remarks", ())),
+            "requests": tuple(plain.get("requests", ())),
         }
         return cls(**{**known, **nested})
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from chainfx.bitops import CostReport, count
 from chainfx.errors import DropWarning, PassError
 from chainfx.ir.graph import Answer, device_of, exit_rates, facts_of, ordinary, verify
-from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer, metric_of
+from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer, TuneRequest, Tunings, metric_of
 from chainfx.scheduler import remarks
 from chainfx.scheduler.fact_checks import check_applied, check_chain, check_tuned
 from chainfx.scheduler.keys import StageKey, Surroundings
@@ -56,6 +56,7 @@ def run(
     listener: Listener | None = None,
     start: Stage | None = None,
     warn_drop: float | None = 0.05,
+    tunings: Tunings | None = None,
 ) -> Iterator[Stage]:
     """Run the passes of a plan, yielding each stage as it is finished, the captured network first.
 
@@ -81,6 +82,7 @@ def run(
         store=store,
         seed=seed,
         listener=listener,
+        tunings=tunings,
     )
     stage = runner.first()
     listener.end(stage)
@@ -121,6 +123,7 @@ class StageRunner:
         store: StageStore | None = None,
         seed: int = 0,
         listener: Listener | None = None,
+        tunings: Tunings | None = None,
     ) -> None:
         self.context = _context(graph_module, example_inputs, trainer, calibration, seed)
         verify(graph_module, example_inputs)
@@ -128,6 +131,7 @@ class StageRunner:
             store.check(graph_module)
         self.surroundings = Surroundings.of(graph_module, example_inputs, trainer, calibration, seed)
         self.trainer, self.store, self.listener = trainer, store, listener or Listener()
+        self.tunings = tunings or Tunings()
 
     def first(self) -> Stage:
         """The captured network as stage 0."""
@@ -135,7 +139,8 @@ class StageRunner:
 
     def key(self, parent: str, one: Pass) -> StageKey:
         """What determines the stage that a pass makes of the stage with the fingerprint ``parent``."""
-        return StageKey(parent, one.spec(), one.info.revision, self.surroundings)
+        tuning = {} if self.trainer is None else self.tunings.plain(one.info.name)
+        return StageKey(parent, one.spec(), one.info.revision, self.surroundings, tuning)
 
     def next(self, parent: Stage, one: Pass) -> Stage:
         """The stage that a pass makes of another one: read from the store, or computed and kept there.
@@ -146,7 +151,7 @@ class StageRunner:
         found = self.store.find(key.fingerprint) if self.store else None
         if found is not None:
             return _at_home(found, self.context)
-        stage = _next_stage(parent, one, key, self.context, self.trainer, self.listener)
+        stage = _next_stage(parent, one, key, self.context, self.trainer, self.listener, self.tunings)
         return self.store.keep(stage) if self.store else stage
 
 
@@ -186,10 +191,17 @@ def _at_home(stage: Stage, context: PassContext) -> Stage:
 
 
 def _next_stage(
-    parent: Stage, one: Pass, key: StageKey, context: PassContext, trainer: Trainer | None, listener: Listener
+    parent: Stage,
+    one: Pass,
+    key: StageKey,
+    context: PassContext,
+    trainer: Trainer | None,
+    listener: Listener,
+    tunings: Tunings,
 ) -> Stage:
     start = time.perf_counter()
-    results = _results(parent, one, context, trainer, listener)
+    results = _results(parent, one, context, trainer, listener, tunings)
+    requests = tuple(each.tune.plain() for each in results if trainer is not None and each.tune is not None)
     graph_module = results[-1].graph_module
     report, rates, measured = measure(graph_module, context)
     old, new = _strict_costs(parent, context), Costs.of(report.reprice("strict"), measured=measured)
@@ -210,7 +222,7 @@ def _next_stage(
         metric=_metric(graph_module, trainer),
         exit_rates=rates,
         modified=modified and not taken_back,
-        tuned=not taken_back and trainer is not None and any(each.tune is not None for each in results),
+        tuned=not taken_back and bool(requests),
         seconds=time.perf_counter() - start,
         skipped=tuple(dict.fromkeys(item for each in results for item in each.skipped)),
         profile=json.loads(json.dumps({**_profile(results[:-1]), **results[-1].profile})),
@@ -219,12 +231,18 @@ def _next_stage(
         surroundings=key.surroundings,
         measured_by=metric_of(trainer),
         remarks=remarks.of_cost(one, old, new, modified=modified, taken_back=taken_back),
+        requests=tuple(json.loads(json.dumps(requests))),
     )
     return Stage(record, graph_module)
 
 
 def _results(
-    parent: Stage, one: Pass, context: PassContext, trainer: Trainer | None, listener: Listener
+    parent: Stage,
+    one: Pass,
+    context: PassContext,
+    trainer: Trainer | None,
+    listener: Listener,
+    tunings: Tunings,
 ) -> list[PassResult]:
     """Apply a pass to a copy of its parent's network, tune in every round, and finish it: what each step gave."""
     graph_module = copy.deepcopy(parent.graph_module)
@@ -239,8 +257,10 @@ def _results(
         graph_module = applied.graph_module
         verify(graph_module, context.example_inputs)
         check_applied(one, before, facts_of(graph_module))
-        if trainer is not None:
-            _tune(applied, trainer, this_round, one, listener)
+        if trainer is not None and applied.tune is not None:
+            served = tunings.served(applied.tune, one.info.name, number, context.reference, parent.graph_module)
+            applied = replace(applied, tune=served)
+            _tune(graph_module, served, trainer, this_round, one, listener)
         results.append(applied)
     before = facts_of(graph_module)
     finished = one.finish(graph_module, replace(context, round=one.rounds - 1, entry=parent.graph_module))
@@ -264,17 +284,21 @@ def _profile(results: Sequence[PassResult]) -> dict[str, Any]:
     return {"rounds": [dict(each.profile) for each in results]}
 
 
-def _tune(applied: PassResult, trainer: Trainer, context: PassContext, one: Pass, listener: Listener) -> None:
-    """Let the trainer serve the request, if there is one, and hold it to leaving the graph as it was."""
-    request = applied.tune
-    if request is None:
-        return
-    text, facts = str(applied.graph_module.graph), facts_of(applied.graph_module)
+def _tune(
+    graph_module: GraphModule,
+    request: TuneRequest,
+    trainer: Trainer,
+    context: PassContext,
+    one: Pass,
+    listener: Listener,
+) -> None:
+    """Let the trainer serve the request, and hold it to leaving the graph as it was."""
+    text, facts = str(graph_module.graph), facts_of(graph_module)
     again = f" {context.round}" if context.round else ""
     seed = context.rng(f"tune {one.info.name}{again}").initial_seed() % 2**31
-    trainer.tune(applied.graph_module, request, seed=seed, on_epoch=listener.epoch)
-    check_tuned(one, facts, facts_of(applied.graph_module))
-    if str(applied.graph_module.graph) != text:
+    trainer.tune(graph_module, request, seed=seed, on_epoch=listener.epoch)
+    check_tuned(one, facts, facts_of(graph_module))
+    if str(graph_module.graph) != text:
         raise PassError(f"{one.info.name}: the trainer changed the graph while tuning; it may change parameters only.")
 
 

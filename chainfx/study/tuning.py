@@ -42,7 +42,7 @@ class StudyTrainer:
     from the network before it, exit into exit; pruning and quantization with the task loss at a small rate; heads on a
     frozen body, which later stages train with it. ``"equal"``: every stage trains all parameters at ``rate`` with one
     loss, distillation from the original network into every output, so that orders differ in what they do to the
-    network alone.
+    network alone. Weight decay is on all parameters in both.
     """
 
     trainer: Trainer
@@ -79,7 +79,13 @@ class StudyTrainer:
     def served(self, request: TuneRequest) -> TuneRequest:
         """The request that the trainer gets instead."""
         if self.training == "paper":
-            return replace(request, distil_exits=True)
+            loss = "task" if request.loss == "recover" else request.loss
+            return replace(request, loss=loss, distil_exits=True, decay="all")
         return TuneRequest(
-            loss="kd", teacher=self.original, learning_rate=self.rate, from_scratch=True, distil_exits=True
+            loss="kd",
+            teacher=self.original,
+            learning_rate=self.rate,
+            from_scratch=True,
+            distil_exits=True,
+            decay="all",
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import islice
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -179,13 +179,14 @@ class Trainer:
         with recording(), restored(model), torch.random.fork_rng(devices=random_devices):
             torch.manual_seed(derived_generator(seed, "torch").initial_seed())
             trained = freeze(model, request.parameters)
+            terms = [each.term(model.to(device)) for each in request.penalties]  # type: ignore[arg-type]
             run = _Run(
                 trainer=self,
                 model=model.to(device),
                 trained=trained,
-                optimizer=self._optimizer(request, trained),
+                optimizer=self._optimizer(request, trained, terms),
                 rate=self._rate(request),
-                objective=self._objective(request, device),
+                objective=self._objective(request, device, terms),
                 device=device,
                 seed=seed,
                 from_scratch=request.from_scratch,
@@ -197,17 +198,30 @@ class Trainer:
             return request.learning_rate
         return self.learning_rate * (1 if request.from_scratch else self.fine_tune_scale)
 
-    def _optimizer(self, request: TuneRequest, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    def _optimizer(
+        self, request: TuneRequest, trained: dict[str, nn.Parameter], terms: list[Callable[[], Tensor]]
+    ) -> torch.optim.Optimizer:
         rate = self._rate(request)
         decay = self.weight_decay if request.weight_decay is None else request.weight_decay
+        spared = [each for each in trained.values() if request.decay == "weights" and each.dim() < 2]
+        decayed = [each for each in trained.values() if request.decay == "all" or each.dim() >= 2]
+        own = [parameter for term in terms if isinstance(term, nn.Module) for parameter in term.parameters()]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": [*spared, *own], "weight_decay": 0.0}]
+        found = [group for group in groups if group["params"]]
         if request.optimizer == "adam":
-            return torch.optim.Adam(trained.values(), rate, weight_decay=decay)
-        return torch.optim.SGD(trained.values(), rate, momentum=self.momentum, weight_decay=decay)
+            return torch.optim.Adam(found, rate, weight_decay=decay)
+        return torch.optim.SGD(found, rate, momentum=self.momentum, weight_decay=decay)
 
-    def _objective(self, request: TuneRequest, device: torch.device) -> Objective:
+    def _objective(self, request: TuneRequest, device: torch.device, terms: list[Callable[[], Tensor]]) -> Objective:
         """The loss as a function of (network output, inputs, targets)."""
-        if request.loss == "task":
-            return lambda output, _, targets: task_loss(output, targets, label_smoothing=self.label_smoothing)
+
+        def penalised(loss: Tensor) -> Tensor:
+            return torch.stack([loss, *(term() for term in terms)]).sum() if terms else loss
+
+        if request.loss == "task" or (request.loss == "recover" and request.teacher is None):
+            return lambda output, _, targets: penalised(
+                task_loss(output, targets, label_smoothing=self.label_smoothing)
+            )
         if request.teacher is None:
             raise TuningError("tuning with loss='kd' needs a teacher; give TuneRequest(teacher=...).")
         teacher = copy.deepcopy(request.teacher).to(device).eval()
@@ -215,15 +229,17 @@ class Trainer:
         def distillation(output: object, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
             with torch.no_grad():
                 answer = teacher(*inputs)
-            return distillation_loss(
-                output,
-                answer,
-                targets,
-                temperature=request.temperature,
-                hard_weight=request.hard_weight,
-                soft_weight=request.soft_weight,
-                exits=request.distil_exits,
-                label_smoothing=self.label_smoothing,
+            return penalised(
+                distillation_loss(
+                    output,
+                    answer,
+                    targets,
+                    temperature=request.temperature,
+                    hard_weight=request.hard_weight,
+                    soft_weight=request.soft_weight,
+                    exits=request.distil_exits or request.loss == "recover",
+                    label_smoothing=self.label_smoothing,
+                )
             )
 
         return distillation

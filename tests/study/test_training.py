@@ -29,7 +29,9 @@ def trainer(graph_module, training):
 
 def test_the_paper_s_stages_are_trained_as_passes_ask(graph_module):
     asked = TuneRequest(("a",), loss="kd", teacher=graph_module, learning_rate=0.3)
-    assert trainer(graph_module, "paper").served(asked) == dataclasses.replace(asked, distil_exits=True)
+    paper = trainer(graph_module, "paper")
+    assert paper.served(asked) == dataclasses.replace(asked, distil_exits=True, decay="all")
+    assert paper.served(TuneRequest()) == TuneRequest(loss="task", distil_exits=True, decay="all")
 
 
 def test_where_training_is_held_equal_every_request_is_the_same(graph_module):
@@ -46,6 +48,7 @@ def test_where_training_is_held_equal_every_request_is_the_same(graph_module):
                 learning_rate=0.02,
                 from_scratch=True,
                 distil_exits=True,
+                decay="all",
             )
         ]
         * 2
