@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from chainfx.errors import InputError
+from chainfx.errors import InputError, why_no_file
 
 __all__ = ["MODEL", "Json", "Shape", "write"]
 
@@ -31,4 +31,6 @@ def write(text: str, output: Path | None = None) -> None:
     try:
         output.write_text(text.rstrip("\n") + "\n")
     except OSError as error:
-        raise InputError(f"--output {str(output)!r} cannot be written ({error.strerror}).") from error
+        raise InputError(
+            f"--output {str(output)!r} cannot be written: {why_no_file(error)}; name a file in a folder that exists."
+        ) from error

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from chainfx.bitops import CostDiff, CostReport, CrossCheck, cross_check
 from chainfx.compiler import count
 from chainfx.deploy import CompressedModel, load
-from chainfx.errors import InputError
+from chainfx.errors import InputError, why_no_file
 from chainfx.ir.capture import capture
 from chainfx.ir.channels import ChannelAnalysis, analyse_channels
 from chainfx.ir.graph import needs_data
@@ -100,12 +100,20 @@ def network_of(name: str, inputs: Inputs, *, on_meta: bool = False) -> tuple[nn.
             )
         return saved, (*(x.to(y.dtype) for x, y in zip(given, own, strict=False)), *own[len(given) :])
     if "/" in name:
-        what = "holds no saved network" if Path(name).exists() else "does not exist"
-        raise InputError(f"{name!r} {what}; give the folder that CompressedModel.save wrote, or the name of a network.")
-    network = _built(name, on_meta)
+        raise _no_network(name)
+    try:
+        network = _built(name, on_meta)
+    except InputError as error:
+        raise _no_network(name) if Path(name).exists() else error from error
     if inputs is None:
         raise InputError(f"--input is missing: {name!r} does not say the shape of its input; give e.g. 1,3,224,224.")
     return network.eval(), inputs
+
+
+def _no_network(name: str) -> InputError:
+    """The error for a path at which no network is."""
+    what = "holds no saved network" if Path(name).exists() else "does not exist"
+    return InputError(f"{name!r} {what}; give the folder that CompressedModel.save wrote, or the name of a network.")
 
 
 def _built(name: str, on_meta: bool) -> nn.Module:
@@ -158,7 +166,9 @@ def _saved_report(name: str, inputs: Inputs) -> CostReport:
     try:
         report = CostReport.from_dict(json.loads(Path(name).read_text()))
     except OSError as error:
-        raise InputError(f"report {name!r} cannot be read: {error.strerror}.") from error
+        raise InputError(
+            f"report {name!r} cannot be read: {why_no_file(error)}; give a file that chainfx count --json wrote."
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{name!r} is not a report; give a file that chainfx count --json wrote.") from error
     if inputs and report.inputs and inputs[0].shape[1:] != report.inputs[0][1:]:

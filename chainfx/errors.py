@@ -16,7 +16,21 @@ __all__ = [
     "StageWarning",
     "StudyError",
     "TuningError",
+    "why_no_file",
 ]
+
+_FILES = {
+    FileNotFoundError: "it does not exist",
+    IsADirectoryError: "it is a folder",
+    NotADirectoryError: "a part of its path is a file",
+    PermissionError: "that is not permitted",
+    UnicodeDecodeError: "it is not UTF-8 text",
+}
+
+
+def why_no_file(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file could not be read or written, in words that fit into a sentence of an error."""
+    return _FILES.get(type(error)) or getattr(error, "strerror", None) or str(error)
 
 
 class ChainfxError(Exception):

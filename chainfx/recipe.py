@@ -32,7 +32,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
-from chainfx.errors import ChainfxError, RecipeError
+from chainfx.errors import ChainfxError, RecipeError, why_no_file
 from chainfx.models import resolve_model
 from chainfx.passes import Pass, get_pass, pass_names
 from chainfx.training import Augment, Data, SplitOptions, Trainer, open_data
@@ -273,14 +273,19 @@ class _Text:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             content = yaml.safe_load(text)
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise RecipeError(f"{path}: the recipe cannot be read: {reason}.") from error
+            raise RecipeError(
+                f"{path}: the recipe cannot be read: {why_no_file(error)}; give a YAML file, see chainfx.recipe."
+            ) from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-            raise RecipeError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from error
+            problem = getattr(error, "problem", None) or error
+            raise RecipeError(f"{where}: not valid YAML: {problem}; mend it there.") from error
         if not isinstance(content, dict):
-            raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(sorted(_Top.model_fields))}.")
+            raise RecipeError(
+                f"{path}: a recipe is a mapping, and this is none; give it of the keys "
+                f"{', '.join(sorted(_Top.model_fields))} those that it needs."
+            )
         lines: dict[Key, int] = {}
         for key, line in _marks(node, ()):
             if key in lines:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from chainfx.errors import StudyError
+from chainfx.errors import StudyError, why_no_file
 from chainfx.study import (
     CaseRecord,
     Design,
@@ -111,7 +111,9 @@ def report(
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise StudyError(f"--output {str(output)!r} cannot be written ({error.strerror}).") from error
+        raise StudyError(
+            f"--output {str(output)!r} cannot be written: {why_no_file(error)}; name a file in a folder that exists."
+        ) from error
     typer.echo(f"written to {output}")
 
 

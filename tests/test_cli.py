@@ -71,8 +71,8 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
     assert [entry.partition(":")[0] for entry in entries] == list(pass_names())
     assert entries[-1].splitlines() == [
         "quantize: static, sub-neuron; needs calibration",
-        "  Quantize the weights and inputs of convolution and linear layers to 1..8 bits",
-        "  (32 leaves them in float).",
+        "  Quantize weights and inputs of convolution and linear layers, and embeddings,",
+        "  to 1..8 bits (32 leaves float).",
         "  weights=8, activations=8, first=8, last=8, scheme=None, granularity='channel',",
         "  skip=(), residuals=True",
     ]
@@ -84,8 +84,8 @@ def test_passes_lists_every_pass_in_80_columns_or_as_json(run):
         "kind": "static",
         "granularity": "sub-neuron",
         "needs": ["calibration"],
-        "purpose": "Quantize the weights and inputs of convolution and linear layers to 1..8 bits "
-        "(32 leaves them in float).",
+        "purpose": "Quantize weights and inputs of convolution and linear layers, and embeddings, to 1..8 bits "
+        "(32 leaves float).",
         "options": {
             "weights": 8,
             "activations": 8,
@@ -441,7 +441,11 @@ def test_the_demo_is_run_with_a_console(run, monkeypatch):
             "PassError: there is no pass named 'quantise'; did you mean 'quantize'? installed are "
             f"{', '.join(pass_names())}.",
         ),
-        (("plan", "none.yaml"), "RecipeError: none.yaml: the recipe cannot be read: No such file or directory."),
+        (
+            ("plan", "none.yaml"),
+            "RecipeError: none.yaml: the recipe cannot be read: it does not exist; give a YAML file, see "
+            "chainfx.recipe.",
+        ),
         (("plan", "fuse", "--order", "best"), "InputError: order='best' is not known; use 'auto' or 'given'."),
         (
             ("count", "resnet20", "--input", "3x32"),
@@ -461,7 +465,11 @@ def test_the_demo_is_run_with_a_console(run, monkeypatch):
             "InputError: 'no/such' does not exist; give the folder that CompressedModel.save wrote, "
             "or the name of a network.",
         ),
-        (("count", "none.json"), "InputError: report 'none.json' cannot be read: No such file or directory."),
+        (
+            ("count", "none.json"),
+            "InputError: report 'none.json' cannot be read: it does not exist; give a file that chainfx count "
+            "--json wrote.",
+        ),
         (
             ("count", "resnet20", *INPUT, "--depth", "-2"),
             "InputError: depth=-2 is not a whole number from 0; give the number of levels to unfold.",
@@ -488,7 +496,8 @@ def test_the_demo_is_run_with_a_console(run, monkeypatch):
         ),
         (
             ("count", "resnet20", *INPUT, "--depth", "0", "--output", "/no/such/folder/a"),
-            "InputError: --output '/no/such/folder/a' cannot be written (No such file or directory).",
+            "InputError: --output '/no/such/folder/a' cannot be written: it does not exist; name a file in a "
+            "folder that exists.",
         ),
     ],
 )
@@ -510,7 +519,7 @@ def test_a_report_of_another_shape_and_a_file_that_is_no_report(run, tmp_path, m
         "",
         "InputError: 'b.json' is not a report; give a file that chainfx count --json wrote.\n",
     )
-    assert run("count", "a.json", "--cross-check")[2].startswith("InputError: there is no model named 'a.json'")
+    assert run("count", "a.json", "--cross-check")[2].startswith("InputError: 'a.json' holds no saved network;")
 
 
 def test_debug_shows_the_traceback(monkeypatch):
@@ -523,3 +532,16 @@ def test_debug_shows_the_traceback(monkeypatch):
 def test_wrong_usage_is_exit_code_2(run):
     assert run("count")[0] == 2
     assert run("no-such-command")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["count", "channels", "explain"])
+def test_a_folder_without_a_network_and_a_file_are_said_to_hold_none(run, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "net.pt").touch()
+    for name in ("folder", "net.pt"):
+        assert run(command, name, "--input", "1,3,32,32") == (
+            *(1, ""),
+            f"InputError: {name!r} holds no saved network; give the folder that CompressedModel.save wrote, or the "
+            "name of a network.\n",
+        )

@@ -111,19 +111,22 @@ def test_every_option_of_every_installed_pass_can_be_written(write):
 
 MODEL = "model: {name: resnet20}\n"
 KEYS = "data, input, model, order, output, passes, refuse, seed, trainer, warn_drop, workdir"
+NEEDED = f"give it of the keys {KEYS} those that it needs"
 PASSES = ", ".join(pass_names())
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", f"recipe.yaml: a recipe is a mapping with the keys {KEYS}."),
-        ("- 1\n", f"recipe.yaml: a recipe is a mapping with the keys {KEYS}."),
-        (MODEL + "passes: [\n", "recipe.yaml:3: not valid YAML: expected the node content, but found '<stream end>'."),
+        *((text, f"recipe.yaml: a recipe is a mapping, and this is none; {NEEDED}.") for text in ("", "- 1\n")),
+        (
+            MODEL + "passes: [\n",
+            "recipe.yaml:3: not valid YAML: expected the node content, but found '<stream end>'; mend it there.",
+        ),
         (
             "model: !!python/object:os.system {}\npasses: []\n",
             "recipe.yaml:1: not valid YAML: could not determine a constructor for the tag "
-            "'tag:yaml.org,2002:python/object:os.system'.",
+            "'tag:yaml.org,2002:python/object:os.system'; mend it there.",
         ),
         (MODEL, f"recipe.yaml: the recipe has no 'passes'; its keys are {KEYS}."),
         (
@@ -291,11 +294,17 @@ def test_building_names_the_section_that_is_wrong(refused, tmp_path):
     )
 
 
+READ = "give a YAML file, see chainfx.recipe."
+
+
 def test_a_recipe_that_is_no_readable_file(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "none.yaml")
-    assert str(caught.value) == f"{tmp_path}/none.yaml: the recipe cannot be read: No such file or directory."
+    assert str(caught.value) == f"{tmp_path}/none.yaml: the recipe cannot be read: it does not exist; {READ}"
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "b.yaml")
-    assert str(caught.value) == f"{tmp_path}/b.yaml: the recipe cannot be read: it is not UTF-8 text."
+    assert str(caught.value) == f"{tmp_path}/b.yaml: the recipe cannot be read: it is not UTF-8 text; {READ}"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: the recipe cannot be read: it is a folder; {READ}"

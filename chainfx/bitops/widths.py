@@ -60,11 +60,17 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
 
 
 def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:
-    """The inputs whose elements a node hands on as they are."""
+    """The inputs whose elements a node hands on as they are, without the places that it takes them from."""
     if node.target in _PASSED:
         return node.args[: _PASSED[node.target]]
-    moves = operator_of(node, graph_module.get_submodule).name in _TRANSPARENT
-    return node.all_input_nodes if moves else ()
+    if operator_of(node, graph_module.get_submodule).name not in _TRANSPARENT:
+        return ()
+    made = _dtypes(node)
+    return [source for source in node.all_input_nodes if made & _dtypes(source)] or node.all_input_nodes
+
+
+def _dtypes(node: Node) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors_in(node.meta.get("val"))}
 
 
 def literal(node: Node, position: int, name: str) -> int:

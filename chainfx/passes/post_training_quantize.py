@@ -14,9 +14,10 @@ __all__ = ["PostTrainingQuantize"]
 @final
 @dataclass(frozen=True)
 class PostTrainingQuantize(Pass):
-    """Quantize weights (per output channel) and inputs of all layers, and train nothing.
+    """Quantize weights (per output channel), inputs of layers and tables of embeddings, and train nothing.
 
-    What changes is what :class:`~chainfx.passes.Quantize` with ``scheme="uniform"`` changes, all layers alike::
+    What changes is what :class:`~chainfx.passes.Quantize` with ``scheme="uniform"`` changes, all layers and tables
+    alike::
 
         conv2d(x, weight, ...)  ->  quantize_activation(x, clip, bits, signed)
                                     quantize_weight(weight, bits, "uniform", axis)
@@ -45,6 +46,7 @@ class PostTrainingQuantize(Pass):
         Granularity.SUB_NEURON,
         needs=frozenset({"calibration"}),
         establishes=frozenset({"bit-widths"}),
+        revision=2,
         family="quantization",
         tunes=False,
         headline=("weights", "activations"),
@@ -66,6 +68,6 @@ class PostTrainingQuantize(Pass):
         """Insert the quantizers, with clips from the calibration batches."""
         widths = LayerWidths(self.weights, self.activations, "uniform", per_channel=True)
         inserted, skipped = quantize_network(
-            graph_module, context, self.info.name, lambda layer: widths, skip=self.skip, clips=self.clips
+            graph_module, context, self.info.name, lambda layer: widths, widths, skip=self.skip, clips=self.clips
         )
         return PassResult(graph_module, modified=inserted, skipped=skipped)

@@ -15,7 +15,7 @@ __all__ = ["Quantize"]
 @final
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Quantize the weights and inputs of convolution and linear layers to 1..8 bits (32 leaves them in float).
+    """Quantize weights and inputs of convolution and linear layers, and embeddings, to 1..8 bits (32 leaves float).
 
     What changes, for each layer::
 
@@ -32,6 +32,10 @@ class Quantize(Pass):
 
     The addition at the end of a skip connection reads the quantized value that the layers beside it read, so that a
     block needs no float tensor; ``residuals=False`` leaves it the value itself, as most papers on few bits do.
+
+    The table of an embedding is quantized as well, each row with a scale of its own, by ``scheme="uniform"`` and at the
+    bits of the first layers, since words are what such a network reads first; what comes out of it is float. A table
+    that a layer reads too is quantized as the weight of that layer.
 
     A second ``Quantize`` replaces the quantizers of the first; masks stay, above them. Exact only at 32 bits. Biases,
     BatchNorm and products of two activations (attention scores) stay in float. Bit operations fall by
@@ -57,7 +61,7 @@ class Quantize(Pass):
         Granularity.SUB_NEURON,
         needs=frozenset({"calibration"}),
         establishes=frozenset({"bit-widths"}),
-        revision=3,
+        revision=4,
         headline=("weights", "activations"),
         family="quantization",
     )
@@ -86,7 +90,13 @@ class Quantize(Pass):
             return self._widths(self.first if layer in first else self.last if layer in last else None, scheme)
 
         inserted, skipped = quantize_network(
-            graph_module, context, self.info.name, widths_of, skip=self.skip, residuals=self.residuals
+            graph_module,
+            context,
+            self.info.name,
+            widths_of,
+            self._widths(self.first, "uniform"),
+            skip=self.skip,
+            residuals=self.residuals,
         )
         tune = TuneRequest() if context.tunes and inserted else None
         return PassResult(graph_module, modified=inserted, tune=tune, skipped=skipped)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from chainfx.errors import ScheduleError
+from chainfx.errors import ScheduleError, why_no_file
 from chainfx.passes import Pass, PassInfo
 
 __all__ = ["CONFIDENCES", "EVIDENCE", "LOSSY", "RATINGS", "TUNED", "Evidence", "load_evidence"]
@@ -137,12 +137,16 @@ def load_evidence(path: str | Path) -> tuple[Evidence, ...]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ScheduleError(f"evidence file {path} cannot be read: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScheduleError(
+            f"evidence file {path} cannot be read: {why_no_file(error)}; give a TOML file of [[edge]] tables."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ScheduleError(f"evidence file {path} is not valid TOML: {error}; mend it there.") from error
     edges = data.get("edge")
     if set(data) != {"edge"} or not isinstance(edges, list):
         raise ScheduleError(
-            f"evidence file {path} has the keys {sorted(data)}; it holds [[edge]] tables and nothing else."
+            f"evidence file {path} has the keys {sorted(data)}; give it [[edge]] tables and nothing else."
         )
     headers = (number for number, line in enumerate(text.splitlines(), start=1) if re.match(r"\s*\[\[edge\]\]", line))
     lines = dict(enumerate(headers, start=1))

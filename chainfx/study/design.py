@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from chainfx.bitops import get_convention
-from chainfx.errors import ChainfxError, StudyError
+from chainfx.errors import ChainfxError, StudyError, why_no_file
 from chainfx.ir.graph import content_hash
 from chainfx.passes import Distill, Pass, pass_from_spec
 from chainfx.rendering import rendered
@@ -260,8 +260,16 @@ def load_design(path: str | Path) -> Design:
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"the design {path} cannot be read: {' '.join(str(error).split())}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(
+            f"the design {path} cannot be read: {why_no_file(error)}; give a YAML file with the fields of "
+            "chainfx.study.Design, or the name of a design."
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        problem = getattr(error, "problem", None) or error
+        raise StudyError(f"the design {where} is not valid YAML: {problem}; mend it there.") from error
     if not isinstance(content, dict):
         raise StudyError(f"the design {path} is no mapping; give the fields of chainfx.study.Design.")
     try:

@@ -390,3 +390,20 @@ def test_work_that_does_not_divide_by_the_batch():
     assert str(caught.value) == (
         "the work of node 'add', 3, does not divide by the batch of 2; count with a batch of one sample."
     )
+
+
+def test_what_comes_out_of_an_embedding_is_float_and_places_are_no_values():
+    """The integers that say which rows, and codes whose scale differs from row to row, are no operands of products."""
+
+    def network(ids, table, clip):
+        rows = F.embedding(ids, ops.quantize_weight(table, 4, "uniform", 0))
+        eight = ops.quantize_activation(rows, clip, 8, True)
+        return F.linear(rows, table, None), F.linear(eight.index_select(1, ids[0]), table, None)
+
+    report = count(
+        graph_of(network, table=torch.zeros(5, 5), clip=torch.ones(())), (torch.zeros(1, 3).long(),), "strict"
+    )
+    assert [row.activation_bits for row in report.rows if row.macs] == [32, 8]
+    words = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+    (row,) = count(symbolic_trace(words), (torch.zeros(1, 3).long(),), "strict").rows
+    assert (row.activation_bits, row.bitops) == (32, 3 * 8 * 32 * 32)

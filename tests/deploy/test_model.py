@@ -192,16 +192,16 @@ def test_how_stages_compile_can_be_said(x, monkeypatch):
 
 
 class Tied(nn.Module):
-    """One weight for two layers, a bare parameter as a weight, and a weight that an embedding reads as well."""
+    """One weight for two layers, a bare parameter as a weight, and a weight that a bag of embeddings reads as well."""
 
     def __init__(self):
         super().__init__()
-        self.words, self.a, self.b = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.words, self.a, self.b = nn.EmbeddingBag(7, 6), nn.Linear(6, 6), nn.Linear(6, 6)
         self.b.weight = self.a.weight
         self.bare = nn.Parameter(torch.randn(6, 6))
 
     def forward(self, x):
-        x = self.words(x).mean(1)
+        x = self.words(x)
         x = nn.functional.linear(self.b(torch.relu(self.a(x))), self.bare)
         return nn.functional.linear(x, self.words.weight)
 
@@ -225,7 +225,7 @@ def test_codes_of_a_shared_weight_are_stored_once_for_each_way_to_quantize_it(in
     stored = {name for name, _ in lowered.named_buffers() if name.endswith("codes")}
     assert len(stored) == codes
     assert (str(graph_module.graph), list(graph_module.state_dict())) == (text, names)
-    assert not any(name.startswith("words.") for name in stored)  # the embedding is shared with the graph that came in
+    assert not any(name.startswith("words.") for name in stored)  # the bag is shared with the graph that came in
     assert not hasattr(graph_module.get_submodule("words"), "codes")
 
 

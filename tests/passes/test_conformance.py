@@ -18,6 +18,7 @@ from chainfx.passes import (
     Pass,
     PassInfo,
     PassResult,
+    PostTrainingQuantize,
     PruneChannels,
     PruneHeads,
     PruneWeights,
@@ -93,6 +94,7 @@ OF_WEIGHTS = [
     *(PruneChannels(0.0), PruneChannels(0.4, importance="random"), PruneChannels(0.4, skip=("enter",))),
     *(PruneChannels(0.5, rounds=2), PruneChannels(0.4, scope="global"), PruneChannels(0.4, include=("q",))),
     *(PruneHeads(0.5), PruneHeads(0.0), PruneHeads(0.5, skip=("k",)), PruneHeads(0.25, width_ratio=0.5)),
+    *(PostTrainingQuantize(4, 8), PostTrainingQuantize(8, 32), PostTrainingQuantize(32, 8)),
     *(Quantize(1, 2), Quantize(32, 8), Quantize(4, 32, first=None, last=32, skip=("enter",))),
 ]
 

@@ -129,6 +129,18 @@ class Up(nn.Module):
         return self.out(torch.relu(self.up(x)))
 
 
+class Sentence(nn.Module):
+    """Two embeddings, and a last layer that has the table of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places, self.out = nn.Embedding(7, 4), nn.Embedding(5, 4), nn.Linear(4, 7)
+        self.out.weight = self.words.weight
+
+    def forward(self, ids):
+        return self.out(self.words(ids) + self.places(ids))
+
+
 class Attention(nn.Module):
     """One block of attention with the given number of heads of 2 channels."""
 
@@ -229,7 +241,10 @@ IMAGES, WIDE, VECTORS, TOKENS = (2, 1, 8, 8), (2, 2, 4, 4), (2, 6), (2, 5, 5)
 
 @dataclass(frozen=True)
 class Case:
-    """A pass on a module; ``first`` are passes that went before, ``unchanged`` says that it must leave the graph."""
+    """A pass on a module; ``first`` are passes that went before, ``unchanged`` says that it must leave the graph.
+
+    ``words``: how many there are, for a network that reads integers.
+    """
 
     name: str
     one: Pass
@@ -238,6 +253,7 @@ class Case:
     first: tuple = ()
     trainer: bool = False
     unchanged: bool = False
+    words: int = 0
 
 
 FLOAT = Quantize(32, 32, first=None, last=None)
@@ -254,6 +270,7 @@ CASES = [
     Case("beneath-the-mask", Quantize(4, 4, first=None, last=None), Vectors, VECTORS, (PruneWeights(0.5),)),
     Case("a-layer-left-out", Quantize(4, 4, skip=("b.*",)), Vectors, VECTORS),
     Case("products-of-activations-stay", Quantize(8, 8), Attention, TOKENS),
+    Case("an-embedding-and-the-layer-that-shares-its-table", Quantize(4, 32), Sentence, (2, 3), words=5),
     Case("thirty-two-bits", FLOAT, Plain, unchanged=True),
     Case("skip-connections", Quantize(8, 4), Residual),
     Case("skip-connections-in-float", Quantize(8, 4, residuals=False), Residual),
@@ -326,7 +343,7 @@ def applied(case):
     """The text of the graph before a case's pass and the result of the pass."""
     torch.manual_seed(0)
     model = case.make().eval()
-    inputs = (torch.randn(case.shape),)
+    inputs = (torch.randint(case.words, case.shape) if case.words else torch.randn(case.shape),)
     graph_module = graph_of(model, *inputs)
     context = PassContext(graph_module, inputs, calibration=[inputs], tunes=case.trainer)
     graph_module = copy.deepcopy(graph_module)

@@ -2,12 +2,16 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+import chainfx
+from chainfx.bitops import count
 from chainfx.errors import PassError
 from chainfx.ir.graph import edit, layers_of, ops
 from chainfx.ir.graph.checks import verify
 from chainfx.passes.base import PassContext, Skipped
+from chainfx.passes.post_training_quantize import PostTrainingQuantize
 from chainfx.passes.quantize import Quantize
 from chainfx.passes.quantizing import LayerWidths, widths_in
 from tests.nets import Scaled, graph_of, images, small_resnet
@@ -116,7 +120,7 @@ def test_a_network_without_layers_has_nothing_to_quantize():
     with pytest.raises(PassError) as caught:
         Quantize().apply(graph_module, PassContext(graph_module, (x,), calibration=[(x,)]))
     assert str(caught.value) == (
-        "quantize: the network has no convolution or linear layer to quantize; remove the pass."
+        "quantize: the network has no convolution, linear layer or embedding to quantize; remove the pass."
     )
 
 
@@ -165,7 +169,6 @@ class Melody(nn.Module):
 def test_every_weight_that_stays_in_float_is_named():
     _, result = quantized(Melody(), torch.arange(10).view(2, 5), Quantize(4, 8))
     assert [(item.node, item.reason) for item in result.skipped] == [
-        ("notes", "module Embedding is no convolution or linear layer"),
         ("near_layer", "its weight is computed"),
         ("gru", "the inside of module GRU is not visible"),
         ("beats", "'add' reads it, not as the weight of a convolution or linear layer"),
@@ -175,6 +178,133 @@ def test_every_weight_that_stays_in_float_is_named():
     layers = list(layers_of(result.graph_module))
     stays = [Skipped(layer.name, "its weight stays in float, at 32 bits") for layer in layers]
     assert list(result.skipped) == stays[1:]
+
+
+class Words(nn.Module):
+    """Two embeddings, one of them called twice and in the spelling of a function, and a layer that reads their sum."""
+
+    def __init__(self, max_norm=None):
+        super().__init__()
+        self.words, self.kinds = nn.Embedding(20, 8, padding_idx=0), nn.Embedding(3, 8, max_norm=max_norm)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, ids):
+        kinds = self.kinds(ids % 3) + F.embedding(ids % 2, weight=self.kinds.weight)
+        return self.out(self.words(ids) + kinds)
+
+
+IDS = torch.arange(10).view(2, 5)
+
+
+def test_each_row_of_a_table_gets_codes_and_a_scale_of_its_own():
+    model = Words().eval()
+    model.words.weight.data.mul_(torch.logspace(-3, 3, 20)[:, None])
+    graph_module, result = quantized(model, IDS, Quantize(4, 32, first=6, last=None, scheme="dorefa"))
+    assert result.skipped == ()
+    embeddings = result.graph_module.graph.find_nodes(op="call_function", target=F.embedding)
+    assert [node.args[1].args[1:] for node in embeddings] == [(6, "uniform", 0)] * 3
+    assert [node.name for node in embeddings] == ["kinds", "embedding", "words"]
+    read = embeddings[2].args[1]
+    weight = graph_module.get_parameter("words.weight")
+    largest = weight.abs().amax(1, keepdim=True)
+    error = (read.target(weight, *read.args[1:]) - weight).abs()
+    assert (error <= largest / (2 * 31) * 1.0001).all()  # half a step of 2**5 - 1 from 0 to the largest of the row
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize(
+    "one", [Quantize(4, 8), Quantize(1, 32), PostTrainingQuantize(4, 8), PostTrainingQuantize(3, 32)]
+)
+def test_tables_are_saved_as_codes_and_loaded_bit_for_bit(one, tmp_path):
+    torch.manual_seed(0)
+    model = Words().eval()
+    small = chainfx.compile(model, [one], example_inputs=IDS, calibration=[IDS])
+    small.save(tmp_path)
+    loaded = chainfx.load(tmp_path)
+    assert torch.equal(loaded(IDS), small(IDS))
+    bits = 8 if isinstance(one, Quantize) else one.weights  # of the first layers, and this network has but one
+    codes = {name: tensor.shape for name, tensor in small.graph_module.named_buffers() if name.endswith("codes")}
+    assert codes == {"words.codes": (20, 8), "kinds.codes": (3, 8), "out.codes": (4, 8)}
+    parameters = dict(small.graph_module.named_parameters())
+    assert not {"words.weight", "kinds.weight"} & parameters.keys()
+    in_float = 20 + 3 + 4 + sum(parameter.numel() for parameter in parameters.values())  # scales, bias, clip
+    assert count(small.graph_module, (IDS,)).storage_bits == (20 + 3 + 4) * 8 * bits + 32 * in_float
+
+
+def test_a_table_trains_through_its_quantizer():
+    _, result = quantized(Words().eval(), IDS, Quantize(2, 32, first=2), tunes=True)
+    result.graph_module(IDS).square().sum().backward()
+    gradient = result.graph_module.get_parameter("words.weight").grad
+    assert gradient[1:10].abs().sum(1).min() > 0
+    assert not gradient[0].any() and not gradient[10:].any()  # padding, and words that were not there
+
+
+def test_a_second_pass_replaces_the_quantizer_of_a_table_and_float_takes_it_away():
+    graph_module, once = quantized(Words().eval(), IDS, Quantize(2, 32, first=2))
+    context = PassContext(graph_module, (IDS,), calibration=[(IDS,)])
+    twice = PostTrainingQuantize(5, 32).apply(copy.deepcopy(once.graph_module), context)
+    _, direct = quantized(Words().eval(), IDS, Quantize(5, 32, first=5, last=5))
+    verify(twice.graph_module, (IDS,))
+    literal = literals(twice.graph_module, ops.quantize_weight)
+    assert literal == literals(direct.graph_module, ops.quantize_weight) == [(5, "uniform", 0)] * 4
+    again = Quantize(32, 32, first=None, last=None).apply(copy.deepcopy(once.graph_module), context)
+    assert again.modified and torch.equal(again.graph_module(IDS), graph_module(IDS))
+    assert ("words", "its table stays in float, at 32 bits") in [(item.node, item.reason) for item in again.skipped]
+
+
+class AlsoAdded(Words):
+    def forward(self, ids):
+        return super().forward(ids) + self.words.weight.mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "one", "left"),
+    [
+        (Words(max_norm=1.0), Quantize(4, 8), {"kinds": "max_norm changes its table at every call"}),
+        (AlsoAdded(), Quantize(4, 8), {"words": "'add_2' reads its table too, in float"}),
+        (
+            Words(),
+            Quantize(4, 8, skip=("words", "out")),
+            dict.fromkeys(("out", "words"), "a pattern of skip matches it"),
+        ),
+        (Words(), Quantize(4, 8, skip=("kinds.weight",)), {"kinds": "a pattern of skip matches it"}),
+        (Words(), PostTrainingQuantize(skip=("kin*",)), {"kinds": "a pattern of skip matches it"}),
+        (
+            Melody(),
+            Quantize(32, 8, first=None, last=None),
+            {"notes_1": "its weight stays in float, at 32 bits", "notes": "its table stays in float, at 32 bits"},
+        ),
+    ],
+    ids=["max-norm", "read-otherwise", "words-and-out", "by-weight", "by-pattern", "tied-to-a-float-layer"],
+)
+def test_a_table_that_stays_in_float_is_named_with_the_reason(model, one, left):
+    graph_module, result = quantized(model.eval(), IDS, one)
+    found = {item.node: item.reason for item in result.skipped}
+    assert left.items() <= found.items()
+    embeddings = {"kinds", "words", "notes"} & {node.name for node in graph_module.graph.nodes}
+    assert found.keys() & embeddings == left.keys() & embeddings
+
+
+class TwoHeads(nn.Module):
+    """An embedding whose table is the weight of two layers, the first of which is the first of the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.near, self.out = nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.near.weight = self.out.weight = self.words.weight
+
+    def forward(self, ids):
+        return self.out(self.near(self.words(ids)).relu())
+
+
+def test_a_table_takes_the_bits_of_the_layers_that_share_it_if_they_agree():
+    ids = IDS % 8
+    _, result = quantized(TwoHeads().eval(), ids, Quantize(4, 32, first=8, last=8))
+    assert literals(result.graph_module, ops.quantize_weight) == [(8, "uniform", 0)] * 3 and result.skipped == ()
+    _, result = quantized(TwoHeads().eval(), ids, Quantize(4, 32, first=8, last=6))
+    reason = "it shares its table with 'words_1', which is quantized otherwise or not"
+    assert result.skipped == (Skipped("words", reason),)
+    assert literals(result.graph_module, ops.quantize_weight) == [(8, "uniform", 0), (6, "uniform", 0)]
 
 
 class Attention(nn.Module):

@@ -56,5 +56,6 @@ def test_the_command_writes_the_page(folder, page, tmp_path):
     failed = CliRunner().invoke(app, ["report", str(folder), "--output", str(tmp_path)])
     assert (
         failed.exit_code == 1
-        and f"StudyError: --output '{tmp_path}' cannot be written (Is a directory)." in failed.output
+        and f"StudyError: --output '{tmp_path}' cannot be written: it is a folder; name a file in a folder that exists."
+        in failed.output
     )

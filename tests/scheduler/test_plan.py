@@ -307,11 +307,11 @@ EDGE = 'before = "a"\nafter = "b"\nconfidence = "cited"\nsource = "s"\nreason = 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("edge = 3", "has the keys ['edge']; it holds [[edge]] tables and nothing else."),
-        ("", "has the keys []; it holds [[edge]] tables and nothing else."),
+        ("edge = 3", "has the keys ['edge']; give it [[edge]] tables and nothing else."),
+        ("", "has the keys []; give it [[edge]] tables and nothing else."),
         (
             "[[edge]]\n" + EDGE + "[other]\n",
-            "has the keys ['edge', 'other']; it holds [[edge]] tables and nothing else.",
+            "has the keys ['edge', 'other']; give it [[edge]] tables and nothing else.",
         ),
         (
             "[[edge]]\n" + EDGE + '[[edge]]\nbefore = "a"\n',
@@ -350,7 +350,10 @@ EDGE = 'before = "a"\nafter = "b"\nconfidence = "cited"\nsource = "s"\nreason = 
             )
             for condition in ("weights <= 4", "before.weights < 4", "before.weights <= four", "after.scheme <= 2 2")
         ),
-        ("[[edge", "cannot be read: "),
+        (
+            "[[edge",
+            " is not valid TOML: Expected ']]' at the end of an array declaration (at end of document); mend it there.",
+        ),
     ],
 )
 def test_a_wrong_evidence_file_is_one_clear_error(tmp_path: Path, content, text):
@@ -362,9 +365,16 @@ def test_a_wrong_evidence_file_is_one_clear_error(tmp_path: Path, content, text)
     assert text in str(caught.value)
 
 
-def test_a_missing_evidence_file_is_named(tmp_path: Path):
-    with pytest.raises(ScheduleError, match=r"evidence file .*none\.toml cannot be read"):
-        plan(FOUR, evidence=(tmp_path / "none.toml",))
+def test_an_evidence_file_that_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / "binary.toml").write_bytes(b"\xff")
+    reasons = {"none.toml": "it does not exist", ".": "it is a folder", "binary.toml": "it is not UTF-8 text"}
+    for name, reason in reasons.items():
+        path = tmp_path / name
+        with pytest.raises(ScheduleError) as caught:
+            plan(FOUR, evidence=(path,))
+        assert str(caught.value) == (
+            f"evidence file {path} cannot be read: {reason}; give a TOML file of [[edge]] tables."
+        )
 
 
 def test_the_shipped_evidence_and_law_have_sources():

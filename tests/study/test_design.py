@@ -131,8 +131,18 @@ def test_grids_that_cannot_be():
 
 def test_files_that_cannot_be_read(tmp_path):
     path = tmp_path / "design.yaml"
-    with pytest.raises(StudyError, match=r"cannot be read: .*No such file"):
+    with pytest.raises(StudyError) as caught:
         load_design(path)
+    assert str(caught.value) == (
+        f"the design {path} cannot be read: it does not exist; give a YAML file with the fields of "
+        "chainfx.study.Design, or the name of a design."
+    )
+    path.write_text("a: [1\n")
+    with pytest.raises(StudyError) as caught:
+        load_design(path)
+    assert str(caught.value) == (
+        f"the design {path}:2 is not valid YAML: expected ',' or ']', but got '<stream end>'; mend it there."
+    )
     path.write_text("[1, 2]")
     with pytest.raises(StudyError, match="is no mapping; give the fields of"):
         load_design(path)

@@ -26,6 +26,7 @@ from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import (
     Layer,
     Skipped,
+    Weighted,
     ends_of,
     layer_at,
     layer_path,
@@ -45,6 +46,7 @@ from chainfx.ir.graph.randomness import derived_generator
 from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 from chainfx.ir.graph.sums import summands_of
+from chainfx.ir.graph.tables import Table, open_embedding, tables_of
 
 __all__ = [
     "AUGMENTED",
@@ -73,7 +75,9 @@ __all__ = [
     "Operator",
     "Scalar",
     "Skipped",
+    "Table",
     "Trait",
+    "Weighted",
     "affine_of",
     "assign_",
     "call_operator",
@@ -110,6 +114,7 @@ __all__ = [
     "name_of",
     "names_with",
     "needs_data",
+    "open_embedding",
     "operator_of",
     "ops",
     "ordinary",
@@ -121,6 +126,7 @@ __all__ = [
     "select",
     "shape_of",
     "summands_of",
+    "tables_of",
     "tensors_of",
     "value_of",
     "verify",

@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.exits import exits_of
-from chainfx.ir.graph.layer import Layer, layers_of
+from chainfx.ir.graph.layer import Layer, Weighted, layers_of
+from chainfx.ir.graph.tables import embeddings_of
 
 __all__ = ["FACTS", "BitWidths", "Codebook", "ExitRule", "FactChange", "FactName", "Facts", "Mask", "facts_of"]
 
@@ -117,7 +118,8 @@ class FactChange:
 class Facts:
     """The facts of a graph: of each layer, by the name of its node, and of each exit, by its own name.
 
-    ``layers``: the nodes of all convolution and linear layers in graph order, whether or not a fact is known of them.
+    ``layers``: the nodes of all convolution and linear layers in graph order, whether or not a fact is known of them,
+    then those of embeddings that are calls.
     """
 
     layers: tuple[str, ...]
@@ -163,7 +165,7 @@ def facts_of(graph_module: GraphModule) -> Facts:
     >>> sorted(facts.names), str(facts.bit_widths["w_1"])
     (['bit-widths'], 'weight 4 (uniform, axis 0), input 32')
     """
-    layers = list(layers_of(graph_module))
+    layers: list[Weighted] = [*layers_of(graph_module), *embeddings_of(graph_module)]
     found: dict[str, dict[str, Any]] = {"masks": {}, "bit_widths": {}, "codebooks": {}}
     for layer in layers:
         for kind, fact in _of_layer(layer):
@@ -172,7 +174,7 @@ def facts_of(graph_module: GraphModule) -> Facts:
     return Facts(tuple(layer.name for layer in layers), **found, exits=exits)
 
 
-def _of_layer(layer: Layer) -> Iterator[tuple[str, Fact]]:
+def _of_layer(layer: Weighted) -> Iterator[tuple[str, Fact]]:
     graph_module = layer.graph_module
     literals: dict[Any, Any] = {node.target: node.args for node in _dialect_below(layer.weight_read)}
     if ops.mask_weight in literals:
@@ -187,7 +189,7 @@ def _of_layer(layer: Layer) -> Iterator[tuple[str, Fact]]:
         widths |= dict(zip(("weight", "scheme", "axis"), literals[ops.quantize_weight][1:], strict=True))
     elif ops.dequantize_weight in literals:
         widths |= dict(zip(("weight", "scheme"), literals[ops.dequantize_weight][2:], strict=True))
-    if layer.input_quantizer is not None:
+    if isinstance(layer, Layer) and layer.input_quantizer is not None:
         widths |= dict(zip(("activation", "signed"), layer.input_quantizer.args[2:], strict=True))
     if widths:
         yield "bit_widths", BitWidths(**widths)

@@ -14,7 +14,18 @@ from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.matrices import matrices_of
 from chainfx.ir.graph.operators import Trait, names_with, operator_of
 
-__all__ = ["Layer", "Skipped", "ends_of", "layer_at", "layer_path", "layers_of", "left_alone", "select", "value_of"]
+__all__ = [
+    "Layer",
+    "Skipped",
+    "Weighted",
+    "ends_of",
+    "layer_at",
+    "layer_path",
+    "layers_of",
+    "left_alone",
+    "select",
+    "value_of",
+]
 
 _T = TypeVar("_T", bound=Hashable)
 
@@ -32,24 +43,11 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One convolution or linear layer of a graph in train form: the call, and what it reads.
-
-    Of a layer that is quantized and masked the graph has these nodes, each named as the property that finds it::
-
-        source -> input_quantizer                      -> node
-        weight -> weight_quantizer -> mask (on top)    -> node
-        bias                                           -> node
+class Weighted:
+    """A call seen together with the stored weight that it reads as its second argument: a layer, or an embedding.
 
     This is a view: the properties look at the graph as it is now, so they stay true while a pass edits it. Two views of
     one call are equal. ``graph_module`` is the network, ``node`` the call.
-
-    >>> import torch
-    >>> from torch import nn
-    >>> from chainfx.ir.capture import capture
-    >>> (conv,) = layers_of(capture(nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)), (torch.zeros(1, 4, 8, 8),)))
-    >>> conv.path, conv.weight_path, conv.groups, conv.out_axis, conv.mask
-    ('0', '0.weight', 2, 0, None)
     """
 
     graph_module: GraphModule
@@ -57,12 +55,12 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The name of the call, by which records and ``skipped`` speak of the layer."""
+        """The name of the call, by which records and ``skipped`` speak of it."""
         return self.node.name
 
     @property
     def path(self) -> str:
-        """The path of the layer as a module of the network: ``layer1.0.conv1``."""
+        """The path of the call as a module of the network: ``layer1.0.conv1``."""
         return layer_path(self.weight_path)
 
     @property
@@ -95,13 +93,49 @@ class Layer:
 
     @property
     def mask(self) -> Node | None:
-        """The ``mask_weight`` node on top of the weight; ``None`` if the layer is not masked."""
+        """The ``mask_weight`` node on top of the weight; ``None`` if it is not masked."""
         return _calls(self.weight_read, ops.mask_weight)
 
     @property
     def weight_quantizer(self) -> Node | None:
         """The ``quantize_weight`` node beneath the mask; ``None`` if the weight is not fake-quantized."""
         return _calls(self.weight_beneath_mask, ops.quantize_weight)
+
+    def read_weight(self, weight: Node) -> None:
+        """Let the call read another weight through its mask, which stays on top: not every code book has a zero."""
+        mask = self.mask
+        if mask is None:
+            self.node.update_arg(1, weight)
+            return
+        with self.node.graph.inserting_before(self.node):
+            masked = self.node.graph.call_function(ops.mask_weight, (weight, *mask.args[1:]))
+        self.node.update_arg(1, masked)
+
+    def put_mask(self, path: str, pattern: str) -> None:
+        """Put a mask on top of a weight that has none: the boolean buffer at ``path``, see :func:`ops.mask_weight`."""
+        graph = self.node.graph
+        with graph.inserting_before(self.node):
+            arguments = (self.weight_read, graph.get_attr(path), pattern)
+            self.node.update_arg(1, graph.call_function(ops.mask_weight, arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(Weighted):
+    """One convolution or linear layer of a graph in train form: the call, and what it reads.
+
+    Of a layer that is quantized and masked the graph has these nodes, each named as the property that finds it::
+
+        source -> input_quantizer                      -> node
+        weight -> weight_quantizer -> mask (on top)    -> node
+        bias                                           -> node
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from chainfx.ir.capture import capture
+    >>> (conv,) = layers_of(capture(nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)), (torch.zeros(1, 4, 8, 8),)))
+    >>> conv.path, conv.weight_path, conv.groups, conv.out_axis, conv.mask
+    ('0', '0.weight', 2, 0, None)
+    """
 
     @property
     def input_quantizer(self) -> Node | None:
@@ -152,27 +186,10 @@ class Layer:
         """Let the layer read another activation, or a quantizer of one."""
         self.node.update_arg(0, activation)
 
-    def read_weight(self, weight: Node) -> None:
-        """Let the layer read another weight through its mask, which stays on top: not every code book has a zero."""
-        mask = self.mask
-        if mask is None:
-            self.node.update_arg(1, weight)
-            return
-        with self.node.graph.inserting_before(self.node):
-            masked = self.node.graph.call_function(ops.mask_weight, (weight, *mask.args[1:]))
-        self.node.update_arg(1, masked)
-
     def read_bias(self, path: str) -> None:
         """Let the layer read the tensor at a path as its bias."""
         with self.node.graph.inserting_before(self.node):
             self.node.update_arg(2, self.node.graph.get_attr(path))
-
-    def put_mask(self, path: str, pattern: str) -> None:
-        """Put a mask on top of a weight that has none: the boolean buffer at ``path``, see :func:`ops.mask_weight`."""
-        graph = self.node.graph
-        with graph.inserting_before(self.node):
-            arguments = (self.weight_read, graph.get_attr(path), pattern)
-            self.node.update_arg(1, graph.call_function(ops.mask_weight, arguments))
 
 
 def _calls(node: Node, function: object) -> Node | None:

@@ -113,11 +113,12 @@ _TABLE: tuple[tuple[Trait, str], ...] = (
     (
         _MOVES,
         """assign broadcast_tensors cat=concat=concatenate channel_shuffle circular_pad column_stack constant_pad
-        constant_pad_nd copy dstack embedding gather hstack im2col index index_put index_select look_up masked_select
+        constant_pad_nd copy dstack gather hstack im2col index index_put index_select look_up masked_select
         meshgrid native_channel_shuffle native_dropout pad pixel_shuffle reflection_pad replication_pad resize rot90
         scatter select_scatter setitem slice_scatter stack take take_along_dim tril triu vstack zero_pad""",
     ),
     (_MOVES | Trait.KEEPS_SHAPE, "roll"),
+    (Trait.MOVEMENT, "embedding"),  # a row of codes is decoded with its own scale: what comes out is float
     (_MOVES | Trait.SIZES, "len numel=nelement shape size"),
     # arithmetic: a function of each element
     (_ACTIVATES | Trait.FOLDABLE | Trait.KEEPS_FORMAT | Trait.IDEMPOTENT, "relu"),

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import Layer, edit, ops
+from chainfx.ir.graph import Layer, Weighted, edit, ops
 from chainfx.passes.base import PassContext
 from chainfx.passes.quantizing.observing import Observed, observe
 from chainfx.passes.quantizing.residuals import release_residuals
 
-__all__ = ["CLIP_RULES", "FLOAT", "ClipRule", "LayerWidths", "insert_quantizers", "widths_in"]
+__all__ = ["CLIP_RULES", "FLOAT", "ClipRule", "LayerWidths", "insert_quantizers", "quantize_weight", "widths_in"]
 
 ClipRule = Literal["least-squares", "min-max"]
 CLIP_RULES = get_args(ClipRule)
@@ -63,7 +63,7 @@ def insert_quantizers(
     release_residuals(graph_module)
     wanted: dict[tuple[Node, int], list[Layer]] = {}
     for layer, width in widths.items():
-        _quantize_weight(layer, width, name)
+        quantize_weight(layer, width, layer.out_axis, name)
         if width.activations != FLOAT:
             wanted.setdefault((layer.source, width.activations), []).append(layer)
     sources = {source for source, _ in wanted}
@@ -84,14 +84,17 @@ def _remove_quantizers(layer: Layer) -> bool:
     return of_input is not None or of_weight is not None
 
 
-def _quantize_weight(layer: Layer, width: LayerWidths, name: str) -> None:
+def quantize_weight(layer: Weighted, width: LayerWidths, axis: int, name: str) -> None:
+    """Put a quantizer between the weight of a layer, or the table of an embedding, and its mask or its call.
+
+    ``axis``: that of its channels. Raises :class:`PassError`, in the name of the pass, if a value is not finite.
+    """
     if width.weights == FLOAT:
         return
     if not torch.isfinite(layer.tensor).all():
         raise PassError(f"{name}: weight {layer.weight_path!r} has values that are not finite; mend the network first.")
-    axis = layer.out_axis if width.per_channel else None
     with layer.node.graph.inserting_before(layer.node):
-        arguments = (layer.weight_beneath_mask, width.weights, width.scheme, axis)
+        arguments = (layer.weight_beneath_mask, width.weights, width.scheme, axis if width.per_channel else None)
         quantized = layer.node.graph.call_function(ops.quantize_weight, arguments)
     layer.read_weight(quantized)
 
