@@ -120,8 +120,12 @@ def list_passes(as_json: Json = False) -> None:
 def plan(
     passes: Annotated[list[str], typer.Argument(metavar="PASS...|RECIPE.yaml", help="Names of passes, or one recipe.")],
     order: Order = "auto",
+    evidence: Annotated[
+        list[Path] | None, typer.Option(help="A file of evidence in place of the shipped one; once for each.")
+    ] = None,
 ) -> None:
     """Show in what order passes go, and why: every edge with its reason and source."""
+    from chainfx.scheduler import EVIDENCE
     from chainfx.scheduler import plan as make_plan
 
     if len(passes) == 1 and Path(passes[0]).suffix in (".yaml", ".yml"):
@@ -131,7 +135,8 @@ def plan(
         chain, tunes = list(recipe.passes), recipe.has_trainer
     else:
         chain, tunes = [_declared(name) for name in passes], True
-    typer.echo(str(make_plan(chain, order=order, tunes=tunes)))  # type: ignore[arg-type]  # plan refuses other words itself
+    made = make_plan(chain, order=order, tunes=tunes, evidence=evidence or EVIDENCE)  # type: ignore[arg-type]  # plan refuses other words itself
+    typer.echo(str(made))
 
 
 @app.command()

@@ -30,7 +30,7 @@ from chainfx.linting import findings_of
 from chainfx.part import Part, put_in_place
 from chainfx.passes import Metric, Pass, Trainer, Tunings, is_number, metric_of
 from chainfx.progress import TerminalListener
-from chainfx.scheduler import ChainReport, Plan, Stage, StageStore, open_stage, plan, run
+from chainfx.scheduler import ChainReport, Ground, Plan, Stage, StageStore, open_stage, plan, run
 
 __all__ = ["compile", "count"]
 
@@ -180,6 +180,8 @@ def compile(
         taken = _captured_network(model, held, example_inputs, given_batches, batch_dim)
         inputs = taken.signature.to_graph(taken.inputs)
         captured = _own_copy(taken.graph_module)
+        subject = model if part is None else model.get_submodule(part)
+        chain = chain.used_on(Ground.of(subject, getattr(trainer, "data", None)))
         listener = TerminalListener(metric=metric_of(trainer))
         has_data = tunes or taken.calibration is not None
         as_written = order == "given" or bool(chain.findings)

@@ -98,7 +98,7 @@ def merge(
     """Copy records and networks of other stores of the same study into a folder, which need not exist yet."""
     for each in others:
         other = StudyStore.open(each)
-        mine = StudyStore.create(folder, other.design, other.subject)
+        mine = StudyStore.create(folder, other.design, other.subject, other.ground)
         typer.echo(f"{mine.merge(other)} new records from {each}")
 
 

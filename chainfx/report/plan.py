@@ -4,6 +4,8 @@ from chainfx.scheduler import Edge, Finding, Plan
 
 __all__ = ["edge_text", "finding_text", "plan_text"]
 
+_WORDS = {"network": "network", "data": "data set", "device": "kind of device"}
+
 
 def plan_text(plan: Plan) -> str:
     """The order in the first line, and below it one line for each edge, each tie and each finding."""
@@ -17,6 +19,9 @@ def plan_text(plan: Plan) -> str:
 def edge_text(edge: Edge) -> str:
     """Which pass goes before which, why, who says so, and the weaker edges that gave way."""
     text = f"{edge.before} before {edge.after}: {edge.reason} [{edge.kind}: {edge.source}]"
+    if edge.elsewhere:
+        others = " and ".join(f"another {_WORDS[name]}" for name in edge.elsewhere)
+        text += f"; measured elsewhere: {others} than yours"
     return text + "".join(f"; overrides {edge_text(weaker)}" for weaker in edge.overrides)
 
 

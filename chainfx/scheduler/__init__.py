@@ -18,6 +18,7 @@ from chainfx.scheduler.evidence import EVIDENCE, LOSSY, Evidence, gather, load_e
 from chainfx.scheduler.evidence_names import check_evidence
 from chainfx.scheduler.fact_checks import check_applied, lost_facts
 from chainfx.scheduler.findings import SEVERITIES, Finding, Severity, worst
+from chainfx.scheduler.ground import Ground, machine_kind
 from chainfx.scheduler.keys import StageKey, Surroundings
 from chainfx.scheduler.law import LAW, Law
 from chainfx.scheduler.needs import unserved_needs
@@ -36,6 +37,7 @@ __all__ = [
     "Edge",
     "Evidence",
     "Finding",
+    "Ground",
     "Law",
     "Listener",
     "Plan",
@@ -51,6 +53,7 @@ __all__ = [
     "gather",
     "load_evidence",
     "lost_facts",
+    "machine_kind",
     "open_stage",
     "plan",
     "run",

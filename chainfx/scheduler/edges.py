@@ -1,9 +1,10 @@
 """An edge of a plan: which pass goes before which, and why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from chainfx.rendering import rendered
+from chainfx.scheduler.ground import Ground
 
 __all__ = ["STRENGTH", "Edge", "EdgeKind"]
 
@@ -20,6 +21,8 @@ class Edge:
     ``kind``: ``"property"`` (the law), ``"cited"`` or ``"measured"`` (evidence), ``"fact"`` (one establishes what the
     other requires). ``overrides``: the weaker edges, from ``after`` to ``before``, that gave way to this one.
     ``rated_poor``: the evidence rates the other order as poor. ``origin``: the file and line of the evidence.
+    ``ground``: on what it was measured, and ``elsewhere``: in which of network, data and device that differs from where
+    the plan is to be used.
     """
 
     before: str
@@ -30,6 +33,8 @@ class Edge:
     overrides: tuple["Edge", ...] = ()
     rated_poor: bool = False
     origin: str = ""
+    ground: Ground = field(default_factory=Ground)
+    elsewhere: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return rendered(self, "text")

@@ -11,6 +11,7 @@ from typing import Any
 
 from chainfx.errors import ScheduleError, why_no_file
 from chainfx.passes import Pass, PassInfo
+from chainfx.scheduler.ground import Ground
 
 __all__ = ["CONFIDENCES", "EVIDENCE", "LOSSY", "RATINGS", "TUNED", "Evidence", "load_evidence"]
 
@@ -71,6 +72,9 @@ class Evidence:
     ``when``: conditions that must all hold, each a text such as ``before.weights <= 4``: a side, an option of the pass,
     ``<=``, ``>=``, ``==`` or ``!=``, and a JSON value. The option ``tuned`` says whether a trainer tunes the pass.
 
+    ``network``, ``data`` and ``device``: on what it was measured, as :class:`Ground` says them; empty where that is not
+    known, or stands in ``source``.
+
     ``origin``: the file and line that it was read from. Raises :class:`ScheduleError` on a field that is empty or not
     one of the allowed values.
 
@@ -88,6 +92,9 @@ class Evidence:
     reason: str
     rating: str = "good"
     when: tuple[str, ...] = ()
+    network: str = ""
+    data: str = ""
+    device: str = ""
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +107,9 @@ class Evidence:
                 raise ScheduleError(
                     f"the evidence has {name}={getattr(self, name)!r}; use one of {', '.join(allowed)}."
                 )
+        for name in ("network", "data", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise ScheduleError(f"the evidence has {name}={getattr(self, name)!r}; it is a text, or left out.")
         if self.before == self.after:
             raise ScheduleError(f"the evidence puts {self.before!r} before itself; name two different passes.")
         for text in self.when:
@@ -116,6 +126,11 @@ class Evidence:
         named = is_meant(self.before, first.info) and is_meant(self.after, second.info)
         pair = {"before": first, "after": second}
         return named and all(_condition(text).holds(pair, tunes) for text in self.when)
+
+    @property
+    def ground(self) -> Ground:
+        """On what it was measured."""
+        return Ground(self.network, self.data, self.device)
 
     @property
     def asks(self) -> tuple[tuple[str, str], ...]:
@@ -164,7 +179,7 @@ def _parse(place: str, number: int, edge: Any) -> Evidence:
     keys = sorted(edge) if isinstance(edge, dict) else []
     if not set(required) <= set(keys) <= {*required, *optional}:
         raise ScheduleError(
-            f"{where}: it has the keys {keys}; give {', '.join(required)}, and if needed {' and '.join(optional)}."
+            f"{where}: it has the keys {keys}; give {', '.join(required)}, and if needed {', '.join(optional)}."
         )
     when = edge.get("when", [])
     if not isinstance(when, list):

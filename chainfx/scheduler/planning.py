@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise, permutations
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import networkx as nx
 
@@ -14,6 +14,7 @@ from chainfx.rendering import rendered
 from chainfx.scheduler.edges import STRENGTH, Edge, EdgeKind
 from chainfx.scheduler.evidence import EVIDENCE, Evidence, gather
 from chainfx.scheduler.findings import Finding, order_finding
+from chainfx.scheduler.ground import Ground
 from chainfx.scheduler.law import LAW, Law
 
 __all__ = ["Plan", "plan"]
@@ -38,6 +39,11 @@ class Plan:
         """The names of the passes in order."""
         return tuple(step.info.name for step in self.passes)
 
+    def used_on(self, ground: Ground) -> Self:
+        """The plan for a network, its data and a device: edges that were measured elsewhere say so."""
+        edges = tuple(replace(edge, elsewhere=edge.ground.differs(ground)) for edge in self.edges)
+        return replace(self, edges=edges)
+
     def __str__(self) -> str:
         return rendered(self, "text")
 
@@ -59,6 +65,7 @@ def plan(
     law: Law = LAW,
     evidence: Iterable[Evidence | str | Path] = EVIDENCE,
     tunes: bool = True,
+    ground: Ground | None = None,
 ) -> Plan:
     """Put passes in order, or check the order they are given in.
 
@@ -68,6 +75,9 @@ def plan(
     invalidates it goes before who establishes it, which would else be lost). Facts are stronger than measured evidence,
     that than cited evidence, and that than the law; an edge that stronger ones contradict is overridden, and the plan
     says by which. A fact that no pass establishes is the business of the pass that requires it.
+
+    ``ground``: the network, data and device that the plan is for, as :meth:`Ground.of` names them; edges of evidence
+    that was measured on others say so.
 
     ``order="auto"`` sorts, ties keep the written order; ``"given"`` keeps the written order and reports what it breaks.
     Raises :class:`ScheduleError` when edges of equal strength contradict each other (the text shows the cycle) and when
@@ -81,11 +91,12 @@ def plan(
     edges = tuple(dict.fromkeys(_finished(link) for link in links))
     ties = _ties(chain, graph)
     if order == "given":
-        return Plan(chain, edges, ties, tuple(_findings(chain, links, known, tunes)))
+        found = Plan(chain, edges, ties, tuple(_findings(chain, links, known, tunes)))
+        return found.used_on(ground or Ground())
     if not nx.is_directed_acyclic_graph(graph):
         raise ScheduleError(_cycle_text(chain, graph))
     positions = nx.lexicographical_topological_sort(graph, key=int)
-    return Plan(tuple(chain[position] for position in positions), edges, ties)
+    return Plan(tuple(chain[position] for position in positions), edges, ties).used_on(ground or Ground())
 
 
 def _checked(passes: Sequence[Pass], order: str) -> tuple[Pass, ...]:
@@ -160,7 +171,7 @@ def _from_evidence(row: Evidence, before: str, after: str) -> Edge:
     kind: EdgeKind = "measured" if row.confidence == "measured" else "cited"
     poor = row.rating == "poor"
     reason = f"the other order is poor: {row.reason}" if poor else row.reason
-    return Edge(before, after, reason, row.source, kind, rated_poor=poor, origin=row.origin)
+    return Edge(before, after, reason, row.source, kind, rated_poor=poor, origin=row.origin, ground=row.ground)
 
 
 def _fact(before: str, after: str, reason: str) -> Edge:

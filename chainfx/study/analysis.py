@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chainfx.rendering import rendered
+from chainfx.scheduler import Ground
 from chainfx.study.design import Design
 from chainfx.study.order_law import MeasuredLaw, law_of
 from chainfx.study.orders import Arm
@@ -61,7 +62,8 @@ class ArmPoint:
 class StudyResult:
     """The verdicts of a study, under each training, and what they were made of; ``print`` shows them.
 
-    ``records``: by seed, the records that were compared, by the hash of their case.
+    ``records``: by seed, the records that were compared, by the hash of their case. ``ground``: the network, the data
+    and the device that evidence from it says it was measured on.
     """
 
     design: Design
@@ -69,6 +71,7 @@ class StudyResult:
     origins: tuple[Origin, ...]
     verdicts: tuple[Verdict, ...]
     status: Status
+    ground: Ground = dataclasses.field(default_factory=Ground)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -120,7 +123,7 @@ class StudyResult:
                     lean = math.copysign(1 - verdict.decision.p, verdict.decision.difference)
                     undecided.append((first, second, lean, verdict.factor))
         passes = [grid[0] for grid in self.design.passes.values()]
-        return law_of(passes, edges, equivalent, undecided, self.source(chosen))
+        return law_of(passes, edges, equivalent, undecided, self.source(chosen), self.ground)
 
     def source(self, training: Training) -> str:
         """The study in words: network, data, seeds, training, machine and versions."""
@@ -164,15 +167,17 @@ def analyse(store: StudyStore | str | Path) -> StudyResult:
     if not isinstance(store, StudyStore) and Path(store).is_file():
         return _analysed(*StudyStore.unpack(store))
     opened = store if isinstance(store, StudyStore) else StudyStore.open(store)
-    return _analysed(opened.design, opened.records())
+    return _analysed(opened.design, opened.records(), opened.ground)
 
 
-def _analysed(design: Design, records: Sequence[CaseRecord]) -> StudyResult:
+def _analysed(design: Design, records: Sequence[CaseRecord], ground: Ground) -> StudyResult:
     found = comparable(records)
     origins = {next(iter(each.values())).origin for each in found.values()}
     verdicts = verdicts_on(design, found)
     ordered = tuple(sorted(origins, key=dataclasses.astuple))
-    return StudyResult(design, found, ordered, verdicts, _status(design, records))
+    machines = {each.machine for each in origins}
+    ground = dataclasses.replace(ground, device=machines.pop() if len(machines) == 1 else "")
+    return StudyResult(design, found, ordered, verdicts, _status(design, records), ground)
 
 
 def comparable(records: Sequence[CaseRecord]) -> Mapping[int, Mapping[str, CaseRecord]]:

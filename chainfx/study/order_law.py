@@ -13,7 +13,7 @@ import networkx as nx
 from chainfx.errors import StudyError
 from chainfx.passes import Pass
 from chainfx.rendering import rendered
-from chainfx.scheduler import EVIDENCE, LAW, Evidence, Law, plan
+from chainfx.scheduler import EVIDENCE, LAW, Evidence, Ground, Law, plan
 
 __all__ = ["LawEdge", "MeasuredLaw", "law_of"]
 
@@ -87,10 +87,12 @@ def law_of(
     equivalent: Sequence[tuple[str, str]],
     undecided: Sequence[tuple[str, str, float, float]],
     source: str,
+    ground: Ground | None = None,
 ) -> MeasuredLaw:
     """The law of some passes, in the order that ties keep, from edges ``(before, after, confidence, factor)``.
 
     ``undecided``: likewise, with the confidence to which the study leans that way, negative for the other way.
+    ``ground``: on what it was measured, for the evidence.
 
     >>> from chainfx.passes import EarlyExit, PruneChannels, Quantize
     >>> passes = [PruneChannels(), Quantize(), EarlyExit()]
@@ -123,7 +125,10 @@ def law_of(
         equivalent=tuple(equivalent),
         undecided=tuple((first, second) for first, second, *_ in undecided),
         source=source,
-        evidence=(*(_evidence(edge, source) for edge in held if edge.kind == "measured"), *_without(known, void)),
+        evidence=(
+            *(_evidence(edge, source, ground or Ground()) for edge in held if edge.kind == "measured"),
+            *_without(known, void),
+        ),
     )
 
 
@@ -172,9 +177,9 @@ def _agreement(before: Pass, after: Pass) -> dict[str, bool | None]:
     }
 
 
-def _evidence(edge: LawEdge, source: str) -> Evidence:
+def _evidence(edge: LawEdge, source: str, ground: Ground) -> Evidence:
     reason = f"compresses {edge.factor:.2f} times further than the other order (confidence {edge.confidence:.3f})"
-    return Evidence(edge.before, edge.after, "measured", source, reason)
+    return Evidence(edge.before, edge.after, "measured", source, reason, **dataclasses.asdict(ground))
 
 
 def _fields(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -70,7 +70,7 @@ def run_study(
     """
     watcher = watcher or Watcher()
     subject = subject or Subject.of(design)
-    store = StudyStore.create(folder, design, subject.fingerprint)
+    store = StudyStore.create(folder, design, subject.fingerprint, subject.ground)
     ends = None if minutes is None else time.monotonic() + 60 * minutes
     units = units_of(design)
     watcher.begins(sum(map(len, units)))

@@ -4,13 +4,13 @@ import errno
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 from chainfx.errors import ArtifactError, StudyError
 from chainfx.ir.artifact import read_document, write_document
-from chainfx.scheduler import StageStore
+from chainfx.scheduler import Ground, StageStore
 from chainfx.study.design import Case, Design
 from chainfx.study.records import CaseRecord, Origin, record_name
 
@@ -28,14 +28,15 @@ class StudyStore:
     that have a record are not run again.
     """
 
-    def __init__(self, folder: Path, design: Design, subject: str) -> None:
-        self.folder, self.design, self.subject = folder, design, subject
+    def __init__(self, folder: Path, design: Design, subject: str, ground: Ground) -> None:
+        self.folder, self.design, self.subject, self.ground = folder, design, subject, ground
 
     @classmethod
-    def create(cls, folder: str | Path, design: Design, subject: str) -> Self:
+    def create(cls, folder: str | Path, design: Design, subject: str, ground: Ground | None = None) -> Self:
         """The store of a design in a folder, made if there is none; ``subject`` is the fingerprint of network and data.
 
-        Raises :class:`~chainfx.errors.StudyError` if the folder holds another study; more seeds are the same study.
+        ``ground``: what evidence from the study says it was measured on. Raises :class:`~chainfx.errors.StudyError` if
+        the folder holds another study; more seeds are the same study.
         """
         place = Path(folder)
         if not (place / _DESIGN).exists():
@@ -43,8 +44,9 @@ class StudyStore:
                 (place / _RECORDS).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StudyError(f"{place} cannot be made a folder: {error.strerror}; give another.") from error
-            _write(place / _DESIGN, {"design": design.to_dict(), "subject": subject})
-            return cls(place, design, subject)
+            made = cls(place, design, subject, ground or Ground())
+            _write(place / _DESIGN, made._header())
+            return made
         found = cls.open(place)
         if found.design.hash != design.hash:
             names = ", ".join(_differing(found.design.to_dict(), design.to_dict()))
@@ -53,8 +55,8 @@ class StudyStore:
             raise StudyError(f"{place} holds a study of another network or other data; give another folder.")
         seeds = tuple(sorted({*found.design.seeds, *design.seeds}))
         if seeds != tuple(sorted(found.design.seeds)):
-            _write(place / _DESIGN, {"design": replace(design, seeds=seeds).to_dict(), "subject": subject})
-        return cls(place, replace(design, seeds=seeds), subject)
+            _write(place / _DESIGN, cls(place, replace(design, seeds=seeds), subject, found.ground)._header())
+        return cls(place, replace(design, seeds=seeds), subject, found.ground)
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -62,20 +64,20 @@ class StudyStore:
         place = Path(folder)
         try:
             content = read_document(place / _DESIGN)
-            return cls(place, Design.from_dict(content["design"]), content["subject"])
-        except (ArtifactError, KeyError) as error:
+            return cls(place, Design.from_dict(content["design"]), content["subject"], _ground(content))
+        except (ArtifactError, KeyError, TypeError) as error:
             raise StudyError(f"{place} holds no study that can be read; give the folder of 'study run'.") from error
 
     @staticmethod
-    def unpack(path: str | Path) -> tuple[Design, tuple[CaseRecord, ...]]:
-        """The design and the records in a file that :meth:`pack` wrote.
+    def unpack(path: str | Path) -> tuple[Design, tuple[CaseRecord, ...], Ground]:
+        """The design, the records and the ground in a file that :meth:`pack` wrote.
 
         Raises :class:`~chainfx.errors.StudyError` if it is none.
         """
         try:
             content = read_document(Path(path))
             records = tuple(CaseRecord.from_dict(each) for each in content["records"])
-            return Design.from_dict(content["design"]), records
+            return Design.from_dict(content["design"]), records, _ground(content)
         except (ArtifactError, KeyError, TypeError) as error:
             raise StudyError(f"{path} holds no packed study that can be read; give what 'study pack' wrote.") from error
 
@@ -112,7 +114,10 @@ class StudyStore:
         Raises :class:`~chainfx.errors.StudyError` if it cannot be written.
         """
         records = [record.to_dict() for record in self.records()]
-        _write(Path(path), {"design": self.design.to_dict(), "subject": self.subject, "records": records})
+        _write(Path(path), {**self._header(), "records": records})
+
+    def _header(self) -> dict[str, Any]:
+        return {"design": self.design.to_dict(), "subject": self.subject, "ground": asdict(self.ground)}
 
     def drop_networks(self) -> None:
         """Delete the networks and keep the records."""
@@ -123,7 +128,7 @@ class StudyStore:
 
         Raises :class:`~chainfx.errors.StudyError` if it is another study.
         """
-        mine = type(self).create(self.folder, other.design, other.subject)
+        mine = type(self).create(self.folder, other.design, other.subject, other.ground)
         new = {record.name: record for record in other.records()}.keys() - {record.name for record in mine.records()}
         for record in other.records():
             if record.name in new:
@@ -135,6 +140,11 @@ class StudyStore:
                     shutil.copytree(stage, draft)
                     draft.rename(mine.stages.folder / stage.name)
         return len(new)
+
+
+def _ground(content: Mapping[str, Any]) -> Ground:
+    """The ground in a document; stores of former versions have none."""
+    return Ground(**content.get("ground", {}))
 
 
 def _write(path: Path, body: Mapping[str, Any]) -> None:

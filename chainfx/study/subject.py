@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Self
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from chainfx.errors import StudyError
 from chainfx.ir.graph import content_hash
 from chainfx.models import resolve_model
+from chainfx.scheduler import Ground
 from chainfx.study.design import Design
 from chainfx.study.tuning import Tuning
 from chainfx.training import Batches, Data, Split, Trainer, halve_validation, open_data
@@ -72,6 +73,11 @@ class Subject:
         model = self.network()
         shapes = [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()]
         return content_hash(self.data.fingerprint, repr(model), shapes)
+
+    @cached_property
+    def ground(self) -> Ground:
+        """What evidence from a study of it says it was measured on: network and data."""
+        return replace(Ground.of(self.network(), self.data), device="")
 
     @property
     def example_inputs(self) -> tuple[Tensor, ...]:

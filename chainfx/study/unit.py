@@ -1,6 +1,5 @@
 """Running the cases of one seed that can share stages, one after the other, each recorded as it is finished."""
 
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -10,7 +9,7 @@ import torch
 from chainfx.errors import ChainfxError, StudyError
 from chainfx.ir.capture import capture
 from chainfx.ir.graph import content_hash, lacks_memory
-from chainfx.scheduler import Stage, StageRunner
+from chainfx.scheduler import Stage, StageRunner, machine_kind
 from chainfx.study.design import Case, Design
 from chainfx.study.points import CONVENTIONS, points_of
 from chainfx.study.records import CaseRecord, Origin
@@ -68,7 +67,7 @@ class Unit:
             seed=first.seed + _SALT * first.salt,
         )
         around = self._runner.surroundings
-        self.origin = Origin(around.network, _machine(around.device), around.chainfx, around.torch)
+        self.origin = Origin(around.network, machine_kind(around.device), around.chainfx, around.torch)
 
     def run(self, begins: Callable[[Case], None] = lambda case: None) -> Iterator[CaseRecord]:
         """The records of all cases; those that are missing are made when they are asked for."""
@@ -139,8 +138,3 @@ def _original(design: Design, subject: Subject, store: StudyStore, seed: int) ->
     first = StageRunner(graph_module, example_inputs=inputs, trainer=trainer, seed=seed).first()
     kept = store.stages.keep(replace(first, record=replace(first.record, fingerprint=key)))
     return store.stages.find(key) or kept  # as every later process will see it
-
-
-def _machine(device: str) -> str:
-    """The kind of machine, such as ``"x86_64 AVX512 cpu"``; results are the same bit for bit on one kind only."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {device}"

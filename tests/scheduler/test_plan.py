@@ -316,7 +316,7 @@ EDGE = 'before = "a"\nafter = "b"\nconfidence = "cited"\nsource = "s"\nreason = 
         (
             "[[edge]]\n" + EDGE + '[[edge]]\nbefore = "a"\n',
             ":7, edge 2: it has the keys ['before']; give before, after, confidence, source, reason, "
-            "and if needed rating and when.",
+            "and if needed rating, when, network, data, device.",
         ),
         (
             "[[edge]]\n" + EDGE.replace("cited", "sure"),

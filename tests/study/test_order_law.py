@@ -2,7 +2,7 @@ import pytest
 
 from chainfx.errors import StudyError
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
-from chainfx.scheduler import load_evidence, plan
+from chainfx.scheduler import Ground, load_evidence, plan
 from chainfx.study.order_law import law_of
 
 D, P, Q, E = "distill", "prune-channels", "quantize", "early-exit"
@@ -77,6 +77,15 @@ def test_cited_edges_give_way_to_measured_ones_and_the_plan_has_no_circle(tmp_pa
     assert [(edge.before, edge.after, edge.confidence) for edge in turned.gave_way] == [(Q, E, -0.3)]
     (edge,) = (edge for edge in turned.edges if edge.kind == "cited")
     assert (edge.before, edge.after, edge.confidence, edge.factor) == (P, Q, 0.9, pytest.approx(1 / 0.7))
+
+
+def test_evidence_carries_what_it_was_measured_on(tmp_path):
+    ground = Ground("10 parameters #1", "(1, 8, 8) #2", "x86_64 cpu")
+    found = law_of(PASSES, [(Q, P, 0.99, 1.2)], [], [], "us", ground)
+    measured, *cited = found.evidence
+    assert measured.ground == ground and {each.ground for each in cited} == {Ground()}
+    found.write(tmp_path / "law.toml")
+    assert load_evidence(tmp_path / "law.toml")[0].ground == ground
 
 
 def test_evidence_that_cannot_be_written(tmp_path):
