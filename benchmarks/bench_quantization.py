@@ -103,7 +103,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of train.npz and test.npz")
     parser.add_argument("--weights", type=Path, required=True, help="the state dict of the ResNet-20")
-    parser.add_argument("--samples", type=int, default=256, help="training images to find clips on")
+    parser.add_argument("--samples", type=int, default=128, help="training images to find clips on")
     parser.add_argument("--tested", type=int, help="test images, all by default")
     return parser.parse_args()
 
