@@ -110,7 +110,7 @@ def predict(
             reason = f"{step.one.label} changes nothing in this network"
             found.append(step.finding("dry-run", "info", reason, _why(done.skipped), "leave it out"))
         current, costs = done.graph_module, _costs(done.graph_module, inputs)
-        seconds, basis = _time(step, done, costs, inputs, samples, records)
+        seconds, basis = _time(step, done, costs, graph_module, inputs, samples, records)
         stages.append(StagePrediction(step.position, step.one.label, costs, seconds, basis))
         before, odd = odd, unfilled(current)
         new = {path: width for path, width in odd.items() if before.get(path) != width}
@@ -133,11 +133,15 @@ def _time(
     step: Step,
     done: DryStage,
     costs: Costs,
+    original: GraphModule,
     inputs: tuple[Tensor, ...],
     samples: int | None,
     records: Sequence[StageRecord],
 ) -> tuple[float | None, str]:
-    """How long tuning a stage will take, in seconds, and by what that is known."""
+    """How long tuning a stage will take, in seconds, and by what that is known.
+
+    A stage that learns from a teacher and names none learns from the original network.
+    """
     if not step.tuned or done.tune is None:
         return None, ""
     record = record_of(records, step.one.label, costs)
@@ -145,5 +149,8 @@ def _time(
         return record.seconds, "the record of the stage, which was run before"
     if samples is None:
         return None, ""
-    each = seconds_of_sample(done.graph_module, inputs, done.tune)
+    request = done.tune
+    if request.learns_from_teacher and request.teacher is None:
+        request = replace(request, teacher=original)
+    each = seconds_of_sample(done.graph_module, inputs, request)
     return each * samples * step.one.rounds, f"a training step of batch {len(inputs[0])}, timed here"
