@@ -10,15 +10,17 @@ from chainfx.cli_options import MODEL, Json, Shape, write
 from chainfx.errors import InputError
 from chainfx.linting import explain as explain_graph
 from chainfx.linting import lint, sarif
-from chainfx.scheduler import EVIDENCE, SEVERITIES
+from chainfx.scheduler import EVIDENCE, SEVERITIES, StageStore
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from chainfx.recipe import Recipe
+    from chainfx.scheduler import StageRecord
 
 __all__ = ["explain_model", "lint_recipe"]
 
+_TIMED = 32  # samples of the batch whose training step is timed
 _FOUND = 3  # the exit code if there is a finding that is bad enough; 1 and 2 say that the command itself failed
 
 
@@ -55,6 +57,7 @@ def lint_recipe(
         calibration=loaded.has_data,
         order=order,
         samples=samples,
+        records=_records(loaded) if dry_run else (),
         evidence=(*EVIDENCE, *(evidence or ())),
     )
     if as_sarif:
@@ -82,9 +85,18 @@ def explain_model(
     write(json.dumps(explained.to_dict()) if as_json else str(explained))
 
 
+def _records(recipe: "Recipe") -> "tuple[StageRecord, ...]":
+    """The records of the stages that the working folder of a recipe holds, if there is one."""
+    if recipe.workdir is None or not recipe.workdir.is_dir():
+        return ()
+    return StageStore(recipe.workdir).records()
+
+
 def _network(recipe: "Recipe") -> "tuple[nn.Module, tuple[Tensor, ...], int | None]":
     """The network of a recipe, its inputs, and how many samples a tuning sees."""
     data = recipe.data()
     trainer = recipe.trainer(data)
-    samples = None if trainer is None or data is None else trainer.epochs * len(data.train)
-    return recipe.model(), recipe.example_inputs(data), samples
+    if trainer is None or data is None:
+        return recipe.model(), recipe.example_inputs(data), None
+    batch = recipe.example_inputs(data, min(trainer.batch_size or _TIMED, _TIMED))
+    return recipe.model(), batch, trainer.epochs * len(data.train)

@@ -169,14 +169,14 @@ class Recipe:
         with self._text.located("trainer"):
             return Trainer(data, **self._trainer)
 
-    def example_inputs(self, data: Data | None) -> tuple[Tensor, ...]:
-        """One batch of inputs: normal noise of the ``input`` shape, else a sample of the data."""
+    def example_inputs(self, data: Data | None, samples: int = 1) -> tuple[Tensor, ...]:
+        """One batch of inputs: normal noise of the ``input`` shape, else some ``samples`` of the data."""
         if self._input is not None:
             generator = torch.Generator(device="cpu").manual_seed(self.seed)
             return (torch.randn(self._input, generator=generator, device="cpu"),)
         if data is None:
             raise self._text.error((), "needs 'input' (a shape such as [1, 3, 32, 32]) or 'data'; add one of them")
-        return data.example_inputs()
+        return data.example_inputs(samples)
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chainfx.bitops.conventions import get_convention, nominal_formats
 from chainfx.bitops.rows import CostRow
 from chainfx.errors import CostError
-from chainfx.ir.graph import FLOAT32, Format
+from chainfx.ir.graph import FLOAT32, Format, ops
 
 if TYPE_CHECKING:
     from chainfx.bitops.costs import CostReport
@@ -77,7 +77,7 @@ def _formats_asked(rows: Sequence[CostRow], widths: Mapping[str, tuple[int, int]
 
 def _checked(pattern: str, pair: tuple[int, int]) -> _Widths:
     known = isinstance(pair, tuple | list) and len(pair) == 2
-    if not known or any(isinstance(bits, bool) or bits not in (*range(1, 9), 32) for bits in pair):
+    if not known or any(isinstance(bits, bool) or bits not in (*ops.WIDTHS, 32) for bits in pair):
         raise CostError(f"widths: {pattern!r} is given {pair!r}; give (weight bits, activation bits), each 1..8 or 32.")
     weight, activation = (FLOAT32 if bits == FLOAT32.bits else Format(bits) for bits in pair)
     return weight, activation

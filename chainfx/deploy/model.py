@@ -18,7 +18,7 @@ from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import dtype_of, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
-from chainfx.ir.graph import check_rules, exits_of, leaving
+from chainfx.ir.graph import called, check_rules, exits_of, leaving
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
@@ -236,7 +236,7 @@ def _called(segment: nn.Module, values: Sequence[Tensor]) -> Any:
         for value in values:
             if value.dim():
                 maybe_mark_dynamic(value, 0)
-    return segment(*values)
+    return called(segment, *values)
 
 
 def _check_finite(signature: Signature, inputs: Sequence[Tensor]) -> None:

@@ -48,7 +48,7 @@ class Chain:
     """The stages in the order in which they will run, and their surroundings.
 
     ``trainer`` and ``calibration``: whether there is a trainer, and whether there are calibration data. ``network`` is
-    ``None`` where only the passes are known.
+    ``None`` where only the passes are known; ``dry``: whether a dry run looks at the graph after each stage as well.
     """
 
     steps: tuple[Step, ...]
@@ -57,6 +57,7 @@ class Chain:
     evidence: tuple[Evidence, ...]
     machine: Machine
     network: Network | None = None
+    dry: bool = False
 
     @property
     def lossy(self) -> tuple[Step, ...]:

@@ -26,6 +26,7 @@ from chainfx.scheduler import (
     Finding,
     Law,
     Severity,
+    StageRecord,
     check_evidence,
     gather,
     plan,
@@ -79,6 +80,7 @@ def lint(
     calibration: bool = True,
     order: Order = "given",
     samples: int | None = None,
+    records: Sequence[StageRecord] = (),
     law: Law = LAW,
     evidence: Iterable[Evidence | str | Path] = EVIDENCE,
     machine: Machine | None = None,
@@ -92,6 +94,7 @@ def lint(
         trainer, calibration: whether there will be a trainer, and whether calibration data will be given.
         order: ``"given"`` looks at the order as written; ``"auto"`` at the one that :func:`chainfx.plan` makes of it.
         samples: how many samples a tuning sees (epochs times the size of the training data), for the time estimate.
+        records: of stages that were run before (``small.report.records``), whose time is taken for the same stage.
         law, evidence: as for :func:`chainfx.plan`; a row of one's own evidence that can match nothing is an error.
         machine: what there are kernels for; this machine unless given.
 
@@ -115,11 +118,11 @@ def lint(
     steps = Chain.steps_of(running, planned.passes, trainer)
     graph_module, inputs = (None, ()) if model is None else _captured(model, example_inputs)
     network = None if graph_module is None else Network.of(graph_module, inputs)
-    chain = Chain(steps, trainer, calibration, known, machine or Machine.here(), network)
+    chain = Chain(steps, trainer, calibration, known, machine or Machine.here(), network, dry=network is not None)
     found = _merged(planned.findings if order == "given" else (), _by_rules(chain))
     stages: tuple[StagePrediction, ...] = ()
     if graph_module is not None:
-        stages, more = predict(graph_module, steps, inputs, trainer=trainer, samples=samples)
+        stages, more = predict(graph_module, steps, inputs, trainer=trainer, samples=samples, records=records)
         found += more
     mended = [
         step.one if step.tuned else milder(step.one) for step in Chain.steps_of(planned.passes, planned.passes, trainer)

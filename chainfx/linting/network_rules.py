@@ -1,14 +1,15 @@
 """The rules of lint that follow from the machine and from the graph of the network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from chainfx.linting.chain import Chain, Step
 from chainfx.scheduler import Finding
 
-__all__ = ["NETWORK_RULES"]
+__all__ = ["NETWORK_RULES", "channel_counts_left"]
 
 _FLOAT = 32
 _KERNEL_BITS = 8
+_LISTED = 3  # layers that a finding names
 _KERNELS = "kernels of torch on this machine"
 
 
@@ -59,13 +60,34 @@ def sparse_kernels(chain: Chain) -> Iterator[Finding]:
 
 
 def channel_counts(chain: Chain) -> Iterator[Finding]:
-    """Numbers of channels that do not fill the blocks that kernels work in."""
-    for step in chain.of("pruning"):
+    """Numbers of channels that do not fill the blocks that kernels work in, where no dry run looks at the graph."""
+    for step in () if chain.dry else chain.of("pruning"):
         multiple = step.option("round_to")
         if isinstance(multiple, int) and multiple % _KERNEL_BITS:
             reason = f"{step.name} leaves any number of channels, and kernels work in blocks of 8 or 16"
             fix = "round_to=8 costs few channels and keeps the blocks full"
             yield step.finding("channels", "info", reason, _KERNELS, fix)
+
+
+def channel_counts_of_network(chain: Chain) -> Iterator[Finding]:
+    """Numbers of channels that do not fill the blocks, in the network as it is."""
+    if chain.network is not None and chain.network.unfilled and chain.of("pruning", "quantization"):
+        reason = f"the network has numbers of channels that are {_no_multiples(chain.network.unfilled)}"
+        fix = "prune-channels with round_to=8 makes them such, where the layers lie in its groups"
+        yield Finding("channels", "info", (), reason, "the graph of the network", fix)
+
+
+def channel_counts_left(step: Step, widths: Mapping[str, int]) -> Finding:
+    """The finding about layers whose numbers of channels a stage leaves so that they do not fill the blocks."""
+    reason = f"{step.name} leaves numbers of channels that are {_no_multiples(widths)}"
+    fix = "round_to=8 costs few channels and keeps the blocks full"
+    return step.finding("channels", "info", reason, "a dry run without training", fix)
+
+
+def _no_multiples(widths: Mapping[str, int]) -> str:
+    named = [f"{path} ({width})" for path, width in widths.items()][:_LISTED]
+    more = f" and {len(widths) - _LISTED} more" if len(widths) > _LISTED else ""
+    return f"no multiples of {_KERNEL_BITS}, the blocks of kernels: {', '.join(named)}{more}"
 
 
 def depthwise_integers(chain: Chain) -> Iterator[Finding]:
@@ -123,5 +145,6 @@ NETWORK_RULES: tuple[Callable[[Chain], Iterator[Finding]], ...] = (
     integer_kernels,
     sparse_kernels,
     channel_counts,
+    channel_counts_of_network,
 )
 """The rules in the order in which findings of equal severity are listed."""

@@ -1,41 +1,40 @@
 """A dry run: what every stage of a chain will cost, found by applying the passes and training nothing."""
 
 import copy
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from chainfx.bitops import count
 from chainfx.errors import ChainfxError
-from chainfx.ir.graph import Skipped, evaluating, verify
+from chainfx.ir.graph import Skipped, verify
 from chainfx.linting.chain import Step
-from chainfx.passes import Pass, PassContext
-from chainfx.scheduler import Costs, Finding
+from chainfx.linting.network import unfilled
+from chainfx.linting.network_rules import channel_counts_left
+from chainfx.linting.timing import record_of, seconds_of_sample
+from chainfx.passes import Pass, PassContext, TuneRequest
+from chainfx.scheduler import Costs, Finding, StageRecord
 
 __all__ = ["DryStage", "StagePrediction", "applied_dry", "predict"]
-
-_BACKWARD = 3  # a training step takes about three times the arithmetic of a forward pass: backward is two
-_TIMES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
     """What a stage will cost: ``position`` in the chain as written (0 is the original), its label, and its costs.
 
-    ``seconds``: about how long tuning it will take on this machine, ``None`` where it is not tuned or nobody said for
-    how many samples. Of a network with exits the costs are those of a sample that never leaves early.
+    ``seconds``: about how long tuning it will take, ``None`` where it is not tuned, or where there is no record of it
+    and nobody said for how many samples; ``basis`` says what the number comes from. Of a network with exits the costs
+    are those of a sample that never leaves early.
     """
 
     position: int
     label: str
     costs: Costs
     seconds: float | None = None
+    basis: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain JSON."""
@@ -46,13 +45,15 @@ class StagePrediction:
 class DryStage:
     """A network after a pass that was applied without training.
 
-    The graph, whether it changed, what was left alone and why, and what the pass measured.
+    The graph, whether it changed, what was left alone and why, what the pass measured, and the tuning that it asked for
+    last.
     """
 
     graph_module: GraphModule
     modified: bool
     skipped: tuple[Skipped, ...]
     profile: Mapping[str, Any]
+    tune: TuneRequest | None
 
 
 def applied_dry(one: Pass, graph_module: GraphModule, context: PassContext) -> DryStage:
@@ -72,24 +73,31 @@ def applied_dry(one: Pass, graph_module: GraphModule, context: PassContext) -> D
     verify(current, context.example_inputs)
     skipped = dict.fromkeys(item for each in results for item in each.skipped)
     profile = {key: value for each in results for key, value in each.profile.items()}
-    return DryStage(current, any(each.modified for each in results), tuple(skipped), profile)
+    asked = [each.tune for each in results if each.tune is not None]
+    return DryStage(
+        current, any(each.modified for each in results), tuple(skipped), profile, asked[-1] if asked else None
+    )
 
 
 def predict(
-    graph_module: GraphModule, steps: Sequence[Step], inputs: tuple[Tensor, ...], *, trainer: bool, samples: int | None
+    graph_module: GraphModule,
+    steps: Sequence[Step],
+    inputs: tuple[Tensor, ...],
+    *,
+    trainer: bool,
+    samples: int | None,
+    records: Sequence[StageRecord] = (),
 ) -> tuple[tuple[StagePrediction, ...], tuple[Finding, ...]]:
     """The costs after each stage, the original first, and what the dry run found.
 
     The costs follow from shapes and options, and where a pass decides by the weights (a global ranking, the energy of
     ranks) from the weights as they are before tuning. ``samples``: how many a tuning sees, epochs times the size of the
-    training data. A stage that cannot be applied is a finding, and ends the prediction.
+    training data. ``records``: those of stages that were run before, whose time is taken for the same stage. A stage
+    that cannot be applied is a finding, and ends the prediction.
     """
     context = PassContext(graph_module, inputs, calibration=[inputs], tunes=trainer)
-    original = _costs(graph_module, inputs)
-    pace = None
-    if samples is not None:
-        pace = _BACKWARD * samples * _seconds_a_sample(graph_module, inputs) / max(original.macs, 1)
-    stages, found, current = [StagePrediction(0, "original", original)], [], graph_module
+    stages, found, current = [StagePrediction(0, "original", _costs(graph_module, inputs))], [], graph_module
+    odd = unfilled(graph_module)
     for step in steps:
         try:
             done = applied_dry(step.one, current, context)
@@ -102,8 +110,12 @@ def predict(
             reason = f"{step.one.label} changes nothing in this network"
             found.append(step.finding("dry-run", "info", reason, _why(done.skipped), "leave it out"))
         current, costs = done.graph_module, _costs(done.graph_module, inputs)
-        seconds = None if pace is None or not step.tuned else pace * costs.macs * step.one.rounds
-        stages.append(StagePrediction(step.position, step.one.label, costs, seconds))
+        seconds, basis = _time(step, done, costs, graph_module, inputs, samples, records)
+        stages.append(StagePrediction(step.position, step.one.label, costs, seconds, basis))
+        before, odd = odd, unfilled(current)
+        new = {path: width for path, width in odd.items() if before.get(path) != width}
+        if step.family == "pruning" and new:
+            found.append(channel_counts_left(step, new))
     return tuple(stages), tuple(found)
 
 
@@ -117,12 +129,28 @@ def _costs(graph_module: GraphModule, inputs: tuple[Tensor, ...]) -> Costs:
     return Costs.of(report, measured=not report.exits)
 
 
-def _seconds_a_sample(graph_module: GraphModule, inputs: tuple[Tensor, ...]) -> float:
-    """Median time of a forward pass for one sample of the batch."""
-    times = []
-    with evaluating(graph_module), torch.no_grad():
-        for _ in range(_TIMES + 1):
-            start = time.perf_counter()
-            graph_module(*inputs)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:]) / max(len(inputs[0]), 1)
+def _time(
+    step: Step,
+    done: DryStage,
+    costs: Costs,
+    original: GraphModule,
+    inputs: tuple[Tensor, ...],
+    samples: int | None,
+    records: Sequence[StageRecord],
+) -> tuple[float | None, str]:
+    """How long tuning a stage will take, in seconds, and by what that is known.
+
+    A stage that learns from a teacher and names none learns from the original network.
+    """
+    if not step.tuned or done.tune is None:
+        return None, ""
+    record = record_of(records, step.one.label, costs)
+    if record is not None:
+        return record.seconds, "the record of the stage, which was run before"
+    if samples is None:
+        return None, ""
+    request = done.tune
+    if request.learns_from_teacher and request.teacher is None:
+        request = replace(request, teacher=original)
+    each = seconds_of_sample(done.graph_module, inputs, request)
+    return each * samples * step.one.rounds, f"a training step of batch {len(inputs[0])}, timed here"

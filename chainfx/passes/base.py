@@ -3,15 +3,15 @@
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from torch import Generator, Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import FactName, Skipped, derived_generator
+from chainfx.ir.graph import FactName, Skipped, derived_generator, lacks_memory
 from chainfx.passes.objectives import TuneRequest
 
 __all__ = [
@@ -28,9 +28,12 @@ __all__ = [
     "Skipped",
     "Trainer",
     "TuneRequest",
+    "accepted",
     "is_number",
     "metric_of",
 ]
+
+_T = TypeVar("_T")
 
 NEEDS = frozenset({"calibration", "training", "evaluation"})
 """What a pass may ask of a run in ``PassInfo.needs``: calibration batches, a trainer, or measured accuracy."""
@@ -314,3 +317,20 @@ def metric_of(trainer: Trainer | None) -> Metric:
     """What a trainer measures: its ``metric``, or accuracy if it has none."""
     found: Metric = getattr(trainer, "metric", Metric())
     return found
+
+
+def accepted(run: Callable[[], _T], batch: Sequence[Tensor], name: str) -> _T:
+    """What ``run`` gives, which runs a network on a calibration batch.
+
+    Raises :class:`~chainfx.errors.PassError`, in the name of the pass, if the network does not accept the batch.
+    """
+    try:
+        return run()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if lacks_memory(error):
+            raise
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch)
+        raise PassError(
+            f"{name}: the network does not accept a calibration batch of shape {shapes}: "
+            f"{str(error).splitlines()[0]}; give batches as the example inputs."
+        ) from error

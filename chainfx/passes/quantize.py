@@ -69,7 +69,7 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         for option in ("weights", "activations", "first", "last"):
             value = getattr(self, option)
-            allowed = value in (*range(1, 9), FLOAT) or (value is None and option in ("first", "last"))
+            allowed = value in (*ops.WIDTHS, FLOAT) or (value is None and option in ("first", "last"))
             self._check(allowed and not isinstance(value, bool), option, "1..8 bits, or 32 for float")
         self._check(self.scheme in (None, *ops.SCHEMES), "scheme", f"None or one of {', '.join(ops.SCHEMES)}")
         self._check(isinstance(self.residuals, bool), "residuals", "True or False")

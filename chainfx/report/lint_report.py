@@ -23,6 +23,7 @@ def lint_text(report: LintReport) -> str:
         parts.append(f"corrected: {_chain(report.corrected)}")
     if report.stages:
         parts.append(text_of(_predicted(report.stages), width=_WIDTH).rstrip())
+        parts += [wrapped(f"time to tune by {each}", _WIDTH) for each in _bases(report.stages)]
     return "\n".join(part for part in parts if part)
 
 
@@ -58,6 +59,15 @@ def _predicted(stages: Sequence[StagePrediction]) -> Table:
         cells = (amount(costs.macs), times(original.bitops / costs.bitops), amount(costs.parameters))
         table.add_row(stage.label, *cells, size(costs.storage_bits), _duration(stage.seconds))
     return table
+
+
+def _bases(stages: Sequence[StagePrediction]) -> list[str]:
+    """What the times come from, each with the stages it holds for where there are several."""
+    found: dict[str, list[str]] = {}
+    for stage in stages:
+        if stage.basis:
+            found.setdefault(stage.basis, []).append(str(stage.position))
+    return [f"{basis}: {', '.join(at)}" if len(found) > 1 else basis for basis, at in found.items()]
 
 
 def _duration(seconds: float | None) -> str:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import DataError, TuningError
-from chainfx.ir.graph import exits_of, lacks_memory
+from chainfx.ir.graph import called, exits_of, lacks_memory
 from chainfx.training.data import Batch
 
 __all__ = ["answers", "check_labels"]
@@ -61,7 +61,7 @@ def check_labels(targets: Tensor, samples: int, num_classes: int) -> None:
 
 def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
     try:
-        return model(*inputs)
+        return called(model, *inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if lacks_memory(error):
             raise

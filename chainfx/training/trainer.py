@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import DataError, InputError, TuningError
-from chainfx.ir.graph import content_hash, derived_generator, recording
+from chainfx.ir.graph import called, content_hash, derived_generator, recording
 from chainfx.passes import Epoch, Metric, TuneRequest
 from chainfx.training.augment import Augment
 from chainfx.training.checks import answers, check_labels
@@ -228,7 +228,7 @@ class Trainer:
 
         def distillation(output: object, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
             with torch.no_grad():
-                answer = teacher(*inputs)
+                answer = called(teacher, *inputs)
             return penalised(
                 distillation_loss(
                     output,
@@ -327,7 +327,7 @@ class _Run:
         dtype = self.trainer._dtype(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            loss = self.objective(network(*inputs), inputs, targets)
+            loss = self.objective(called(network, *inputs), inputs, targets)
         _refuse_infinite("loss", loss.item(), where)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.trainer.max_norm)

@@ -43,7 +43,7 @@ from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, 
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.persistence import mend_copies
 from chainfx.ir.graph.randomness import derived_generator
-from chainfx.ir.graph.running import has_inference_tensors, lacks_memory, ordinary, recording
+from chainfx.ir.graph.running import called, has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 from chainfx.ir.graph.sums import summands_of
 from chainfx.ir.graph.tables import Table, open_embedding, tables_of
@@ -81,6 +81,7 @@ __all__ = [
     "affine_of",
     "assign_",
     "call_operator",
+    "called",
     "changes_in_place",
     "changes_what_is_used",
     "check_rules",

@@ -66,7 +66,7 @@ def _rules(node: Node) -> list[tuple[str, bool]]:
     if node.target is ops.quantize_weight:
         bits, scheme, axis = literals
         return [
-            ("bits must be a literal 1..8", bits in range(1, 9)),
+            ("bits must be a literal 1..8", bits in ops.WIDTHS),
             (f"scheme must be one of {', '.join(ops.SCHEMES)}", scheme in ops.SCHEMES),
             ("axis must be None or a literal number", axis is None or isinstance(axis, int)),
         ]
@@ -74,7 +74,7 @@ def _rules(node: Node) -> list[tuple[str, bool]]:
         clip, bits, signed = literals
         return [
             ("clip must be a parameter", _is_tensor(clip)),
-            ("bits must be a literal 1..8", bits in range(1, 9)),
+            ("bits must be a literal 1..8", bits in ops.WIDTHS),
             ("signed must be a literal truth value", isinstance(signed, bool)),
         ]
     if node.target is ops.exit_point:
@@ -94,7 +94,7 @@ def _rules(node: Node) -> list[tuple[str, bool]]:
         return [("codebook must be a tensor of the network", _is_tensor(literals[0]))]
     bits, scheme = literals[1:]
     return [
-        ("bits must be a literal 1..8", bits in range(1, 9)),
+        ("bits must be a literal 1..8", bits in ops.WIDTHS),
         (f"scheme must be one of {', '.join(ops.SCHEMES)}", scheme in ops.SCHEMES),
     ]
 

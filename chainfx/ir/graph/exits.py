@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.mutation import changes_what_is_used
+from chainfx.ir.graph.running import called
 
 __all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "leaving", "output_node", "segments"]
 
@@ -105,7 +106,7 @@ class Answer(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The logits (N, classes) of the exit each sample takes."""
-        outputs: tuple[Tensor, ...] = self.graph_module(*inputs)
+        outputs: tuple[Tensor, ...] = called(self.graph_module, *inputs)
         exits = exits_of(self.graph_module)
         if not exits:
             return outputs  # type: ignore[return-value]  # here the network returns no tuple
@@ -121,5 +122,5 @@ def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, 
     counts = torch.zeros(len(exits) + 1, dtype=torch.int64, device="cpu")
     with edit.evaluating(graph_module), torch.no_grad():
         for inputs, _ in batches:
-            counts += torch.bincount(choose(graph_module(*inputs), exits), minlength=len(exits) + 1)
+            counts += torch.bincount(choose(called(graph_module, *inputs), exits), minlength=len(exits) + 1)
     return {mark.name: int(count) / int(counts.sum()) for mark, count in zip(exits, counts, strict=False)}

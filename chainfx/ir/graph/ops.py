@@ -19,6 +19,7 @@ __all__ = [
     "CRITERIA",
     "DIALECT",
     "SCHEMES",
+    "WIDTHS",
     "at_least_float32",
     "confidence",
     "decode_weight",
@@ -36,14 +37,14 @@ __all__ = [
 SCHEMES = ("dorefa", "tanh", "uniform")
 CRITERIA = ("entropy", "margin", "max-softmax")
 
+WIDTHS = range(1, 9)
+"""The bits that a quantizer may have; :func:`~chainfx.ir.graph.check_rules` holds every graph to it."""
+
 _SMALLEST_SCALE = 1e-8
-_MOST_BITS = 32
 
 
 def _steps(bits: int) -> int:
-    """The steps between the ``2**bits`` values of a width; a forged file may claim one that fills the memory."""
-    if bits > _MOST_BITS:
-        raise ValueError(f"{bits} bits are more than {_MOST_BITS}")
+    """The steps between the ``2**bits`` values of a width."""
     return (1 << bits) - 1
 
 

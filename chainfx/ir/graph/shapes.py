@@ -20,6 +20,7 @@ from chainfx.errors import InputError
 from chainfx.ir.graph.bounds import check_asked, check_made
 from chainfx.ir.graph.edit import modules_by_path
 from chainfx.ir.graph.meta_values import evaluate_graph
+from chainfx.ir.graph.running import unlogged
 
 __all__ = ["GraphToRead", "propagate_shapes", "shape_of"]
 
@@ -139,7 +140,8 @@ def _propagate_fake(graph_module: GraphModule, example_inputs: Sequence[Tensor])
     shapes_on_fakes = _FakeShapes(graph_module, FakeTensorMode(allow_non_fake_inputs=True))
     without_data = any(parameter.is_meta for parameter in graph_module.parameters())
     try:
-        shapes_on_fakes.propagate(*(tensor.to("meta") if without_data else tensor for tensor in example_inputs))
+        with unlogged("torch._subclasses.fake_tensor"):
+            shapes_on_fakes.propagate(*(tensor.to("meta") if without_data else tensor for tensor in example_inputs))
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise InputError(
             f"what node {shapes_on_fakes.at.name!r} gives depends on the data ({error.func}), so the shapes of the "
@@ -147,7 +149,7 @@ def _propagate_fake(graph_module: GraphModule, example_inputs: Sequence[Tensor])
         ) from error
     except _FAILURES as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example_inputs)
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
             f"the network does not accept example_inputs of shape {shapes}: {reason}; "
             f"give inputs of the shape it was made for."

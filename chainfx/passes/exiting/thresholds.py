@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from chainfx.bitops import count
-from chainfx.ir.graph import choose, edit, exits_of, ops
+from chainfx.ir.graph import called, choose, edit, exits_of, ops
 
 __all__ = ["NEVER", "accuracy_of", "logits_of", "sweep_thresholds"]
 
@@ -23,7 +23,7 @@ def logits_of(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The logits (N, classes) of every exit and of the final output over all batches, and the targets (N,)."""
     with edit.evaluating(graph_module), torch.no_grad():
-        found = [(graph_module(*inputs), targets) for inputs, targets in batches]
+        found = [(called(graph_module, *inputs), targets) for inputs, targets in batches]
     outputs = zip(*(logits for logits, _ in found), strict=True)
     return tuple(torch.cat(parts).cpu() for parts in outputs), torch.cat([targets for _, targets in found]).cpu()
 

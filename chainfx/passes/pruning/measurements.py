@@ -1,19 +1,20 @@
 """Measurements of a network on calibration data: how strong each channel is, and how the answer depends on it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import Layer, edit, lacks_memory, layer_at, layers_of
+from chainfx.ir.graph import Layer, called, edit, layer_at, layers_of
+from chainfx.passes.base import accepted
 
 __all__ = ["SAMPLES", "Evidence", "gather", "reading_dims", "shrunk_covariance"]
 
@@ -103,10 +104,10 @@ def gather(
         for batch in _samples(batches, name):
             if not needs <= {"slope"}:
                 with torch.no_grad():
-                    _accepted(partial(watch.run, *batch), batch, name)
+                    accepted(partial(watch.run, *batch), batch, name)
             for piece in _pieces(batch) if "slope" in needs else ():
                 run = partial(_slopes, graph_module, dims, piece, generator)
-                for path, slope in _accepted(run, piece, name):
+                for path, slope in accepted(run, piece, name):
                     slopes[path].append(slope)
     return watch.measured({path: torch.stack(rows) for path, rows in slopes.items() if rows})
 
@@ -128,19 +129,6 @@ def _samples(batches: Iterable[Batch] | None, name: str) -> Iterator[Batch]:
 def _pieces(batch: Batch) -> Iterator[Batch]:
     for start in range(0, len(batch[0]), _PIECE):
         yield tuple(tensor[start : start + _PIECE] for tensor in batch)
-
-
-def _accepted(run: Callable[[], Any], batch: Batch, name: str) -> Any:
-    try:
-        return run()
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if lacks_memory(error):
-            raise
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch)
-        raise PassError(
-            f"{name}: the network does not accept a calibration batch of shape {shapes}: "
-            f"{str(error).splitlines()[0]}; give batches as the example inputs."
-        ) from error
 
 
 class _Watch(Interpreter):
@@ -194,6 +182,18 @@ class _Watch(Interpreter):
         return Evidence(*found, slopes, calls, self.samples)
 
 
+class _Called(nn.Module):
+    """A graph as a module of another, so that its calls go by :func:`~chainfx.ir.graph.called`."""
+
+    def __init__(self, graph_module: GraphModule) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the graph gives."""
+        return called(self.graph_module, *inputs)
+
+
 def _slopes(
     graph_module: GraphModule, dims: Mapping[str, int], piece: Batch, generator: torch.Generator
 ) -> list[tuple[str, Tensor]]:
@@ -202,7 +202,8 @@ def _slopes(
     weights = {path: edit.get_tensor(graph_module, path).detach().clone().requires_grad_() for path in tensors.values()}
     others = {name: each.detach() for name, each in graph_module.named_parameters() if id(each) not in tensors}
     with torch.enable_grad():
-        output = functional_call(graph_module, {**others, **weights}, piece)
+        values = {f"graph_module.{path}": tensor for path, tensor in {**others, **weights}.items()}
+        output = functional_call(_Called(graph_module), values, piece)
         gradients = torch.autograd.grad(_loss(output, generator), list(weights.values()), allow_unused=True)
     found = []
     for (path, weight), gradient in zip(weights.items(), gradients, strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -9,7 +10,8 @@ from torch import Generator, Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from chainfx.errors import PassError
-from chainfx.ir.graph import edit, lacks_memory, layers_of
+from chainfx.ir.graph import edit, layers_of
+from chainfx.passes.base import accepted
 
 __all__ = ["SAMPLES", "Observed", "observe"]
 
@@ -104,16 +106,7 @@ def observe(
     observer = _Observer(graph_module, watched, generator)
     with edit.evaluating(graph_module), torch.no_grad():
         for inputs in calibration or ():
-            try:
-                observer.run(*inputs)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                if lacks_memory(error):
-                    raise
-                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-                raise PassError(
-                    f"{name}: the network does not accept a calibration batch of shape {shapes}: "
-                    f"{str(error).splitlines()[0]}; give batches as the example inputs."
-                ) from error
+            accepted(partial(observer.run, *inputs), inputs, name)
     if len(observer.seen) < len(watched):
         raise PassError(
             f"{name}: activations need calibration data and there is none; give calibration=[batches of inputs], "

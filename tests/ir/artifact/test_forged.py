@@ -305,10 +305,8 @@ def _places(value, path=()):
             yield from _places(item, (*path, key))
 
 
-def _mutated(body, rng):
-    """The manifest with one to three places changed: given a strange value, that of another place, or taken away."""
-    body = copy.deepcopy(body)
-    places = list(_places(body))
+def _mutated(body, places, rng):
+    """A manifest with one to three of its places changed: given a strange value, that of another, or taken away."""
     for _ in range(rng.randint(1, 3)):
         *path, key = rng.choice(places)
         *source, other = rng.choice(places)
@@ -377,23 +375,32 @@ def _fuzz(saved, folder, rounds, seed):
     """How many of some changed files were loaded, and how many refused."""
     rng = random.Random(seed)
     counts = {"loaded": 0, "refused": 0}
+    contents = [{each.name: each.read_bytes() for each in source.iterdir()} for source, _, _ in saved]
+    places = [list(_places(json.loads(files["manifest.json"]))) for files in contents]
+    own = [folder / str(number) for number in range(len(saved))]
+    for place, files in zip(own, contents, strict=True):
+        place.mkdir()
+        for name, content in files.items():
+            (place / name).write_bytes(content)
     for number in range(rounds):
-        source, x, answer = saved[number % len(saved)]
-        for each in source.iterdir():
-            (folder / each.name).write_bytes(each.read_bytes())
+        at = number % len(saved)
+        (_, x, answer), folder = saved[at], own[at]
+        changed = "manifest.json"
         honest = rng.random() < 0.3
         if honest:  # damaged on the way
-            path = rng.choice(sorted(folder.iterdir()))
-            data = bytearray(path.read_bytes())
+            changed = rng.choice(sorted(contents[at]))
+            path = folder / changed
+            data = bytearray(contents[at][changed])
             for _ in range(rng.randint(1, 4)):
                 data[rng.randrange(len(data))] = rng.randrange(256)
             path.write_bytes(data[: rng.choice((len(data), rng.randrange(len(data)) + 1))])
         else:
-            _sign(folder, _mutated(_manifest(source), rng))
+            _sign(folder, _mutated(json.loads(contents[at]["manifest.json"]), places[at], rng))
         small = _loaded(folder)
         counts["refused" if small is None else "loaded"] += 1
         if honest and small is not None:
             assert torch.equal(small(x), answer)
+        (folder / changed).write_bytes(contents[at][changed])
     return counts
 
 

@@ -1,6 +1,7 @@
 """Shapes without data: rules against what torch itself says, equal work done once, and counting a module as it is."""
 
 import copy
+import logging
 import operator
 from dataclasses import replace
 from unittest import mock
@@ -21,6 +22,7 @@ from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture.ways import capture, capture_to_read
 from chainfx.ir.graph.meta_values import MetaEvaluator
 from chainfx.ir.graph.operators import name_of
+from chainfx.ir.graph.running import called
 from chainfx.ir.graph.shapes import propagate_shapes, shape_of
 from tests.bitops.graphs import graph_of
 from tests.ir.capture.test_capture_models import on_meta
@@ -393,3 +395,20 @@ def test_dropout_by_the_mode_counts_as_in_eval_mode():
 def test_a_graph_of_weights_alone_has_shapes():
     graph_module = graph_of(lambda x, weight: x @ (weight * 2).t(), weight=torch.zeros(5, 4))
     check_against_torch(graph_module, (FLOAT,))
+
+
+def test_inputs_of_another_shape_are_one_sentence_and_nothing_on_the_error_stream(capfd, caplog):
+    caplog.set_level(logging.WARNING)
+    graph_module = capture(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)).eval(), (torch.zeros(1, 8),))
+    with pytest.raises(InputError) as caught:
+        propagate_shapes(graph_module, (torch.zeros(1, 9),))
+    assert str(caught.value) == (
+        "the network does not accept example_inputs of shape (1, 9): a and b must have same reduction dim, but got "
+        "[1, 9] X [8, 16]; give inputs of the shape it was made for."
+    )
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        called(graph_module, torch.zeros(1, 9))
+    assert capfd.readouterr().err == "" and [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        graph_module(torch.zeros(1, 9))
+    assert "Call using an FX-traced Module" in capfd.readouterr().err  # what torch.fx says of a plain call

@@ -5,7 +5,7 @@ from torch import nn
 import chainfx
 from chainfx.errors import PassError
 from chainfx.ir.graph import derived_generator, ops
-from chainfx.passes import PassContext, Quantize
+from chainfx.passes import PassContext, Quantize, base
 from chainfx.passes.quantizing import observing, quantizers
 from chainfx.passes.quantizing.observing import SAMPLES, Observed, observe
 from chainfx.training import Trainer, digits
@@ -121,7 +121,7 @@ def test_too_little_memory_is_no_wrong_batch(monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(observing.Observed, "of", fails)
         observed([torch.randn(4, 4)])
-    monkeypatch.setattr(observing, "lacks_memory", lambda error: True)
+    monkeypatch.setattr(base, "lacks_memory", lambda error: True)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         observed([torch.randn(4, 4), torch.randn(4, 3)])
 
