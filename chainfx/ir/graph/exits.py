@@ -10,7 +10,18 @@ from torch.fx import GraphModule, Node
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.mutation import changes_what_is_used
 
-__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "leaving", "output_node", "segments"]
+__all__ = [
+    "Answer",
+    "Exit",
+    "answer_of",
+    "choose",
+    "exit_rates",
+    "exits_of",
+    "leaving",
+    "output_node",
+    "segments",
+    "shares_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +96,10 @@ def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
 
     ``logits``: the outputs (N, classes) of a network with exits, in exit order, the final one last.
     """
-    index = torch.full((len(logits[-1]),), len(exits), device="cpu")
+    index = torch.full((len(logits[-1]),), len(exits), device=logits[-1].device)
     for place in reversed(range(len(exits))):
         sure = ops.confidence(logits[place], exits[place].criterion)
-        index[leaving(sure, exits[place].threshold).cpu()] = place
+        index = torch.where(leaving(sure, exits[place].threshold), place, index)
     return index
 
 
@@ -109,8 +120,12 @@ class Answer(nn.Module):
         exits = exits_of(self.graph_module)
         if not exits:
             return outputs  # type: ignore[return-value]  # here the network returns no tuple
-        index = choose(outputs, exits).to(outputs[-1].device)
-        return torch.stack(outputs)[index, torch.arange(len(index), device=index.device)]
+        return answer_of(outputs, choose(outputs, exits))
+
+
+def answer_of(outputs: tuple[Tensor, ...], index: Tensor) -> Tensor:
+    """For each sample the output (N, ...) at its index, as :func:`choose` gives it."""
+    return torch.stack(outputs)[index, torch.arange(len(index), device=index.device)]
 
 
 def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, ...], Tensor]]) -> dict[str, float]:
@@ -118,8 +133,12 @@ def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, 
     exits = exits_of(graph_module)
     if not exits:
         return {}
-    counts = torch.zeros(len(exits) + 1, dtype=torch.int64, device="cpu")
     with edit.evaluating(graph_module), torch.no_grad():
-        for inputs, _ in batches:
-            counts += torch.bincount(choose(graph_module(*inputs), exits), minlength=len(exits) + 1)
-    return {mark.name: int(count) / int(counts.sum()) for mark, count in zip(exits, counts, strict=False)}
+        chosen = [choose(graph_module(*inputs), exits) for inputs, _ in batches]
+    return shares_of(torch.cat(chosen), exits)
+
+
+def shares_of(index: Tensor, exits: tuple[Exit, ...]) -> dict[str, float]:
+    """The share of samples that leaves at each exit, by its name; ``index`` is what :func:`choose` gave for them."""
+    counts = torch.bincount(index, minlength=len(exits) + 1).tolist()
+    return {mark.name: count / len(index) for mark, count in zip(exits, counts, strict=False)}
