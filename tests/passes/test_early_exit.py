@@ -276,7 +276,7 @@ def test_heads_on_tokens_and_on_vectors(shape):
         ),
         (
             lambda: EarlyExit(criterion="luck"),
-            "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-softmax.",
+            "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-sigmoid, max-softmax.",
         ),
         (
             lambda: EarlyExit(keep=1),
