@@ -324,6 +324,14 @@ def test_exits_are_as_many_as_asked_for_where_all_that_costs_comes_last():
         assert name in {node.name for node in part}
 
 
+def test_no_exit_stands_where_all_the_work_is_done():
+    x = torch.randn(2, 6)
+    ends_in_more = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.LogSoftmax(1))
+    assert refused(EarlyExit(exits=2), ends_in_more, x) == (
+        "early-exit: exits=2, but the network has only 1 places for an exit (_1); use fewer."
+    )
+
+
 def test_places_that_cannot_be_used_are_named_with_those_that_can():
     x = torch.randn(2, 6)
     assert refused(EarlyExit(exits=4), Deep(), x) == (
