@@ -227,6 +227,10 @@ def compile_recipe(
         float | None,
         typer.Option(min=0, help="Warn of a stage that loses more; 0.05, for 5 points, unless the recipe says it."),
     ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda or cpu.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="What to measure in: float32, bfloat16 or float16; unless the recipe says it.")
+    ] = None,
 ) -> None:
     """Compress a network as a recipe says, show what each pass did, and save the result."""
     from chainfx.recipe import load_recipe
@@ -234,6 +238,9 @@ def compile_recipe(
     loaded = load_recipe(recipe)
     if warn_drop is not None:
         loaded = replace(loaded, warn_drop=warn_drop)
+    given: dict[str, Any] = {"device": device, "precision": precision}
+    asked = {name: value for name, value in given.items() if value is not None}
+    loaded = replace(loaded, execution=replace(loaded.execution, **asked))
     try:
         _compile(loaded)
     except KeyboardInterrupt as error:
@@ -264,6 +271,8 @@ def _compile(recipe: "Recipe") -> None:
         refuse=recipe.refuse,
         seed=recipe.seed,
         warn_drop=recipe.warn_drop,
+        tuning=recipe.tuning,
+        execution=recipe.execution,
     )
     typer.echo(str(compressed.report))
     if trainer is not None:

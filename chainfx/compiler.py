@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
-from torch import Tensor, nn
+from torch import Tensor, device, nn
 from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport
@@ -25,10 +25,10 @@ from chainfx.ir.capture import (
     signature_of,
     unwrapped,
 )
-from chainfx.ir.graph import has_inference_tensors, ordinary, recording
+from chainfx.ir.graph import device_of, has_inference_tensors, ordinary, recording
 from chainfx.linting import findings_of
 from chainfx.part import Part, put_in_place
-from chainfx.passes import Metric, Pass, Trainer, Tunings, is_number, metric_of
+from chainfx.passes import Execution, Metric, Pass, Trainer, Tunings, is_number, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Ground, Plan, Stage, StageStore, open_stage, plan, run
 
@@ -59,6 +59,7 @@ def compile(
     refuse: Literal["errors"] | None = None,
     engine: EngineChoice = "auto",
     tuning: Mapping[str, Mapping[str, Any]] | None = None,
+    execution: Execution | None = None,
 ) -> CompressedModel: ...
 
 
@@ -81,6 +82,7 @@ def compile(
     refuse: Literal["errors"] | None = None,
     engine: EngineChoice = "auto",
     tuning: Mapping[str, Mapping[str, Any]] | None = None,
+    execution: Execution | None = None,
 ) -> _M: ...
 
 
@@ -102,6 +104,7 @@ def compile(
     refuse: Literal["errors"] | None = None,
     engine: EngineChoice = "auto",
     tuning: Mapping[str, Mapping[str, Any]] | None = None,
+    execution: Execution | None = None,
 ) -> nn.Module:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
@@ -144,6 +147,8 @@ def compile(
             ``{"quantize": {"loss": "task", "epochs": 5}}``; the options are the fields of
             :class:`~chainfx.passes.Objective` and :class:`~chainfx.passes.Schedule`, and ``teacher``. They are part of
             what determines a stage.
+        execution: where the run computes, and in what precision it measures: an :class:`~chainfx.passes.Execution`. By
+            default on CUDA where torch has it, else where ``model`` is; the result is where ``model`` was.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -169,6 +174,10 @@ def compile(
         raise InputError(f"warn_drop={warn_drop!r} is out of range; use a number from 0, or None for no warning.")
     if refuse not in (None, "errors"):
         raise InputError(f"refuse={refuse!r} is not known; use 'errors' or None.")
+    if execution is not None and not isinstance(execution, Execution):
+        raise InputError(
+            f"execution is of type {type(execution).__name__}; give a chainfx.passes.Execution, or leave it out."
+        )
     given_batches = None if calibration is None else _listed(calibration)
     tunes = trainer is not None
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
@@ -178,8 +187,10 @@ def compile(
         model = _own_copy(model) if has_inference_tensors(model) else model
         held = None if part is None else Part.seen(model, _own_copy(model), part, example_inputs)
         taken = _captured_network(model, held, example_inputs, given_batches, batch_dim)
-        inputs = taken.signature.to_graph(taken.inputs)
-        captured = _own_copy(taken.graph_module)
+        home, execution = device_of(taken.graph_module), execution or Execution()
+        place = execution.place(home)
+        inputs = tuple(tensor.to(place) for tensor in taken.signature.to_graph(taken.inputs))
+        captured = _own_copy(taken.graph_module).to(place)
         subject = model if part is None else model.get_submodule(part)
         chain = chain.used_on(Ground.of(subject, getattr(trainer, "data", None)))
         listener = TerminalListener(metric=metric_of(trainer))
@@ -191,7 +202,7 @@ def compile(
         finished: list[Stage] = []
 
         def result(engine: EngineChoice = "auto") -> nn.Module:
-            small = _result(finished, chain, taken, engine)
+            small = _result(finished, chain, taken, home, engine)
             return small if part is None else put_in_place(model, part, small)
 
         try:
@@ -207,6 +218,7 @@ def compile(
                 start=first,
                 warn_drop=warn_drop,
                 tunings=tunings,
+                execution=execution,
             )
             for stage in stages:
                 finished.append(stage)
@@ -368,10 +380,11 @@ def _attach(error: BaseException, finished: list[Stage], result: Callable[[], nn
         error.partial = result()  # type: ignore[attr-defined]  # documented there
 
 
-def _result(stages: list[Stage], chain: Plan, taken: _Taken, engine: EngineChoice = "auto") -> CompressedModel:
+def _result(stages: list[Stage], chain: Plan, taken: _Taken, home: device, engine: EngineChoice) -> CompressedModel:
     order = str(replace(chain, findings=()))
     report = ChainReport(order, tuple(stage.record for stage in stages), chain.findings)
-    return CompressedModel(copy.deepcopy(stages[-1].graph_module), taken.inputs, report, taken.signature, engine)
+    graph_module = copy.deepcopy(stages[-1].graph_module).to(home)
+    return CompressedModel(graph_module, taken.inputs, report, taken.signature, engine)
 
 
 def _listed(calibration: Any) -> list[Any]:

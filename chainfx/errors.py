@@ -6,6 +6,7 @@ __all__ = [
     "ChainfxError",
     "CostError",
     "DataError",
+    "DataWarning",
     "DropWarning",
     "GraphError",
     "InputError",
@@ -87,6 +88,10 @@ class StudyError(ChainfxError):
 
 class DropWarning(UserWarning):
     """A stage lost more accuracy than ``warn_drop`` allows; names the likely causes."""
+
+
+class DataWarning(UserWarning):
+    """Data are used in another way than the fastest one."""
 
 
 class StageWarning(UserWarning):

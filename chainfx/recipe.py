@@ -10,6 +10,9 @@
       - prune-channels: {ratio: 0.3}
       - quantize: {weights: 4, activations: 8}
       - early-exit
+    tuning:
+      quantize: {epochs: 40, loss: task}
+    execution: {device: cuda, precision: bfloat16}
     workdir: work
     output: small
 
@@ -34,7 +37,7 @@ from torch import Tensor, nn
 
 from chainfx.errors import ChainfxError, RecipeError, why_no_file
 from chainfx.models import resolve_model
-from chainfx.passes import Pass, get_pass, pass_names
+from chainfx.passes import Execution, Pass, Tunings, get_pass, pass_names
 from chainfx.training import Augment, Data, SplitOptions, Trainer, open_data
 from chainfx.zoo import load_weights
 
@@ -94,6 +97,8 @@ class _Top(_Section):
     refuse: Literal["errors"] | None = None
     seed: int = 0
     warn_drop: Annotated[float, Field(ge=0)] | None = 0.05
+    tuning: dict[str, dict[str, Any] | None] | None = None
+    execution: dict[str, Any] | None = None
     workdir: RecipePath | None = None
     output: RecipePath | None = None
 
@@ -110,8 +115,8 @@ _TORCHVISION = _source(root=(RecipePath, ...))
 class Recipe:
     """A checked recipe; its methods build what it describes. ``passes`` are as written, the plan orders them.
 
-    ``trains``: the model is to be trained from scratch first. ``warn_drop``: as of :func:`chainfx.compile`. Every error
-    in building names the line of the recipe.
+    ``trains``: the model is to be trained from scratch first. ``warn_drop``, ``tuning`` and ``execution``: as of
+    :func:`chainfx.compile`. Every error in building names the line of the recipe.
     """
 
     path: Path
@@ -123,6 +128,8 @@ class Recipe:
     output: Path | None
     trains: bool
     warn_drop: float | None
+    tuning: Mapping[str, Mapping[str, Any]]
+    execution: Execution
     _model: _Model
     _data: _Source | None
     _trainer: Mapping[str, Any] | None
@@ -167,7 +174,7 @@ class Recipe:
         if self._trainer is None or data is None:
             return None
         with self._text.located("trainer"):
-            return Trainer(data, **self._trainer)
+            return Trainer(data, **self._trainer, execution=self.execution)
 
     def example_inputs(self, data: Data | None, samples: int = 1) -> tuple[Tensor, ...]:
         """One batch of inputs: normal noise of the ``input`` shape, else some ``samples`` of the data."""
@@ -196,9 +203,10 @@ def load_recipe(path: str | Path) -> Recipe:
     for key, folder in (("workdir", top.workdir), ("output", top.output)):
         if folder is not None and folder.is_file():
             raise text.error((key,), f"{key}='{folder}' is a file; give a folder, which need not exist yet")
+    passes = tuple(_pass(text, item, ("passes", index)) for index, item in enumerate(top.passes))
     return Recipe(
         path=path,
-        passes=tuple(_pass(text, item, ("passes", index)) for index, item in enumerate(top.passes)),
+        passes=passes,
         order=top.order,
         refuse=top.refuse,
         seed=top.seed,
@@ -206,6 +214,8 @@ def load_recipe(path: str | Path) -> Recipe:
         output=top.output,
         trains=model.train,
         warn_drop=top.warn_drop,
+        tuning=_tuning(text, top, passes),
+        execution=_execution(text, top.execution),
         _model=model,
         _data=None if top.data is None else _data_section(text, top.data),
         _trainer=trainer,
@@ -223,7 +233,7 @@ def _data_section(text: "_Text", raw: dict[str, Any]) -> _Source:
 
 def _trainer_options(text: "_Text", raw: dict[str, Any]) -> dict[str, Any]:
     at: Key = ("trainer",)
-    options = text.options(Trainer, {**raw, "augment": None}, at, without=("data",))
+    options = text.options(Trainer, {**raw, "augment": None}, at, without=("data", "execution"))
     augment = raw.get("augment", False)
     if isinstance(augment, dict):
         with text.located(*at, "augment"):
@@ -231,6 +241,20 @@ def _trainer_options(text: "_Text", raw: dict[str, Any]) -> dict[str, Any]:
     if augment not in (True, False, None):
         raise text.error((*at, "augment"), f"augment={augment!r}: use true, false or a mapping of padding and flip")
     return options | {"augment": Augment() if augment else None}
+
+
+def _tuning(text: "_Text", top: _Top, passes: tuple[Pass, ...]) -> Mapping[str, Mapping[str, Any]]:
+    """The options by pass, checked as they are for the passes of the recipe."""
+    found = {name: options or {} for name, options in (top.tuning or {}).items()}
+    for name, options in found.items():
+        with text.located("tuning", name):
+            Tunings.of({name: options}, [one.info.name for one in passes])
+    return found
+
+
+def _execution(text: "_Text", raw: dict[str, Any] | None) -> Execution:
+    with text.located("execution"):
+        return Execution(**text.options(Execution, raw or {}, ("execution",)))
 
 
 def _pass(text: "_Text", item: Any, at: Key) -> Pass:

@@ -1,4 +1,4 @@
-"""The commands of ``chainfx study``: ``run``, ``status``, ``analyse``, ``pack`` and ``merge``."""
+"""The commands of ``chainfx study``: what is run, shown, analysed, predicted, packed and merged."""
 
 import dataclasses
 import json
@@ -63,6 +63,19 @@ def run(
     if records_only and result.status.recorded == result.status.cases:
         done.drop_networks()
     _show(result, law, as_json)
+
+
+@study_app.command()
+def show(
+    design: Annotated[str, typer.Argument(metavar="DESIGN", help="pairwise, control, ... or a YAML file.")],
+    data: Annotated[str, typer.Option(help="What a design that ships with chainfx is run on: digits.")] = "digits",
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="As a file to begin a design of one's own with.")] = False,
+) -> None:
+    """Print what a design will do, and run nothing."""
+    import yaml
+
+    chosen = _design(design, data)
+    typer.echo(yaml.safe_dump(chosen.to_dict(), sort_keys=False) if as_yaml else str(chosen))
 
 
 @study_app.command()

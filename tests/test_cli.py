@@ -29,7 +29,15 @@ COMMANDS = ("demo", "lint", "explain", "passes", "plan", "count", "channels", "c
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
+def interruptible():
+    """Ctrl-C arrives, which a shell lets its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, interruptible):
     def ran(*arguments):
         """Exit code, standard output and standard error of one command."""
         monkeypatch.setattr(sys, "argv", ["chainfx", *map(str, arguments)])

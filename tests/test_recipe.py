@@ -110,7 +110,7 @@ def test_every_option_of_every_installed_pass_can_be_written(write):
 
 
 MODEL = "model: {name: resnet20}\n"
-KEYS = "data, input, model, order, output, passes, refuse, seed, trainer, warn_drop, workdir"
+KEYS = "data, execution, input, model, order, output, passes, refuse, seed, trainer, tuning, warn_drop, workdir"
 NEEDED = f"give it of the keys {KEYS} those that it needs"
 PASSES = ", ".join(pass_names())
 
@@ -209,7 +209,21 @@ PASSES = ", ".join(pass_names())
         (
             MODEL + "passes: []\ndata: {source: digits}\ntrainer:\n  epoch: 3\n",
             "recipe.yaml:5: unknown key 'epoch' in trainer; did you mean 'epochs'? allowed are augment, batch_size, "
-            "epochs, fine_tune_scale, label_smoothing, learning_rate, max_norm, momentum, precision, weight_decay.",
+            "compile, epochs, fine_tune_scale, label_smoothing, learning_rate, max_norm, momentum, precision, "
+            "weight_decay.",
+        ),
+        (
+            MODEL + "passes: [fuse]\ntuning:\n  fuse:\n    epochs: 0\n",
+            "recipe.yaml:5: tuning: epochs=0 is out of range; use None, a whole number from 1 or a tuple of them, "
+            "since 0 trains nothing.",
+        ),
+        (
+            MODEL + "passes: [fuse]\ntuning:\n  quantize: {epochs: 3}\n",
+            "recipe.yaml:4: tuning names 'quantize', which is no pass of the chain; it has fuse.",
+        ),
+        (
+            MODEL + "passes: [fuse]\nexecution: {device: gpu}\n",
+            "recipe.yaml:3: execution: device='gpu' is no device of torch; use 'cpu', 'cuda' or 'cuda:1'.",
         ),
         (
             MODEL + "passes: []\ndata: {source: digits}\ntrainer:\n  precision: half\n",

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from chainfx.cli import app
 from chainfx.scheduler import load_evidence
-from chainfx.study import StudyStore
+from chainfx.study import StudyStore, load_design, shipped_design
 from tests.study.designs import TINY
 
 
@@ -52,6 +52,13 @@ def test_status_and_analysis_read_the_records(run, folder):
     assert chainfx("pack", store, folder / "packed.json").exit_code == 0
     assert json.loads(chainfx("analyse", folder / "packed.json", "--json").output) == plain
     assert chainfx("analyse", store).output.rstrip() in run.output.replace("\r", "")
+
+
+def test_show_prints_a_design_as_text_or_as_a_file_to_begin_with(tmp_path):
+    assert chainfx("show", "recovery").output == f"{shipped_design('recovery')}\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text(chainfx("show", "recovery", "--yaml").output)
+    assert load_design(path) == shipped_design("recovery")
 
 
 def test_merge_makes_a_store_and_records_alone_may_stay(run, folder):

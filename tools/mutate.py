@@ -64,7 +64,7 @@ AREAS = {  # name: files of chainfx, and the tests that are there for them
 }
 
 PRELOADED = (  # by the process that the others are forked from
-    *("accelerate", "networkx", "pydantic", "rich", "scipy.stats", "sklearn", "torchao", "torchvision"),
+    *("accelerate", "networkx", "pydantic", "rich", "scipy.stats", "sklearn", "torchvision"),
     *("torch._dynamo", "torch.export", "typer"),
 )
 
@@ -204,11 +204,11 @@ class Touched:
         return {test: self.seconds[test] for test in sorted(chosen, key=lambda each: place[each.split("::")[0]])}
 
 
-def touched_by(folder: Path, tests: tuple[str, ...], timeout: float) -> Touched:
+def touched_by(folder: Path, tests: tuple[str, ...]) -> Touched:
     """Run tests without a fault in the folder and note what they run; :class:`SystemExit` if one fails."""
     out = folder.with_suffix(".json")
     noting = Noting(folder / "chainfx", out)
-    if ended(_run, (folder, tests, noting, False), timeout) != 0:
+    if ended(_run, (folder, tests, noting, False), None) != 0:
         raise SystemExit(f"tests fail without a fault; mend them first: {' '.join(tests)}")
     return Touched(**json.loads(out.read_text()))
 
@@ -239,13 +239,13 @@ def outcome(fault: Fault, tests: dict[str, float], timeout: float) -> tuple[str,
     target.write_bytes(fault.put_into(source))
     files = tuple(dict.fromkeys(test.split("::")[0] for test in tests))
     try:
-        status = ended(_run, (_copy, files, Chosen(tests), True), timeout)
+        status = ended(_run, (_copy, files, Chosen(tests), True), sum(tests.values()) + timeout)
     finally:
         target.write_bytes(source)
     return "timeout" if status is None else "noticed" if status else "survived", time.monotonic() - start
 
 
-def ended(function: Any, arguments: tuple[Any, ...], timeout: float) -> int | None:
+def ended(function: Any, arguments: tuple[Any, ...], timeout: float | None) -> int | None:
     """The exit status of a function in a process of its own, None if it had to be stopped after the seconds."""
     child = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     try:
@@ -280,7 +280,7 @@ def outcomes(faults: list[Fault], options: argparse.Namespace) -> Iterator[tuple
         first = Path(folder) / "first"
         copy_repository(first)
         needed = tuple(dict.fromkeys(test for each in faults for test in tests_of(each.path)))
-        touched = touched_by(first, needed, len(AREAS) * options.timeout)
+        touched = touched_by(first, needed)
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(options.jobs, context, prepare, (first,)) as workers:
             waiting = {
@@ -298,7 +298,7 @@ def main() -> int:
     parser.add_argument("--areas", nargs="+", choices=AREAS, default=list(AREAS))
     parser.add_argument("--files", nargs="+", help="files, as patterns from the root, in place of the areas")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one fault")
+    parser.add_argument("--timeout", type=float, default=100, help="seconds that tests may take longer with a fault")
     parser.add_argument("--outcomes", type=Path, default=Path("runs/faults.json"))
     parser.add_argument("--again", action="store_true", help="try those again that survived")
     parser.add_argument("--list", action="store_true", help="print the faults and stop")

@@ -144,8 +144,8 @@ class CompressedModel(nn.Module):
             return _called(self.segments[0], inputs)
         rows, values = torch.arange(len(inputs[0]), device=inputs[0].device), list(inputs)
         answers: Tensor | None = None
-        for threshold, segment in zip(self._thresholds, self.segments, strict=False):
-            logits, sure, *values = _called(segment, values)
+        for index, threshold in enumerate(self._thresholds):
+            logits, sure, *values = _called(self.segments[index], values)
             answers = _written(answers, rows, logits)
             stay = leaving(sure, threshold).logical_not().nonzero().squeeze(1)
             if len(stay) == 0:

@@ -5,7 +5,6 @@ from chainfx.passes.base import (
     Epoch,
     Granularity,
     Kind,
-    Metric,
     Pass,
     PassContext,
     PassInfo,
@@ -14,9 +13,12 @@ from chainfx.passes.base import (
     Trainer,
     is_number,
     metric_of,
+    task_of,
+    trainer_on,
 )
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.execution import Answers, Execution, Measurement
 from chainfx.passes.exiting import exit_places
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.low_rank import LowRank
@@ -28,16 +30,20 @@ from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.passes.quantize import Quantize
 from chainfx.passes.registry import PassSummary, get_pass, pass_from_spec, pass_names
+from chainfx.passes.tasks import Metric, Task, classification, soft_labels
 
 __all__ = [
     "NEEDS",
+    "Answers",
     "Distill",
     "EarlyExit",
     "Epoch",
+    "Execution",
     "Fuse",
     "Granularity",
     "Kind",
     "LowRank",
+    "Measurement",
     "Metric",
     "Objective",
     "OptimizeGraph",
@@ -54,13 +60,18 @@ __all__ = [
     "Quantize",
     "Schedule",
     "Skipped",
+    "Task",
     "Trainer",
     "TuneRequest",
     "Tunings",
+    "classification",
     "exit_places",
     "get_pass",
     "is_number",
     "metric_of",
     "pass_from_spec",
     "pass_names",
+    "soft_labels",
+    "task_of",
+    "trainer_on",
 ]

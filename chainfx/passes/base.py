@@ -12,25 +12,33 @@ from torch.fx import GraphModule
 
 from chainfx.errors import PassError
 from chainfx.ir.graph import FactName, Skipped, derived_generator, lacks_memory
+from chainfx.passes.execution import Answers, Execution, Measurement
 from chainfx.passes.objectives import TuneRequest
+from chainfx.passes.tasks import Metric, Task, classification
 
 __all__ = [
     "NEEDS",
+    "Answers",
     "Domain",
     "Epoch",
+    "Execution",
     "Granularity",
     "Kind",
+    "Measurement",
     "Metric",
     "Pass",
     "PassContext",
     "PassInfo",
     "PassResult",
     "Skipped",
+    "Task",
     "Trainer",
     "TuneRequest",
     "accepted",
     "is_number",
     "metric_of",
+    "task_of",
+    "trainer_on",
 ]
 
 _T = TypeVar("_T")
@@ -109,13 +117,18 @@ class PassInfo:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass hands back: the graph, whether it changed, what to tune, what was skipped, and measured facts."""
+    """What a pass hands back: the graph, whether it changed, what to tune, what was skipped, and measured facts.
+
+    ``answers``: what the network answers to the validation data, if the pass had to know it; the runner then measures
+    the stage by them and does not run the network again.
+    """
 
     graph_module: GraphModule
     modified: bool
     tune: TuneRequest | None = None
     skipped: tuple[Skipped, ...] = ()
     profile: Mapping[str, Any] = field(default_factory=dict)
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,7 @@ class PassContext:
     held out from the *training* data. ``evaluate``: accuracy in [0, 1] on that validation data. ``tunes``: whether a
     trainer will serve a :class:`TuneRequest`. Each is ``None`` (``False``) where nobody gave it. ``round``: which of
     the :attr:`Pass.rounds` this is, from 0. ``entry``: the graph as it entered the pass, before its first round; shares
-    of a whole are shares of that one.
+    of a whole are shares of that one. ``task``: what the network is for. ``execution``: where the run computes.
     """
 
     reference: GraphModule
@@ -139,6 +152,8 @@ class PassContext:
     seed: int = 0
     round: int = 0
     entry: GraphModule | None = None
+    task: Task = field(default_factory=classification)
+    execution: Execution = field(default_factory=Execution)
 
     def rng(self, purpose: str) -> Generator:
         """A CPU generator determined by the seed and the purpose alone."""
@@ -245,29 +260,6 @@ def _frozen(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """What a trainer measures: the name of the number, which direction is better, and how it is written.
-
-    ``form`` is a format specification of Python. The default is accuracy, a share that is shown in percent.
-
-    >>> Metric().text(0.875), Metric("perplexity", higher_is_better=False, form=".1f").text(12.34)
-    ('87.50%', '12.3')
-    """
-
-    name: str = "accuracy"
-    higher_is_better: bool = True
-    form: str = ".2%"
-
-    def text(self, value: float) -> str:
-        """The number as reports show it."""
-        return format(value, self.form)
-
-    def loss(self, before: float, after: float) -> float:
-        """By how much ``after`` is worse than ``before``; below 0 if it is better."""
-        return before - after if self.higher_is_better else after - before
-
-
-@dataclass(frozen=True, slots=True)
 class Epoch:
     """Progress of a trainer: epoch ``index`` (from 1) of ``total``, mean loss, the trainer's metric on validation data.
 
@@ -289,7 +281,10 @@ class Trainer(Protocol):
     validation data, loss, epochs, rates, batch size, augmentation, precision and kind of device. Finished stages are
     found again by it, in other processes too, so trainers that give different results must have different ones.
 
-    A trainer that measures something else than accuracy has a ``metric`` beside, a :class:`Metric`.
+    A trainer may have more. ``metric``, a :class:`Metric`, for one that measures something else than accuracy.
+    ``task``, a :class:`Task`, for one of something else than classes. ``on(execution)``, the same trainer computing
+    there. ``measure(graph_module)``, a :class:`Measurement` with the metric and the exit rates from one walk over the
+    validation data, where :meth:`evaluate` and the rates would take two.
     """
 
     @property
@@ -334,3 +329,15 @@ def accepted(run: Callable[[], _T], batch: Sequence[Tensor], name: str) -> _T:
             f"{name}: the network does not accept a calibration batch of shape {shapes}: "
             f"{str(error).splitlines()[0]}; give batches as the example inputs."
         ) from error
+
+
+def task_of(trainer: Trainer | None) -> Task:
+    """What a trainer trains for: its ``task``, or classification if it has none."""
+    found: Task = getattr(trainer, "task", classification())
+    return found
+
+
+def trainer_on(trainer: Trainer | None, execution: Execution) -> Trainer | None:
+    """The trainer computing as ``execution`` says, if it can be told."""
+    place: Callable[[Execution], Trainer] | None = getattr(trainer, "on", None)
+    return trainer if place is None else place(execution)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from chainfx.errors import PassError
 from chainfx.ir.capture import capture
@@ -18,6 +18,7 @@ from chainfx.ir.graph import (
     FactName,
     content_hash,
     edit,
+    exits_of,
     facts_of,
     layers_of,
     output_node,
@@ -48,7 +49,8 @@ class Distill(Pass):
     Exactly one of: ``depth``, the residual blocks kept, as a share in (0, 1) of every stage (rounded) or as a tuple
     with a number for each stage (ResNet-34 to ResNet-30: ``(2, 4, 6, 2)``); ``width``, the share in (0, 1) of
     channels kept of every channel group, those with the largest weights; ``student``, a module of one's own with the
-    same inputs and outputs; it comes as it is, so it is refused where the network is masked, quantized or has exits.
+    same inputs and outputs; it comes as it is, so it is refused where the network is masked or quantized, or has exits
+    and the student none.
 
     What changes, by depth::
 
@@ -62,7 +64,9 @@ class Distill(Pass):
 
     Loss (Hinton et al. 2015, arXiv 1503.02531): ``hard_weight CE + soft_weight T^2 KL(softmax(z_t/T) ||
     softmax(z_s/T))`` with T = ``temperature``; the defaults 4, 0.1, 0.9 are those of CRD's benchmark (Tian et al.
-    2020). Never exact. Needs training. MACs, bit operations and bytes fall with what was left out.
+    2020). With exits in the student every exit learns too, from the same exit of the teacher, or from its final output
+    if that has another number of exits. Never exact. Needs training. MACs, bit operations and bytes fall with what was
+    left out.
     """
 
     depth: float | tuple[int, ...] | None = None
@@ -126,6 +130,7 @@ class Distill(Pass):
             hard_weight=self.hard_weight,
             soft_weight=self.soft_weight,
             from_scratch=True,
+            distil_exits=bool(exits_of(graph_module)),
         )
         return PassResult(graph_module, modified=True, tune=tune, skipped=skipped)
 
@@ -177,19 +182,28 @@ def _shorten(graph_module: GraphModule, kept: list[tuple[ResidualStage, int]]) -
 
 
 def _captured_student(student: nn.Module, graph_module: GraphModule, context: PassContext) -> GraphModule:
-    if known := facts_of(graph_module).names:
+    captured = capture(copy.deepcopy(student), context.example_inputs)
+    if lost := facts_of(graph_module).names - ({"exits"} if exits_of(captured) else set()):
         raise PassError(
-            f"distill: a student of one's own would lose the {' and the '.join(sorted(known))} of the network; "
+            f"distill: a student of one's own would lose the {' and the '.join(sorted(lost))} of the network; "
             f"distil first."
         )
-    captured = capture(copy.deepcopy(student), context.example_inputs)
     propagate_shapes(captured, context.example_inputs)
-    expected, seen = (shape_of(edit.input_of(output_node(graph))) for graph in (graph_module, captured))
+    expected, seen = (shape_of(_final(graph)) for graph in (graph_module, captured))
     if expected != seen:
         raise PassError(
             f"distill: the student returns shape {seen}, the teacher {expected}; give both the same classes."
         )
     return captured
+
+
+def _final(graph_module: GraphModule) -> Node:
+    """The node of the final output, which follows those of the exits."""
+    output = output_node(graph_module)
+    returned = output.args[0]
+    final = returned[-1] if isinstance(returned, tuple | list) and exits_of(graph_module) else edit.input_of(output)
+    assert isinstance(final, Node)  # a rule of the train form
+    return final
 
 
 def _reinitialise(graph_module: GraphModule, rng: torch.Generator) -> None:

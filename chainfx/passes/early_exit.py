@@ -1,7 +1,7 @@
 """Early exits: small classifiers inside the network, at which easy samples leave."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from torch.fx import GraphModule, Node
 
@@ -11,14 +11,15 @@ from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, 
 from chainfx.passes.exiting import (
     NEVER,
     ExitHead,
-    accuracy_of,
+    answers_of,
     balanced_taps,
     insert_head,
-    logits_of,
     named_taps,
+    score_of,
     sweep_thresholds,
 )
 from chainfx.passes.quantizing import insert_quantizers, widths_in
+from chainfx.passes.tasks import Task
 
 __all__ = ["EarlyExit"]
 
@@ -40,22 +41,23 @@ class EarlyExit(Pass):
     version did; to a sum of 1 the heads train far worse in few epochs), average pooling to 2x2, then two linear layers
     256 -> 64 -> classes; for inputs above 64 pixels 4x4 pooling and one linear layer.
     With ``exits=k`` the taps are the k points, among those where one tensor carries everything, nearest to i/(k+1) of
-    the MACs; or name the tap nodes. The body is frozen and the heads trained with Adam (5e-3, no weight decay); heads
-    of a quantized body are quantized from the start, at the width most of its layers have and, for the classifier, that
-    of its last layer.
+    the MACs; or name the tap nodes. With ``body="frozen"`` the heads alone are trained, with Adam (5e-3, no weight
+    decay); with ``"joint"`` body and heads together, with Adam (1e-3, as Teerapittayanon et al. 2016 do). Heads of a
+    quantized body are quantized from the start, at the width most of its layers have and, for the classifier, that of
+    its last layer.
 
     After tuning one threshold for all exits is chosen on held-out training data: the least expected bit operations
     (:attr:`chainfx.CostReport.expected_bitops`) with an accuracy of at least that of the full network minus
-    ``max_drop`` (a share, 0.005 is half a point). ``threshold`` fixes it instead; at 0 every sample leaves at the first
-    exit, above 1 none leaves. The full network's answer is unchanged, exactly. Worst-case bit operations rise by the
-    heads.
+    ``max_drop`` (in units of the metric, 0.005 of accuracy is half a point). ``threshold`` fixes it instead; at 0 every
+    sample leaves at the first exit, above 1 none leaves. On a frozen body the full network's answer is unchanged,
+    exactly. Worst-case bit operations rise by the heads.
 
     Exits that do not pay are taken back: if the expected bit operations (``strict``) do not fall, because hardly a
     sample leaves or the heads cost more than they save, :func:`chainfx.compile` leaves the network without exits and
     says so. ``keep=True`` keeps them.
 
-    ``criterion``: ``max-softmax`` (the paper's), ``entropy`` or ``margin``, see
-    :func:`chainfx.ir.graph.ops.confidence`.
+    ``criterion``: ``max-softmax`` (the paper's), ``entropy`` or ``margin``, and ``max-sigmoid`` where each output says
+    yes or no, see :func:`chainfx.ir.graph.ops.confidence`; it has to be one of the :class:`~chainfx.passes.Task`.
     """
 
     exits: int | tuple[str, ...] = 3
@@ -63,6 +65,7 @@ class EarlyExit(Pass):
     max_drop: float = 0.005
     criterion: str = "max-softmax"
     keep: bool = False
+    body: Literal["frozen", "joint"] = "frozen"
 
     info: ClassVar[PassInfo] = PassInfo(
         "early-exit",
@@ -84,6 +87,7 @@ class EarlyExit(Pass):
         self._check(is_number(self.max_drop, 0) and self.max_drop < 1, "max_drop", "a share of accuracy in [0, 1)")
         self._check(self.criterion in ops.CRITERIA, "criterion", f"one of {', '.join(ops.CRITERIA)}")
         self._check(isinstance(self.keep, bool), "keep", "true or false")
+        self._check(self.body in ("frozen", "joint"), "body", "'frozen' or 'joint'")
 
     @property
     def must_pay(self) -> bool:
@@ -94,6 +98,7 @@ class EarlyExit(Pass):
         """Insert the heads; all exits are computed and returned as a tuple, the final logits last."""
         if exits_of(graph_module):
             raise PassError("early-exit: the network has exits already; give the pass once.")
+        self._check_confidence(context.task)
         output = output_node(graph_module)
         final_logits = output.args[0]
         if not isinstance(final_logits, Node) or len(shape_of(final_logits)) != 2:
@@ -119,8 +124,7 @@ class EarlyExit(Pass):
             widths = {layer: end if end and layer in last else body for layer in layers}
             insert_quantizers(graph_module, widths, context)
             parameters = [name for name, _ in graph_module.named_parameters() if _is_new(name, graph_module, old)]
-        tune = TuneRequest(tuple(parameters), optimizer="adam", learning_rate=5e-3, weight_decay=0.0, from_scratch=True)
-        return PassResult(graph_module, modified=True, tune=tune)
+        return PassResult(graph_module, modified=True, tune=self._request(parameters))
 
     def finish(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Choose the threshold on the held-out training data and write it into the exit points."""
@@ -130,19 +134,35 @@ class EarlyExit(Pass):
             raise PassError(
                 "early-exit: max_drop needs held-out data and there is none; give a trainer or a threshold."
             )
-        logits, targets = logits_of(graph_module, context.validation)
-        sweep = sweep_thresholds(graph_module, logits, targets, context.example_inputs)
-        full = accuracy_of(logits[-1], targets)
-        allowed = [point for point in sweep if point["accuracy"] >= full - self.max_drop - 1e-9]
+        task, answers = context.task, answers_of(graph_module, context.validation, context.execution)
+        sweep = sweep_thresholds(graph_module, answers, task, context.example_inputs)
+        full = score_of(task, answers.outputs[-1], answers.targets)
+        allowed = [point for point in sweep if task.metric.loss(full, point["accuracy"]) <= self.max_drop + 1e-9]
         best = min(allowed, key=lambda point: (point["cost"], -point["threshold"]))
         for mark in exits_of(graph_module):
             mark.node.update_arg(2, best["threshold"])
         graph_module.recompile()
-        alone = {
-            mark.name: accuracy_of(part, targets) for mark, part in zip(exits_of(graph_module), logits, strict=False)
-        }
+        pairs = zip(exits_of(graph_module), answers.outputs, strict=False)
+        alone = {mark.name: score_of(task, part, answers.targets) for mark, part in pairs}
         profile = {"threshold": best["threshold"], "full_accuracy": full, "exit_accuracy": alone, "sweep": sweep}
-        return PassResult(graph_module, modified=True, profile=profile)
+        return PassResult(graph_module, modified=True, profile=profile, answers=answers)
+
+    def _request(self, heads: list[str]) -> TuneRequest:
+        if self.body == "joint":
+            return TuneRequest(optimizer="adam", learning_rate=1e-3, from_scratch=True)
+        return TuneRequest(tuple(heads), optimizer="adam", learning_rate=5e-3, weight_decay=0.0, from_scratch=True)
+
+    def _check_confidence(self, task: Task) -> None:
+        if not task.criteria:
+            raise PassError(
+                f"early-exit: the task {task.name!r} does not say how sure an answer is, so no sample can leave early; "
+                "leave the pass out, or give a task with criteria."
+            )
+        if self.criterion not in task.criteria:
+            raise PassError(
+                f"early-exit: criterion={self.criterion!r} does not fit answers of the task {task.name!r}; "
+                f"use {' or '.join(map(repr, task.criteria))}."
+            )
 
     def _taps(self, graph_module: GraphModule, context: PassContext) -> list[Node]:
         if isinstance(self.exits, int):

@@ -26,13 +26,13 @@ def design_text(design: Design) -> str:
         f"study {design.orders!r} of {design.network.get('name')} on {design.data.get('source')}",
         *grids,
         f"{len(design.arms)} arms ({', '.join(map(str, design.arms))})",
-        f"{' or '.join(map(str, counts))} configurations of an order{few}",
+        *([f"{' or '.join(map(str, counts))} configurations of an order{few}"] if counts else []),
         f"{seeds} seeds, each with its own original; trainings: {', '.join(design.trainings)}; budget {design.budget}",
         f"{design.stages} stages to train; {design.stages_unshared} if beginnings were not shared",
         f"primary endpoint: BitOps ({design.convention}), mean of the best log-ratio over losses of accuracy up to "
         f"{design.reference:.1%}; {primary} comparisons a training",
         f"equivalent within {design.margin:.0%}; {design.test} test over seeds, Holm correction, alpha {design.alpha}",
-        *_power(design, primary),
+        *(_power(design, primary) if primary else ["nothing is compared: the points of each pass alone are measured"]),
     ]
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from chainfx.ir.artifact import fingerprint
 from chainfx.ir.graph import content_hash, device_of
-from chainfx.passes import Trainer
+from chainfx.passes import Execution, Trainer
 from chainfx.version import __version__
 
 __all__ = ["StageKey", "Surroundings"]
@@ -25,8 +25,8 @@ class Surroundings:
     covers objective, schedule and the content of its data; ``None`` without one. ``calibration``: hash of the
     calibration batches that were given, ``None`` if those of the trainer serve. ``inputs``: dtype and shape of each
     example input, such as ``"float32 (8, 3, 32, 32)"``. ``device``: the kind of device that the network is on, such as
-    ``"cuda"``. ``precision``: torch's default dtype and how it multiplies float32 there. ``chainfx`` and ``torch``:
-    their versions.
+    ``"cuda"``. ``precision``: torch's default dtype, how it multiplies float32 there, and what an
+    :class:`~chainfx.passes.Execution` has other than by default. ``chainfx`` and ``torch``: their versions.
     """
 
     network: str
@@ -47,9 +47,11 @@ class Surroundings:
         trainer: Trainer | None,
         calibration: Sequence[tuple[Tensor, ...]] | None,
         seed: int,
+        execution: Execution | None = None,
     ) -> Self:
         """The surroundings of a run in this process that begins with a captured network."""
         device = device_of(graph_module).type
+        words = "" if execution is None else execution.words
         return cls(
             network=fingerprint(graph_module),
             trainer=None if trainer is None else trainer.fingerprint,
@@ -57,7 +59,7 @@ class Surroundings:
             seed=seed,
             inputs=tuple(f"{_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in example_inputs),
             device=device,
-            precision=_precision(device),
+            precision=", ".join(filter(None, (_precision(device), words))),
             chainfx=__version__,
             torch=str(torch.__version__),
         )

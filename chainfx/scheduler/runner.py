@@ -13,19 +13,33 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
-from chainfx.bitops import CostReport, count
+from chainfx.bitops import count
 from chainfx.errors import DropWarning, PassError
-from chainfx.ir.graph import Answer, device_of, exit_rates, facts_of, ordinary, verify
-from chainfx.passes import Epoch, Pass, PassContext, PassResult, Trainer, TuneRequest, Tunings, metric_of
+from chainfx.ir.graph import Answer, device_of, facts_of, ordinary, verify
+from chainfx.passes import (
+    Epoch,
+    Execution,
+    Measurement,
+    Pass,
+    PassContext,
+    PassResult,
+    Trainer,
+    TuneRequest,
+    Tunings,
+    metric_of,
+    task_of,
+    trainer_on,
+)
 from chainfx.scheduler import remarks
 from chainfx.scheduler.fact_checks import check_applied, check_chain, check_tuned
 from chainfx.scheduler.keys import StageKey, Surroundings
+from chainfx.scheduler.measuring import Measured, measured
 from chainfx.scheduler.needs import unserved_needs
 from chainfx.scheduler.planning import Plan
 from chainfx.scheduler.records import Costs, Stage, StageRecord
 from chainfx.scheduler.store import StageStore
 
-__all__ = ["Listener", "StageRunner", "measure", "run"]
+__all__ = ["Listener", "StageRunner", "run"]
 
 
 class Listener:
@@ -57,6 +71,7 @@ def run(
     start: Stage | None = None,
     warn_drop: float | None = 0.05,
     tunings: Tunings | None = None,
+    execution: Execution | None = None,
 ) -> Iterator[Stage]:
     """Run the passes of a plan, yielding each stage as it is finished, the captured network first.
 
@@ -83,6 +98,7 @@ def run(
         seed=seed,
         listener=listener,
         tunings=tunings,
+        execution=execution,
     )
     stage = runner.first()
     listener.end(stage)
@@ -124,12 +140,15 @@ class StageRunner:
         seed: int = 0,
         listener: Listener | None = None,
         tunings: Tunings | None = None,
+        execution: Execution | None = None,
     ) -> None:
-        self.context = _context(graph_module, example_inputs, trainer, calibration, seed)
+        execution = execution or Execution()
+        trainer = trainer_on(trainer, execution)
+        self.context = _context(graph_module, example_inputs, trainer, calibration, seed, execution)
         verify(graph_module, example_inputs)
         if store:
             store.check(graph_module)
-        self.surroundings = Surroundings.of(graph_module, example_inputs, trainer, calibration, seed)
+        self.surroundings = Surroundings.of(graph_module, example_inputs, trainer, calibration, seed, execution)
         self.trainer, self.store, self.listener = trainer, store, listener or Listener()
         self.tunings = tunings or Tunings()
 
@@ -155,16 +174,9 @@ class StageRunner:
         return self.store.keep(stage) if self.store else stage
 
 
-def measure(graph_module: GraphModule, context: PassContext) -> tuple[CostReport, dict[str, float], bool]:
-    """The cost report, the exit rates on the validation data, and whether the expected cost is known."""
-    rates = exit_rates(graph_module, context.validation) if context.validation is not None else {}
-    report = count(graph_module, context.example_inputs, exit_rates=rates or None)
-    return report, rates, not report.exits or bool(rates)
-
-
 def _first_stage(surroundings: Surroundings, context: PassContext, trainer: Trainer | None) -> Stage:
-    report, rates, measured = measure(context.reference, context)
-    costs = Costs.of(report, measured=measured)
+    found = measured(context.reference, context, trainer)
+    costs = Costs.of(found.report, measured=found.costs_known)
     record = StageRecord(
         index=0,
         name="original",
@@ -174,10 +186,10 @@ def _first_stage(surroundings: Surroundings, context: PassContext, trainer: Trai
         parent="",
         before=costs,
         after=costs,
-        metric=_metric(context.reference, trainer),
-        exit_rates=rates,
+        metric=found.measurement.metric,
+        exit_rates=found.measurement.exit_rates,
         modified=False,
-        report=report,
+        report=found.report,
         surroundings=surroundings,
         measured_by=metric_of(trainer),
     )
@@ -203,13 +215,14 @@ def _next_stage(
     results = _results(parent, one, context, trainer, listener, tunings)
     requests = tuple(each.tune.plain() for each in results if trainer is not None and each.tune is not None)
     graph_module = results[-1].graph_module
-    report, rates, measured = measure(graph_module, context)
-    old, new = _strict_costs(parent, context), Costs.of(report.reprice("strict"), measured=measured)
+    found = measured(graph_module, context, trainer, results[-1].answers)
+    old = _strict_costs(parent, context)
+    new = Costs.of(found.report.reprice("strict"), measured=found.costs_known)
     modified = any(each.modified for each in results)
     taken_back = modified and one.must_pay and not remarks.is_cheaper(one, old, new)
     if taken_back:
         graph_module = copy.deepcopy(parent.graph_module)
-        report, rates, measured = measure(graph_module, context)
+        found = _as_before(parent, key) or measured(graph_module, context, trainer)
     record = StageRecord(
         index=parent.record.index + 1,
         name=one.info.name,
@@ -218,15 +231,15 @@ def _next_stage(
         fingerprint=key.fingerprint,
         parent=key.parent,
         before=parent.record.after,
-        after=Costs.of(report, measured=measured),
-        metric=_metric(graph_module, trainer),
-        exit_rates=rates,
+        after=Costs.of(found.report, measured=found.costs_known),
+        metric=found.measurement.metric,
+        exit_rates=found.measurement.exit_rates,
         modified=modified and not taken_back,
         tuned=not taken_back and bool(requests),
         seconds=time.perf_counter() - start,
         skipped=tuple(dict.fromkeys(item for each in results for item in each.skipped)),
         profile=json.loads(json.dumps({**_profile(results[:-1]), **results[-1].profile})),
-        report=report,
+        report=found.report,
         revision=key.revision,
         surroundings=key.surroundings,
         measured_by=metric_of(trainer),
@@ -273,8 +286,17 @@ def _strict_costs(stage: Stage, context: PassContext) -> Costs:
     """What a stage costs with every layer at its own width; counted again where its record has no report."""
     if stage.record.report is not None:
         return stage.record.costs_under("strict")
-    report, _, measured = measure(stage.graph_module, context)
-    return Costs.of(report.reprice("strict"), measured=measured)
+    rates = stage.record.exit_rates or None
+    report = count(stage.graph_module, context.example_inputs, exit_rates=rates)
+    return Costs.of(report.reprice("strict"), measured=not report.exits or bool(rates))
+
+
+def _as_before(parent: Stage, key: StageKey) -> Measured | None:
+    """What was measured of the stage before; ``None`` if that was elsewhere or by something else."""
+    record = parent.record
+    if record.report is None or record.surroundings != key.surroundings:
+        return None
+    return Measured(Measurement(record.metric, record.exit_rates), record.report)
 
 
 def _profile(results: Sequence[PassResult]) -> dict[str, Any]:
@@ -302,10 +324,6 @@ def _tune(
         raise PassError(f"{one.info.name}: the trainer changed the graph while tuning; it may change parameters only.")
 
 
-def _metric(graph_module: GraphModule, trainer: Trainer | None) -> float | None:
-    return trainer.evaluate(Answer(graph_module)) if trainer else None
-
-
 @dataclass(frozen=True)
 class _Placed:
     """Batches that are read again and again, put onto the device of the network each time, for gradients too."""
@@ -323,8 +341,16 @@ def _context(
     trainer: Trainer | None,
     calibration: Sequence[tuple[Tensor, ...]] | None,
     seed: int,
+    execution: Execution,
 ) -> PassContext:
-    context = PassContext(graph_module, example_inputs, tunes=trainer is not None, seed=seed)
+    context = PassContext(
+        graph_module,
+        example_inputs,
+        tunes=trainer is not None,
+        seed=seed,
+        task=task_of(trainer),
+        execution=execution,
+    )
     device = device_of(graph_module)
     if trainer is None:
         return replace(context, calibration=None if calibration is None else _Placed(calibration, device))

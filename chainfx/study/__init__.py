@@ -18,7 +18,7 @@ from chainfx.study.running import Watcher, run_study
 from chainfx.study.shipped import shipped_design
 from chainfx.study.statistics import Decision, decide, detectable, least_p
 from chainfx.study.store import StudyStore
-from chainfx.study.students import FreshStudent
+from chainfx.study.students import FreshStudent, Recovery, UntaughtStudent
 from chainfx.study.subject import Subject
 from chainfx.study.tuning import StudyTrainer, Tuning
 from chainfx.study.verdicts import Verdict
@@ -37,12 +37,14 @@ __all__ = [
     "MeasuredLaw",
     "Origin",
     "Point",
+    "Recovery",
     "Status",
     "StudyResult",
     "StudyStore",
     "StudyTrainer",
     "Subject",
     "Tuning",
+    "UntaughtStudent",
     "Verdict",
     "Watcher",
     "analyse",

@@ -13,9 +13,9 @@ from chainfx.errors import ChainfxError, StudyError, why_no_file
 from chainfx.ir.graph import content_hash
 from chainfx.passes import Distill, Pass, pass_from_spec
 from chainfx.rendering import rendered
-from chainfx.study.orders import ORDERS, Arm, Comparison, Orders, orders_of
+from chainfx.study.orders import MARKS, ORDERS, Arm, Comparison, Orders, letter_of, orders_of
 from chainfx.study.strength import as_strong_as_two, milder
-from chainfx.study.students import FreshStudent
+from chainfx.study.students import FreshStudent, Recovery, UntaughtStudent
 from chainfx.study.tuning import Training, Tuning
 
 __all__ = ["Case", "Design", "load_design"]
@@ -105,8 +105,9 @@ class Design:
         for letter, grid in self.passes.items():
             if not grid or len({one.info.name for one in grid}) != 1:
                 raise StudyError(f"design: the grid of {letter!r} is {grid!r}; give passes of one class.")
-            if not letter or letter != letter.strip("+- "):
-                raise StudyError(f"design: a pass has the letter {letter!r}; use letters without '+', '-' and blanks.")
+            if not letter or letter != letter.strip(MARKS + " "):
+                marks = ", ".join(map(repr, MARKS))
+                raise StudyError(f"design: a pass has the letter {letter!r}; use letters without {marks} and blanks.")
         names = [grid[0].info.name for grid in grids]
         self._check(len(set(names)) == len(names), "passes", "a pass under one letter only")
         self._check(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds", "seeds that differ")
@@ -154,25 +155,31 @@ class Design:
 
     def _names(self, arm: Arm, configuration: Mapping[str, int]) -> tuple[str, ...]:
         """The steps of one configuration of an arm by name; a fresh student has one of its own."""
-        names = [f"{step}:{configuration[step.rstrip('+-')]}" for step in arm.steps]
+        names = [f"{step}:{configuration[letter_of(step)]}" for step in arm.steps]
         fresh = [isinstance(one, FreshStudent) for one in self.chain(arm, configuration)]
         return tuple(f"{name}:fresh" if new else name for name, new in zip(names, fresh, strict=True))
 
     def _step(self, arm: Arm, place: int, configuration: Mapping[str, int]) -> Pass:
         step = arm.steps[place]
-        letter = step.rstrip("+-")
+        letter = letter_of(step)
         one = self.passes[letter][configuration[letter]]
-        if step.endswith("+"):
-            return as_strong_as_two(one)
-        if step.endswith("-"):
-            return milder(one)
+        match step.removeprefix(letter):
+            case "+":
+                return as_strong_as_two(one)
+            case "-":
+                return milder(one)
+            case "~":
+                return Recovery(_distillation(one))
+            case "*":
+                return UntaughtStudent(_distillation(one))
         if place and arm.student == "fresh" and isinstance(one, Distill):
-            return FreshStudent.of(one)
+            return FreshStudent(one)
         return one
 
     def trains(self, arm: Arm) -> tuple[Training, ...]:
-        """The trainings that an arm is run with: a fresh student has no equal one."""
-        return tuple(each for each in self.trainings if arm.student == "derived" or each == "paper")
+        """The trainings that an arm is run with: where all are trained alike, a fresh or untaught student is none."""
+        other = arm.student == "fresh" or any(step.endswith("*") for step in arm.steps)
+        return tuple(each for each in self.trainings if each == "paper" or not other)
 
     def cases_of(self, arm: Arm, seed: int, training: Training) -> list[Case]:
         """The cases of an arm, one for each configuration."""
@@ -276,6 +283,12 @@ def load_design(path: str | Path) -> Design:
         return Design.from_dict(content)
     except ChainfxError as error:
         raise StudyError(f"{path}: {error}") from error
+
+
+def _distillation(one: Pass) -> Distill:
+    if isinstance(one, Distill):
+        return one
+    raise StudyError(f"{one.label} is no distillation, which alone has a teacher to be with or without.")
 
 
 def _pass(item: Any) -> Pass:

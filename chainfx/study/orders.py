@@ -5,12 +5,30 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
 
-from chainfx.passes import Distill, Kind, Pass
+from chainfx.errors import StudyError
+from chainfx.passes import (
+    Distill,
+    Fuse,
+    Kind,
+    Pass,
+    PostTrainingQuantize,
+    PruneChannels,
+    PruneWeights,
+    Quantize,
+)
 
-__all__ = ["ORDERS", "Arm", "Comparison", "Orders", "orders_of"]
+__all__ = ["MARKS", "ORDERS", "Arm", "Comparison", "Orders", "letter_of", "orders_of"]
 
 Student = Literal["derived", "fresh"]
 Passes = Mapping[str, Pass]
+
+MARKS = "+-~*"
+"""What a step of an arm may have behind its letter, see :class:`Arm`."""
+
+
+def letter_of(step: str) -> str:
+    """The letter of a step, without its mark."""
+    return step.rstrip(MARKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +36,10 @@ class Arm:
     """An order of passes that a study tries, with all their options.
 
     ``steps``: the letters that the design gives its passes; ``"P+"`` is one pass as strong as two of ``P``, ``"Q-"`` a
-    milder one (:func:`~chainfx.study.strength.stronger`). ``student``: what a distillation behind other passes trains:
-    what is ``"derived"`` from the compressed network before it, or a ``"fresh"`` standard network. ``salt``: another
-    salt gives the same arm other random numbers.
+    milder one, ``"D~"`` recovery by the distillation ``D`` without a smaller student, and ``"D*"`` its student without
+    a teacher (:mod:`chainfx.study.strength`, :mod:`chainfx.study.students`). ``student``: what a distillation behind
+    other passes trains: what is ``"derived"`` from the compressed network before it, or a ``"fresh"`` standard network.
+    ``salt``: another salt gives the same arm other random numbers.
     """
 
     steps: tuple[str, ...]
@@ -30,10 +49,10 @@ class Arm:
     @property
     def letters(self) -> tuple[str, ...]:
         """The letters of the steps, each once, sorted: arms with equal letters have the same configurations."""
-        return tuple(sorted({step.rstrip("+-") for step in self.steps}))
+        return tuple(sorted({letter_of(step) for step in self.steps}))
 
     def __str__(self) -> str:
-        name = ("" if all(len(step.rstrip("+-")) == 1 for step in self.steps) else " ").join(self.steps)
+        name = ("" if all(len(letter_of(step)) == 1 for step in self.steps) else " ").join(self.steps)
         marks = [word for word, holds in (("fresh", self.student == "fresh"), ("again", self.salt)) if holds]
         return name + "".join(f" ({word})" for word in marks)
 
@@ -86,6 +105,62 @@ def _pairwise(passes: Passes) -> list[Comparison]:
         if passes[steps[0]].info.kind is Kind.STATIC and isinstance(passes[steps[1]], Distill)
     ]
     return found + fresh
+
+
+def _pairs(passes: Passes) -> list[Comparison]:
+    """Every pair both ways, over all strengths: where the weaker step should go first, the verdict turns."""
+    return [Comparison(Arm(pair), Arm(pair[::-1])) for pair in combinations(passes, 2)]
+
+
+def _alone(passes: Passes) -> list[Comparison]:
+    """Each pass alone at all its strengths; nothing is compared. The curves are what a prediction needs."""
+    return []
+
+
+def _recovery(passes: Passes) -> list[Comparison]:
+    """Distillation without a smaller student, behind the other passes: against none, first, and a student first."""
+    taught = _letter(passes, Distill)
+    rest = tuple(letter for letter in passes if letter != taught)
+    last = Arm((*rest, f"{taught}~"))
+    return [
+        Comparison(last, Arm(rest)),
+        Comparison(last, Arm((f"{taught}~", *rest))),
+        Comparison(last, Arm((taught, *rest))),
+        Comparison(Arm((taught, *rest, f"{taught}~")), Arm((taught, *rest))),
+    ]
+
+
+def _student(passes: Passes) -> list[Comparison]:
+    """A taught student against the same one without a teacher, alone and before every other pass."""
+    taught = _letter(passes, Distill)
+    behind: list[tuple[str, ...]] = [(), *((letter,) for letter in passes if letter != taught)]
+    return [Comparison(Arm((taught, *rest)), Arm((f"{taught}*", *rest))) for rest in behind]
+
+
+def _compatibility(passes: Passes) -> list[Comparison]:
+    """The five ratings of the compatibility exercise, each as a comparison that can contradict it.
+
+    Few-bit quantization without training before pruning of weights against the other order (poor, and good); pruning
+    of the student against none (moderate); quantization-aware training with graph optimization against without it
+    (good); a teacher that was pruned before its student was made against pruning behind it (poor).
+    """
+    kinds = (PostTrainingQuantize, PruneWeights, Distill, PruneChannels, Quantize, Fuse)
+    bits, masks, taught, prune, tuned, graph = (_letter(passes, kind) for kind in kinds)
+    return [
+        Comparison(Arm((masks, bits)), Arm((bits, masks))),
+        Comparison(Arm((taught, prune)), Arm((taught,))),
+        Comparison(Arm((tuned, graph)), Arm((tuned,))),
+        Comparison(Arm((taught, prune)), Arm((prune, taught))),
+        Comparison(Arm((taught, prune)), Arm((prune, taught), "fresh"), primary=False),
+    ]
+
+
+def _letter(passes: Passes, kind: type[Pass]) -> str:
+    """The letter of the pass of a class; raises :class:`~chainfx.errors.StudyError` if there is none."""
+    found = [letter for letter, one in passes.items() if isinstance(one, kind)]
+    if not found:
+        raise StudyError(f"these orders are about {kind.info.name}, which the design has under no letter; give it one.")
+    return found[0]
 
 
 def _control(passes: Passes) -> list[Comparison]:
@@ -163,5 +238,11 @@ ORDERS: Mapping[str, Callable[[Passes], list[Comparison]]] = {
     "permutations-all": _every_permutation,
     "ablation": _ablation,
     "repetition": _repetition,
+    "recovery": _recovery,
+    "weakest-first": _pairs,
+    "sensitivity": _pairs,
+    "compatibility": _compatibility,
+    "student": _student,
+    "alone": _alone,
 }
-"""The experiments of the paper (arXiv 2403.17447) by name, and ``control``; each docstring says what is compared."""
+"""The experiments of the paper (arXiv 2403.17447) by name, then ours; each docstring says what is compared."""

@@ -1,9 +1,19 @@
-"""The designs that ship: the paper's experiments on data that every installation has."""
+"""The designs that ship: the paper's experiments and ours, on data that every installation has."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from chainfx.errors import StudyError
-from chainfx.passes import Distill, EarlyExit, Pass, PruneChannels, Quantize
+from chainfx.passes import (
+    Distill,
+    EarlyExit,
+    Fuse,
+    Pass,
+    PostTrainingQuantize,
+    PruneChannels,
+    PruneWeights,
+    Quantize,
+)
 from chainfx.study.design import Design
 from chainfx.study.orders import ORDERS
 from chainfx.study.tuning import Tuning
@@ -13,7 +23,9 @@ __all__ = ["shipped_design"]
 _KEPT: dict[str, Any] = {"threshold": 1.01, "keep": True}
 """What keeps exits whatever they cost: a study reads them at thresholds of its own."""
 
-_PASSES: dict[str, tuple[Pass, ...]] = {
+Grids = Mapping[str, tuple[Pass, ...]]
+
+_TWO_STRENGTHS: Grids = {
     "D": (Distill(width=0.7), Distill(depth=0.5)),
     "P": (PruneChannels(0.25, round_to=1), PruneChannels(0.5, round_to=1)),
     "Q": (Quantize(4, 4), Quantize(2, 4)),
@@ -21,11 +33,39 @@ _PASSES: dict[str, tuple[Pass, ...]] = {
 }
 """Two strengths of each pass; exits have as many as there are thresholds."""
 
+_MILD_TO_BREAKING: Grids = {
+    "D": tuple(Distill(width=share) for share in (0.85, 0.7, 0.5, 0.25)),
+    "P": tuple(PruneChannels(share, round_to=1) for share in (0.125, 0.25, 0.5, 0.75)),
+    "Q": (Quantize(8, 8), Quantize(4, 4), Quantize(2, 4), Quantize(2, 2)),
+    "E": (EarlyExit(exits=1, **_KEPT),),
+}
+
+_GRIDS: Mapping[str, Grids] = {
+    "recovery": {"D": (Distill(width=0.7),), "P": _TWO_STRENGTHS["P"], "Q": _TWO_STRENGTHS["Q"]},
+    "weakest-first": {letter: grid[::3] for letter, grid in _MILD_TO_BREAKING.items() if letter != "E"},
+    "sensitivity": _MILD_TO_BREAKING,
+    "alone": _MILD_TO_BREAKING,
+    "student": {
+        "D": tuple(Distill(width=share) for share in (0.85, 0.7, 0.5)),
+        "P": (PruneChannels(0.25, round_to=1),),
+        "Q": (Quantize(4, 4),),
+    },
+    "compatibility": {
+        "D": (Distill(width=0.7),),
+        "P": (PruneChannels(0.5, round_to=1),),
+        "W": (PruneWeights(0.5), PruneWeights(0.7)),
+        "T": (PostTrainingQuantize(4, 8), PostTrainingQuantize(4, 4)),
+        "Q": (Quantize(8, 8), Quantize(4, 4)),
+        "G": (Fuse(),),
+    },
+}
+"""What a design has in place of two strengths of each of the paper's passes."""
+
 
 def shipped_design(orders: str, data: str = "digits", seeds: int = 8) -> Design:
     """The design of that name for that data: ``"digits"``, on a ResNet of 2+2 blocks.
 
-    Two strengths of each pass instead of the paper's twenty cases, and four epochs a stage instead of 200. Raises
+    Few strengths of each pass instead of the paper's twenty cases, and four epochs a stage instead of 200. Raises
     :class:`~chainfx.errors.StudyError` on a name that is not known, and on data for which no design ships.
     """
     if orders not in ORDERS:
@@ -34,7 +74,7 @@ def shipped_design(orders: str, data: str = "digits", seeds: int = 8) -> Design:
         raise StudyError(f"no design ships for data {data!r}; use 'digits', or write a YAML file, see docs/study.md.")
     return Design(
         orders=orders,
-        passes=_PASSES,
+        passes=_GRIDS.get(orders, _TWO_STRENGTHS),
         network={"name": "zoo.resnet", "options": {"blocks": [2, 2], "width": 8, "in_channels": 1}},
         data={"source": "digits", "validation": 0.4},
         seeds=tuple(range(seeds)),

@@ -28,8 +28,8 @@ class StudyStore:
     that have a record are not run again.
     """
 
-    def __init__(self, folder: Path, design: Design, subject: str, ground: Ground) -> None:
-        self.folder, self.design, self.subject, self.ground = folder, design, subject, ground
+    def __init__(self, folder: Path, design: Design, subject: str, ground: Ground | None = None) -> None:
+        self.folder, self.design, self.subject, self.ground = folder, design, subject, ground or Ground()
 
     @classmethod
     def create(cls, folder: str | Path, design: Design, subject: str, ground: Ground | None = None) -> Self:
@@ -44,7 +44,7 @@ class StudyStore:
                 (place / _RECORDS).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StudyError(f"{place} cannot be made a folder: {error.strerror}; give another.") from error
-            made = cls(place, design, subject, ground or Ground())
+            made = cls(place, design, subject, ground)
             _write(place / _DESIGN, made._header())
             return made
         found = cls.open(place)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.ir.graph import content_hash
-from chainfx.passes import Epoch, TuneRequest
+from chainfx.passes import Epoch, Measurement, Task, TuneRequest, task_of
 from chainfx.training import Trainer
 
 __all__ = ["StudyTrainer", "Training", "Tuning"]
@@ -71,6 +71,15 @@ class StudyTrainer:
     ) -> None:
         """Train in place; see :class:`~chainfx.passes.Trainer`."""
         self.trainer.tune(graph_module, self.served(request), seed=seed, on_epoch=on_epoch)
+
+    @property
+    def task(self) -> Task:
+        """That of the trainer."""
+        return task_of(self.trainer)
+
+    def measure(self, graph_module: GraphModule) -> Measurement:
+        """Accuracy and exit rates on the part held out for choices, in one walk."""
+        return self.trainer.measure(graph_module)
 
     def evaluate(self, graph_module: nn.Module) -> float:
         """Accuracy in [0, 1] on the part held out for choices."""

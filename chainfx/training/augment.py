@@ -39,14 +39,18 @@ class Augment:
             images = self._crop(images, generator)
         if self.flip:
             flipped = torch.rand(len(images), generator=generator, device="cpu") < 0.5
-            images = torch.where(flipped[:, None, None, None].to(images.device), images.flip(3), images)
+            images = torch.where(
+                flipped[:, None, None, None].to(images.device, non_blocking=True), images.flip(3), images
+            )
         return images
 
     def _crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
         count, _, height, width = images.shape
         corners = torch.randint(0, 2 * self.padding + 1, (2, count, 1), generator=generator, device="cpu")
-        rows = (corners[0] + torch.arange(height, device="cpu"))[:, None, :, None].to(images.device)
-        columns = (corners[1] + torch.arange(width, device="cpu"))[:, None, None, :].to(images.device)
+        rows = (corners[0] + torch.arange(height, device="cpu"))[:, None, :, None].to(images.device, non_blocking=True)
+        columns = (corners[1] + torch.arange(width, device="cpu"))[:, None, None, :].to(
+            images.device, non_blocking=True
+        )
         samples = torch.arange(count, device=images.device)[:, None, None, None]
         channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
         return F.pad(images, [self.padding] * 4)[samples, channels, rows, columns]

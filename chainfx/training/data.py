@@ -3,13 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from chainfx.errors import DataError
 from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.passes import Task
+from chainfx.training.tasks import classes
 
 __all__ = [
     "Arrays",
@@ -17,6 +20,8 @@ __all__ = [
     "Batches",
     "Data",
     "Images",
+    "InMemory",
+    "Samples",
     "Split",
     "SplitOptions",
     "build",
@@ -25,7 +30,7 @@ __all__ = [
 ]
 
 Arrays = tuple[Tensor, Tensor]
-Batch = tuple[tuple[Tensor, ...], Tensor]
+Batch = tuple[tuple[Tensor, ...], Any]
 
 _CHUNK = 4096
 
@@ -41,6 +46,40 @@ class Split(Protocol):
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Batches ``(inputs, targets)``: all samples in a fixed order, or, with a generator, one shuffled epoch."""
+
+
+@runtime_checkable
+class InMemory(Protocol):
+    """A split whose samples have an index, so that it can be kept on a device and read sample by sample."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the samples take."""
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets of all samples."""
+
+    def to(self, device: torch.device) -> Self:
+        """The split with its samples on a device."""
+
+    def order(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """The indices of each batch, on the CPU: all samples in order, or, with a generator, one shuffled epoch."""
+
+    def at(self, index: Tensor) -> Batch:
+        """The batch of the samples at these indices, where the samples are."""
+
+
+def _order(count: int, batch_size: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+    if generator is None:
+        places = torch.arange(count, device="cpu")
+    else:
+        places = torch.randperm(count, generator=generator, device="cpu")
+    batches: tuple[Tensor, ...] = places.split(batch_size)
+    return batches if generator is None else batches[: max(1, count // batch_size)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +104,78 @@ class Images:
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Batches ``((images,), labels)`` of at most ``batch_size`` samples."""
-        shuffled = generator is not None
-        order = torch.arange(len(self), device="cpu")
-        if shuffled:
-            order = torch.randperm(len(self), generator=generator, device="cpu")
-        chosen = order.split(batch_size)
-        for index in chosen[: self.steps(batch_size)] if shuffled else chosen:
-            yield (self._normalised(self.images[index]),), self.labels[index]
+        return (self.at(index) for index in self.order(batch_size, generator))
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the samples take."""
+        return self.images.nbytes + self.labels.nbytes
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels (N,)."""
+        return self.labels
+
+    def to(self, device: torch.device) -> Self:
+        """The split with its samples on a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def order(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """The indices of each batch, see :class:`InMemory`."""
+        return _order(len(self), batch_size, generator)
+
+    def at(self, index: Tensor) -> Batch:
+        """The batch ``((images,), labels)`` of the samples at these indices."""
+        return (self._normalised(self.images[index]),), self.labels[index]
 
     def _normalised(self, images: Tensor) -> Tensor:
-        unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        statistics = torch.tensor((self.mean, self.std), device=images.device)[..., None, None] * unit
-        return (images.float() - statistics[0]) / statistics[1]
+        mean, std = self._statistics
+        return (images.float() - mean) / std
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation where the images are; made once, as each copy to a GPU waits for it."""
+        unit = 255.0 if self.images.dtype == torch.uint8 else 1.0
+        statistics = torch.tensor((self.mean, self.std), device=self.images.device)[..., None, None] * unit
+        return statistics[0], statistics[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A split in memory of any task: ``inputs``, tensors of (N, ...) in the order in which the network takes them, and
+    ``targets`` (N, ...). A shuffled epoch leaves out the last, incomplete batch unless it is the only one.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def steps(self, batch_size: int) -> int:
+        """The number of batches of one shuffled epoch."""
+        return max(1, len(self) // batch_size)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Batches ``(inputs, targets)`` of at most ``batch_size`` samples."""
+        return (self.at(index) for index in self.order(batch_size, generator))
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the samples take."""
+        return sum(tensor.nbytes for tensor in (*self.inputs, self.targets))
+
+    def to(self, device: torch.device) -> Self:
+        """The split with its samples on a device."""
+        return replace(self, inputs=tuple(x.to(device) for x in self.inputs), targets=self.targets.to(device))
+
+    def order(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """The indices of each batch, see :class:`InMemory`."""
+        return _order(len(self), batch_size, generator)
+
+    def at(self, index: Tensor) -> Batch:
+        """The batch of the samples at these indices."""
+        return tuple(tensor[index] for tensor in self.inputs), self.targets[index]
 
 
 @dataclass(frozen=True)
@@ -97,7 +196,7 @@ class Data:
     ``validation`` is held out of the training data. ``input_shape`` is that of one sample, e.g. (3, 32, 32).
     ``fingerprint`` changes with the content and the options. ``batch_size`` is ``None`` unless the source (DataLoaders)
     fixes it. ``normalisation`` is the mean and standard deviation per channel of the *training* part (or as given), in
-    units of [0, 1] for uint8 images.
+    units of [0, 1] for uint8 images. ``task``: what the data are for, ``None`` for classification into ``num_classes``.
     """
 
     train: Split
@@ -108,6 +207,12 @@ class Data:
     fingerprint: str
     batch_size: int | None = None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    task: Task | None = None
+
+    @property
+    def purpose(self) -> Task:
+        """The task, classification where no other is given."""
+        return self.task or classes(self.num_classes)
 
     def calibration(self, samples: int, batch_size: int) -> tuple[tuple[Tensor, ...], ...]:
         """The inputs of the first batches of the training part, at least ``samples`` samples if it has so many."""

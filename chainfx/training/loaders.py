@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from chainfx.errors import DataError
 from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.passes import Task
 from chainfx.training.data import Batch, Data, Split, SplitOptions
 
-__all__ = ["from_loaders"]
+__all__ = ["Loaded", "from_loaders"]
 
 _HASHED_SAMPLES = 4096
 _READ_TWICE = 16
@@ -27,13 +29,20 @@ def from_loaders(
     train: DataLoader[Any],
     test: DataLoader[Any],
     *,
-    num_classes: int,
+    num_classes: int | None = None,
+    task: Task | None = None,
+    inputs: Sequence[str] | None = None,
+    targets: str = "labels",
     validation: DataLoader[Any] | None = None,
     validation_share: float = SplitOptions.validation,
     seed: int = SplitOptions.seed,
     fingerprint: str | None = None,
 ) -> Data:
     """Your own DataLoaders of ``(inputs, targets)``; ``inputs`` is a tensor or a tuple of them, batch first.
+
+    Give ``num_classes`` for classification, with integer targets (N,), or else a ``task`` (see
+    :mod:`chainfx.training`). Batches that are mappings, as Hugging Face collators make them, need the names of the
+    ``inputs`` in the order in which the network takes them, and that of the ``targets``.
 
     Without ``validation`` a share of the training loader's data set is held out at random (its transforms, random ones
     too, apply to it; that needs a map-style data set and no own sampler).
@@ -50,53 +59,131 @@ def from_loaders(
     if validation is None:
         train, validation = _hold_out(train, validation_share, seed)
     _refuse_shuffle(validation, "validation")
-    parts = (_Loader(train), _Loader(validation), _Loader(test))
+    if (num_classes is None) == (task is None):
+        given = "neither" if task is None else "both"
+        raise DataError(f"from_loaders: {given} of num_classes and task is given; give one of them.")
+    form = _Form(None if inputs is None else tuple(inputs), targets, classes=task is None)
+    parts = (Loaded(train, form), Loaded(validation, form), Loaded(test, form))
     with _seeded():  # a DataLoader draws its seed from the global generator
-        inputs, _ = next(parts[1].batches(1))
-        size = train.batch_size or len(next(parts[0].batches(1))[1])
+        example, _ = next(parts[1].batches(1))
+        size = train.batch_size or len(next(parts[0].batches(1))[0][0])
     return Data(
         train=parts[0],
         validation=parts[1],
         test=parts[2],
-        num_classes=num_classes,
-        input_shape=tuple(inputs[0].shape[1:]),
-        fingerprint=fingerprint or _fingerprint(train, validation),
+        num_classes=num_classes or 0,
+        input_shape=tuple(example[0].shape[1:]),
+        fingerprint=fingerprint or _fingerprint(train, validation, form),
         batch_size=size,
+        task=task,
     )
 
 
+@dataclass(frozen=True)
+class _Form:
+    """How the batches of a loader are read: the names in a mapping, and whether targets are classes."""
+
+    inputs: tuple[str, ...] | None
+    targets: str
+    classes: bool
+
+    def batch(self, item: Any) -> Batch:
+        """The batch ``(inputs, targets)`` that a loader gave as ``item``."""
+        if isinstance(item, Mapping):
+            return self._named(item)
+        if isinstance(item, tuple | list) and len(item) == 2:
+            inputs = tuple(item[0]) if isinstance(item[0], tuple | list) else (item[0],)
+            if isinstance(item[0], Mapping):
+                inputs = self._inputs(item[0])
+            fits = isinstance(item[1], Tensor) and not item[1].is_floating_point() if self.classes else True
+            if fits and all(isinstance(tensor, Tensor) for tensor in inputs):
+                return inputs, item[1]
+        wanted = "integer targets (N,)" if self.classes else "tensors as inputs"
+        raise DataError(
+            f"a DataLoader gave a {type(item).__name__} that is not (inputs, targets) with {wanted}; "
+            f"change its data set or collate_fn."
+        )
+
+    def _named(self, item: Mapping[str, Any]) -> Batch:
+        if self.targets not in item:
+            raise DataError(
+                f"a DataLoader gave a mapping of {', '.join(item)} without {self.targets!r}; name its targets, as in "
+                f"from_loaders(..., targets='{[*item, 'labels'][-2]}')."
+            )
+        return self._inputs(item), item[self.targets]
+
+    def _inputs(self, item: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        if self.inputs is None:
+            names = [name for name in item if name != self.targets]
+            raise DataError(
+                f"a DataLoader gave inputs by name; say in which order the network takes them, as in "
+                f"from_loaders(..., inputs={names!r})."
+            )
+        missing = [name for name in self.inputs if name not in item]
+        if missing:
+            raise DataError(f"a DataLoader gave a mapping of {', '.join(item)} without the input {missing[0]!r}.")
+        return tuple(item[name] for name in self.inputs)
+
+
 @dataclass(frozen=True, eq=False)
-class _Loader(Split):
+class Loaded(Split):
     """A split that a user's DataLoader reads; its own batch size counts."""
 
     loader: DataLoader[Any]
+    form: _Form
 
     def __len__(self) -> int:
         return _samples(self.loader)
 
     def steps(self, batch_size: int) -> int:
+        """The number of batches that the loader gives."""
         return len(self.loader)
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """The batches of the loader, whatever ``batch_size`` says; a generator seeds its own."""
         if self.loader.generator is not None:
             self.loader.generator.manual_seed(0 if generator is None else generator.initial_seed())
-        return (_batch(item) for item in self.loader)
+        return (self.form.batch(item) for item in self.loader)
+
+    def part(self, index: int, count: int) -> "Loaded | None":
+        """The split of process ``index`` of ``count``, which reads its own share of each batch and nothing else.
+
+        ``None`` for a loader whose samples are not drawn in batches of indices.
+        """
+        own = self.loader
+        if isinstance(own.dataset, IterableDataset) or own.batch_sampler is None:
+            return None
+        loader: DataLoader[Any] = DataLoader(
+            own.dataset,
+            batch_sampler=_Share(own.batch_sampler, index, count),
+            num_workers=own.num_workers,
+            collate_fn=own.collate_fn,
+            pin_memory=own.pin_memory,
+            worker_init_fn=own.worker_init_fn,
+            generator=own.generator,
+        )
+        return Loaded(loader, self.form)
+
+
+@dataclass(frozen=True, eq=False)
+class _Share(Sampler[list[Any]]):
+    """Every n-th sample of each batch, for one of n processes; a batch of fewer than n stays whole everywhere."""
+
+    batches: Any
+    index: int
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in self.batches:
+            yield batch if len(batch) < self.count else batch[self.index :: self.count]
 
 
 def _samples(loader: DataLoader[Any]) -> int:
     dataset: Any = loader.dataset  # torch's Dataset does not declare the length that all but iterable ones have
     return len(dataset)
-
-
-def _batch(item: Any) -> Batch:
-    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], Tensor):
-        inputs = tuple(item[0]) if isinstance(item[0], tuple | list) else (item[0],)
-        if all(isinstance(tensor, Tensor) for tensor in inputs) and not item[1].is_floating_point():
-            return inputs, item[1]
-    raise DataError(
-        f"a DataLoader gave a {type(item).__name__} that is not (inputs, targets) with integer targets (N,); "
-        f"change its data set or collate_fn."
-    )
 
 
 def _refuse_shuffle(loader: DataLoader[Any], part: str) -> None:
@@ -139,11 +226,11 @@ def _same_loader(loader: DataLoader[Any], indices: Sequence[Any], shuffle: bool)
     )
 
 
-def _fingerprint(train: DataLoader[Any], validation: DataLoader[Any]) -> str:
-    return content_hash(_content(train, "training"), _content(validation, "validation"))
+def _fingerprint(train: DataLoader[Any], validation: DataLoader[Any], form: _Form) -> str:
+    return content_hash(_content(train, "training", form), _content(validation, "validation", form))
 
 
-def _content(loader: DataLoader[Any], part: str) -> list[str]:
+def _content(loader: DataLoader[Any], part: str, form: _Form) -> list[str]:
     """Hashes of the batches of indices that a loader draws, and of the content of samples among them."""
     if isinstance(loader.dataset, IterableDataset):
         raise DataError(
@@ -154,13 +241,13 @@ def _content(loader: DataLoader[Any], part: str) -> list[str]:
     indices = list({repr(index): index for batch in order for index in batch}.values())
     chosen = indices[:: math.ceil(len(indices) / _HASHED_SAMPLES) or 1]
     few = chosen[:_READ_TWICE]
-    if _hash(loader, few) != _hash(loader, few):
+    if _hash(loader, few, form) != _hash(loader, few, form):
         raise DataError(
             f"the samples of the {part} DataLoader differ from one reading to the next, so chainfx cannot fingerprint "
             f"them; let random transforms draw from torch's global generator, or give fingerprint= a name that changes "
             f"with the data."
         )
-    return [content_hash(repr(order)), _hash(loader, chosen)]
+    return [content_hash(repr(order)), _hash(loader, chosen, form)]
 
 
 def _first_epoch(loader: DataLoader[Any]) -> list[list[Any]]:
@@ -179,11 +266,12 @@ def _first_epoch(loader: DataLoader[Any]) -> list[list[Any]]:
             generator.set_state(state)
 
 
-def _hash(loader: DataLoader[Any], indices: Sequence[Any]) -> str:
+def _hash(loader: DataLoader[Any], indices: Sequence[Any], form: _Form) -> str:
     """The content of samples, as the loader transforms and collates them."""
-    reader = _Loader(_same_loader(loader, indices, False))
+    reader = Loaded(_same_loader(loader, indices, False), form)
     with _seeded():
-        return content_hash(tensor for inputs, targets in reader.batches(1) for tensor in (*inputs, targets))
+        batches = reader.batches(1)
+        return content_hash(tensor for inputs, targets in batches for tensor in (*inputs, *tree_leaves(targets)))
 
 
 @contextmanager

@@ -1,12 +1,16 @@
-"""What training minimises: the task loss over every output of a network, and Hinton distillation."""
+"""What training minimises of the outputs of a network: the loss of its task, and distillation from a teacher."""
+
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from chainfx.errors import TuningError
+from chainfx.passes import Task, classification, soft_labels
 
-__all__ = ["distillation_loss", "logits_of", "soft_loss", "task_loss"]
+__all__ = ["distillation_loss", "logits_of", "self_distillation", "soft_loss", "soft_sum", "task_loss", "task_sum"]
+
+soft_loss = soft_labels
 
 
 def logits_of(output: object) -> tuple[Tensor, ...]:
@@ -24,23 +28,45 @@ def logits_of(output: object) -> tuple[Tensor, ...]:
     )
 
 
-def task_loss(output: object, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in float32, mean over the batch, summed over all outputs of the network; shape ().
+def task_sum(task: Task, outputs: tuple[Any, ...], targets: Any, label_smoothing: float = 0.0) -> Tensor:
+    """The loss of the task, summed over all outputs of the network; shape ().
 
-    ``targets``: class indices (N,). Every output has weight 1 (Teerapittayanon et al. 2016, eq. 2, with equal weights).
+    Every output has weight 1 (Teerapittayanon et al. 2016, eq. 2, with equal weights).
     """
-    losses = [F.cross_entropy(z.float(), targets, label_smoothing=label_smoothing) for z in logits_of(output)]
+    options = {"label_smoothing": label_smoothing} if label_smoothing and task.smooths else {}
+    return torch.stack([task.loss(output, targets, **options) for output in outputs]).sum()
+
+
+def soft_sum(
+    task: Task, outputs: tuple[Any, ...], taught: tuple[Any, ...], temperature: float, *, exits: bool
+) -> Tensor:
+    """The soft loss of the task between the final outputs, or with ``exits`` summed over all outputs; shape ().
+
+    Exit i learns from exit i of the teacher, and from the final output of one that has another number of exits.
+    """
+    assert task.soft is not None
+    pairs = zip(outputs, taught if len(taught) == len(outputs) else (taught[-1],) * len(outputs), strict=True)
+    losses = [task.soft(own, other, temperature) for own, other in list(pairs)[0 if exits else -1 :]]
     return torch.stack(losses).sum()
 
 
-def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T**2 / N * sum KL(softmax(teacher / T) || softmax(student / T))`` (Hinton et al. 2015, sec. 2); shape ().
+def self_distillation(task: Task, outputs: tuple[Any, ...], temperature: float) -> Tensor:
+    """The soft loss of every exit against the final output of the same network, which gets no gradient from it.
 
-    Both are logits (N, classes); the factor ``T**2`` keeps the size of the gradient independent of the temperature.
+    Zhang et al. 2019, "Be your own teacher", eq. 2; shape (), and 0 for a network without exits.
     """
-    student_log = F.log_softmax(student.float() / temperature, dim=1)
-    teacher_log = F.log_softmax(teacher.float() / temperature, dim=1)
-    return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
+    assert task.soft is not None
+    *exits, final = outputs
+    losses = [task.soft(output, final.detach(), temperature) for output in exits]
+    return torch.stack(losses).sum() if losses else final.new_zeros(())
+
+
+def task_loss(output: object, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in float32, mean over the batch, summed over all outputs of a classifier; shape ().
+
+    ``targets``: class indices (N,).
+    """
+    return task_sum(classification(), logits_of(output), targets, label_smoothing)
 
 
 def distillation_loss(
@@ -54,14 +80,11 @@ def distillation_loss(
     exits: bool = False,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``hard_weight * task_loss + soft_weight * soft_loss``, the latter between the final outputs; shape ().
+    """``hard_weight * task_loss + soft_weight * soft_loss`` of a classifier, the latter between the final outputs.
 
-    With ``exits`` the latter is summed over all outputs: exit i learns from exit i of the teacher, and from the final
-    output of a teacher that has another number of exits.
+    With ``exits`` the latter is summed over all outputs. Shape ().
     The constants are those of Tian et al. 2020 for plain distillation (gamma 0.1, alpha 0.9, T 4).
     """
     hard = task_loss(output, targets, label_smoothing=label_smoothing)
-    own, taught = logits_of(output), logits_of(teacher_output)
-    pairs = zip(own, taught if len(taught) == len(own) else (taught[-1],) * len(own), strict=True)
-    soft = torch.stack([soft_loss(*pair, temperature) for pair in pairs][0 if exits else -1 :]).sum()
+    soft = soft_sum(classification(), logits_of(output), logits_of(teacher_output), temperature, exits=exits)
     return hard_weight * hard + soft_weight * soft

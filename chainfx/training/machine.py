@@ -3,18 +3,24 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from chainfx.ir.graph import ordinary
 from chainfx.training.data import Batch
 
 __all__ = [
     "computes_bfloat16",
+    "free_memory",
     "is_first_process",
+    "own_places",
     "own_share",
     "placed",
     "process_count",
+    "process_index",
+    "processes",
     "same_buffers",
+    "same_gradients",
     "shared",
     "this_device",
 ]
@@ -43,8 +49,12 @@ def placed(batch: Batch, device: torch.device) -> Batch:
     inputs, targets = batch
     images_last = torch.channels_last if device.type == "cuda" else torch.preserve_format
     layouts = [images_last if tensor.dim() == 4 else torch.preserve_format for tensor in inputs]
-    moved = (tensor.to(device, memory_format=layout) for tensor, layout in zip(inputs, layouts, strict=True))
-    return tuple(map(ordinary, moved)), ordinary(targets.to(device))
+    moved = (
+        tensor.to(device, memory_format=layout, non_blocking=True)
+        for tensor, layout in zip(inputs, layouts, strict=True)
+    )
+    there = tree_map_only(Tensor, lambda tensor: ordinary(tensor.to(device, non_blocking=True)), targets)
+    return tuple(map(ordinary, moved)), there
 
 
 def _state() -> Any:
@@ -68,6 +78,21 @@ def process_count() -> int:
     return int(_state().num_processes)
 
 
+def process_index() -> int:
+    """Which of the processes this is, from 0."""
+    return int(_state().process_index)
+
+
+def processes() -> tuple[int, int]:
+    """Which of the processes this is, and how many there are."""
+    return process_index(), process_count()
+
+
+def free_memory(device: torch.device) -> int | None:
+    """The bytes that are free on a GPU; ``None`` elsewhere."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
 def shared(model: nn.Module, device: torch.device) -> nn.Module:
     """The model as it is in one process; in several, wrapped so that their gradients are averaged."""
     if process_count() == 1:
@@ -77,12 +102,27 @@ def shared(model: nn.Module, device: torch.device) -> nn.Module:
 
 def own_share(batch: Batch) -> Batch:
     """Every n-th sample of a batch in one of n processes; a batch of fewer than n samples stays whole everywhere."""
-    state = _state()
+    index, count = processes()
     inputs, targets = batch
-    if len(targets) < state.num_processes:
+    if len(inputs[0]) < count:
         return batch
-    mine = slice(state.process_index, None, state.num_processes)
-    return tuple(tensor[mine] for tensor in inputs), targets[mine]
+    mine = slice(index, None, count)
+    return tuple(tensor[mine] for tensor in inputs), tree_map_only(Tensor, lambda tensor: tensor[mine], targets)
+
+
+def own_places(places: Tensor) -> Tensor:
+    """Of the places of a batch those that are this process's, as :func:`own_share` has it."""
+    index, count = processes()
+    return places if len(places) < count else places[index::count]
+
+
+def same_gradients(model: nn.Module) -> None:
+    """Average the gradients of a module that no wrapper averages, over all processes."""
+    if process_count() > 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= process_count()
 
 
 def same_buffers(model: nn.Module) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from chainfx.errors import DataError
-from chainfx.training.data import Arrays, Data, SplitOptions, build
+from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.passes import Task
+from chainfx.training.data import Arrays, Data, Samples, SplitOptions, build
 
 __all__ = [
     "Options",
@@ -21,6 +23,7 @@ __all__ = [
     "from_dataset",
     "from_folder",
     "from_npz",
+    "from_tensors",
     "from_torchvision",
     "open_data",
 ]
@@ -39,6 +42,55 @@ class Options(TypedDict):
     seed: NotRequired[int]
     mean: NotRequired[tuple[float, ...] | None]
     std: NotRequired[tuple[float, ...] | None]
+
+
+def from_tensors(
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Tensor,
+    test: tuple[tuple[Tensor, ...], Tensor] | None = None,
+    *,
+    task: Task,
+    validation: float = SplitOptions.validation,
+    test_share: float = SplitOptions.test_share,
+    seed: int = SplitOptions.seed,
+) -> Data:
+    """Tensors in memory for any task: inputs (N, ...) as the network takes them, targets (N, ...), ``test`` likewise.
+
+    Parts are held out at random. Nothing is normalised.
+
+    >>> from chainfx.training import regression
+    >>> x = torch.arange(20.0)[:, None]
+    >>> data = from_tensors(x, 2 * x, task=regression())
+    >>> len(data.train), len(data.validation), len(data.test)
+    (14, 2, 4)
+    """
+    everything = Samples(inputs if isinstance(inputs, tuple) else (inputs,), targets)
+    if {len(tensor) for tensor in everything.inputs} != {len(targets)}:
+        sizes = ", ".join(str(len(tensor)) for tensor in everything.inputs)
+        raise DataError(f"tensors: inputs of {sizes} samples, but {len(targets)} targets; give one for each sample.")
+    options = SplitOptions(validation, test_share, seed)
+    rest, held = _apart(everything, options.test_share, seed, "test") if test is None else (everything, Samples(*test))
+    train, chosen = _apart(rest, options.validation, seed, "validation")
+    parts = [tensor for part in (train, chosen) for tensor in (*part.inputs, part.targets)]
+    return Data(
+        train=train,
+        validation=chosen,
+        test=held,
+        num_classes=0,
+        input_shape=tuple(everything.inputs[0].shape[1:]),
+        fingerprint=content_hash(parts),
+        task=task,
+    )
+
+
+def _apart(samples: Samples, share: float, seed: int, purpose: str) -> tuple[Samples, Samples]:
+    """The samples without a share of them that is drawn at random, and that share."""
+    held = round(share * len(samples))
+    if not 0 < held < len(samples):
+        raise DataError(f"tensors: a share of {share} of {len(samples)} samples cannot be held out; give more samples.")
+    order = torch.randperm(len(samples), generator=derived_generator(seed, purpose), device="cpu")
+    first, second = (samples.at(index) for index in (order[held:], order[:held]))
+    return Samples(*first), Samples(*second)
 
 
 def digits(**options: Unpack[Options]) -> Data:

@@ -1,69 +1,46 @@
-"""The default trainer: tunes a compressed classifier, or trains one from scratch."""
+"""The default trainer: tunes a compressed network, or trains one from scratch."""
 
-import copy
 import dataclasses
-import math
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from chainfx.errors import DataError, InputError, TuningError
-from chainfx.ir.graph import called, content_hash, derived_generator, recording
-from chainfx.passes import Epoch, Metric, TuneRequest
+from chainfx.errors import InputError
+from chainfx.ir.graph import content_hash, derived_generator, device_of, recording
+from chainfx.passes import Epoch, Execution, Measurement, Metric, Task, TuneRequest
 from chainfx.training.augment import Augment
-from chainfx.training.checks import answers, check_labels
-from chainfx.training.data import Batch, Batches, Data
-from chainfx.training.losses import distillation_loss, task_loss
-from chainfx.training.machine import (
-    computes_bfloat16,
-    is_first_process,
-    own_share,
-    placed,
-    process_count,
-    same_buffers,
-    shared,
-    this_device,
-)
-from chainfx.training.modes import freeze, restored, set_modes
+from chainfx.training.data import Batch, Batches, Data, InMemory
+from chainfx.training.feeding import Feed, resident
+from chainfx.training.machine import computes_bfloat16, process_count, this_device
+from chainfx.training.measuring import measure_final, measure_taken
+from chainfx.training.modes import freeze, restored
+from chainfx.training.rates import Average, make_optimizer
+from chainfx.training.running import Run
+from chainfx.training.terms import Loss
 
-__all__ = ["Trainer", "rate_factor"]
+__all__ = ["Trainer"]
 
 _DEFAULT_BATCH_SIZE = 128
 _CALIBRATION_SAMPLES = 512
-_SECONDS = 0.25  # between two reports on an epoch that goes on
-
-Objective = Callable[[object, tuple[Tensor, ...], Tensor], Tensor]
-
-
-def rate_factor(step: int, total: int) -> float:
-    """The learning rate of ``step`` (from 0) of ``total``, as a share of the full one: linear warm-up, then a cosine.
-
-    The warm-up takes 5 % of the steps, at least one; the cosine (Loshchilov, Hutter 2017) ends at 0 after the last.
-    """
-    warmup = max(1, total // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return (1 + math.cos(math.pi * (step - warmup + 1) / (total - warmup + 1))) / 2
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains classifiers on :class:`~chainfx.training.data.Data`; give it to :func:`chainfx.compile`.
+    """Trains networks for the task of some :class:`~chainfx.training.data.Data`; give it to :func:`chainfx.compile`.
 
     ``epochs``: per tuning and per :meth:`fit`. ``learning_rate``: for training from scratch; fine-tuning after a pass
     uses ``fine_tune_scale`` times it (one tenth in the protocol of the chain's paper). ``momentum``: of SGD.
     ``batch_size``: ``None`` for 128, or for what the DataLoaders give. ``precision``: of the forward pass in training;
-    ``"auto"`` is bfloat16 where the device computes it natively. Evaluation is always in float32. ``augment``: for
-    training batches only. ``max_norm``: the gradient is clipped to this norm.
+    ``"auto"`` is bfloat16 where the device computes it natively. ``augment``: for training batches only. ``max_norm``:
+    the gradient is clipped to this norm. ``compile``: train through :func:`torch.compile`, which pays for long runs.
+    ``execution``: where all of it runs, and the precision of what is measured; :func:`chainfx.compile` gives its own.
 
-    The network keeps the parameters of the epoch with the best validation accuracy (of equal ones the last), or, unless
+    The network keeps the parameters of the epoch with the best validation metric (of equal ones the last), or, unless
     it is trained from scratch, those that it came with, if they were better than all. The same seed gives the same
     parameters, bit for bit, on the same machine; the global random state is left as it was.
     Several processes (``accelerate launch`` or ``torchrun``) share each batch.
@@ -74,8 +51,6 @@ class Trainer:
     >>> trainer.fit(net, seed=0) > 0.5
     True
     """
-
-    metric: ClassVar[Metric] = Metric()
 
     data: Data
     _: KW_ONLY
@@ -89,6 +64,8 @@ class Trainer:
     augment: Augment | None = None
     label_smoothing: float = 0.0
     max_norm: float = 5.0
+    compile: bool = False
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         self._check(self.epochs >= 1, "epochs", "at least 1")
@@ -116,20 +93,38 @@ class Trainer:
 
         ``precision="auto"`` and ``batch_size=None`` count as what they mean on this machine and for this data.
         """
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "data"}
-        options |= {"precision": str(self._dtype(this_device())), "batch_size": self._batch_size}
-        options |= {"device": this_device().type, "processes": process_count()}
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("data", "execution")]
+        device = this_device() if self.execution.device is None else torch.device(self.execution.device)
+        options = {name: getattr(self, name) for name in names}
+        options |= {"precision": str(self._dtype(device)), "batch_size": self._batch_size}
+        options |= {"device": device.type, "processes": process_count()}
+        options |= {"task": self.task.name, "metric": repr(self.metric), "measuring": self.execution.words}
         return content_hash(self.data.fingerprint, repr(options))
+
+    @property
+    def task(self) -> Task:
+        """What the data are for."""
+        return self.data.purpose
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured: that of the task."""
+        return self.task.metric
+
+    def on(self, execution: Execution) -> Self:
+        """The same trainer, computing as an execution says."""
+        this_device()  # in one of several processes accelerate makes its own device the current one
+        return dataclasses.replace(self, execution=execution)
 
     @cached_property
     def calibration(self) -> Iterable[tuple[Tensor, ...]]:
         """Batches of inputs from the training part, not augmented: 512 samples, the same at every iteration."""
-        return self.data.calibration(_CALIBRATION_SAMPLES, self._batch_size)
+        return self.data.calibration(_CALIBRATION_SAMPLES, self._measured_batch)
 
     @property
     def validation(self) -> Iterable[Batch]:
         """Batches ``(inputs, targets)`` held out from the training data, the same at every iteration."""
-        return Batches(self.data.validation, self._batch_size)
+        return Batches(self.data.validation, self._measured_batch)
 
     def tune(
         self, graph_module: GraphModule, request: TuneRequest, *, seed: int, on_epoch: Callable[[Epoch], None]
@@ -145,215 +140,112 @@ class Trainer:
         self._train(graph_module, request, seed, on_epoch)
 
     def fit(self, model: nn.Module, *, seed: int = 0, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> float:
-        """Train all parameters of ``model`` in place, at the full learning rate; its validation accuracy in [0, 1].
+        """Train all parameters of ``model`` in place, at the full learning rate; its metric on the validation data.
 
         ``on_epoch`` is told of every finished epoch and, about four times a second, of the one that runs; see
         :class:`~chainfx.passes.Epoch`.
         """
-        return self._train(model, TuneRequest(from_scratch=True), seed, on_epoch)
+        return self._train(model, TuneRequest(loss="task", from_scratch=True), seed, on_epoch)
 
     def evaluate(self, graph_module: nn.Module) -> float:
-        """Accuracy in [0, 1] of the final output on the validation data, in eval mode and float32."""
-        return self._accuracy_of(graph_module, self.validation)
+        """The metric of the final output on the validation data, accuracy in [0, 1] for a classifier; in eval mode."""
+        return self._metric_of(graph_module, self.validation)
+
+    def measure(self, graph_module: GraphModule) -> Measurement:
+        """The metric on the validation data, each sample answered by the exit that it takes, and the exit rates."""
+        with recording(), restored(graph_module):
+            device = self._place(graph_module)
+            return measure_taken(graph_module.to(device), self.validation, self.task, self.execution, device)
 
     def test(self, model: nn.Module) -> float:
-        """Accuracy in [0, 1] on the test data: use it once, to report, never to choose anything."""
-        return self._accuracy_of(model, Batches(self.data.test, self._batch_size))
+        """The metric on the test data: use it once, to report, never to choose anything."""
+        return self._metric_of(model, Batches(self.data.test, self._measured_batch))
 
     @property
     def _batch_size(self) -> int:
         return self.batch_size or self.data.batch_size or _DEFAULT_BATCH_SIZE
+
+    @property
+    def _measured_batch(self) -> int:
+        return self.execution.batch_size or self._batch_size
+
+    def _place(self, model: nn.Module) -> torch.device:
+        """Where to compute: as told, else where a network on an accelerator is, else as accelerate chooses."""
+        home = device_of(model)
+        if self.execution.device is not None:
+            return torch.device(self.execution.device)
+        return this_device() if home.type == "cpu" else home
 
     def _dtype(self, device: torch.device) -> torch.dtype:
         if self.precision == "auto":
             return torch.bfloat16 if computes_bfloat16(device) else torch.float32
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
-    def _accuracy_of(self, model: nn.Module, batches: Iterable[Batch]) -> float:
+    def _metric_of(self, model: nn.Module, batches: Iterable[Batch]) -> float:
         with recording(), restored(model):
-            return _accuracy(model.to(this_device()), batches, this_device(), self.data.num_classes)
+            device = self._place(model)
+            return measure_final(model.to(device), batches, self.task, self.execution, device)
 
     def _train(self, model: nn.Module, request: TuneRequest, seed: int, on_epoch: Callable[[Epoch], None]) -> float:
-        device = this_device()
+        device = self._place(model)
         random_devices = [device] if device.type == "cuda" else []
         with recording(), restored(model), torch.random.fork_rng(devices=random_devices):
             torch.manual_seed(derived_generator(seed, "torch").initial_seed())
-            trained = freeze(model, request.parameters)
-            terms = [each.term(model.to(device)) for each in request.penalties]  # type: ignore[arg-type]
-            run = _Run(
-                trainer=self,
-                model=model.to(device),
-                trained=trained,
-                optimizer=self._optimizer(request, trained, terms),
-                rate=self._rate(request),
-                objective=self._objective(request, device, terms),
-                device=device,
-                seed=seed,
-                from_scratch=request.from_scratch,
-            )
-            return run.epochs(on_epoch)
+            return self._run(model.to(device), request, seed, device).epochs(on_epoch)
+
+    def _run(self, model: nn.Module, request: TuneRequest, seed: int, device: torch.device) -> Run:
+        """What one training is made of; the parameters that it does not train are frozen from here on."""
+        trained, split = freeze(model, request.parameters), resident(self.data.train, device)
+        self._check_data()
+        loss = Loss(
+            request,
+            model,
+            self.task,
+            split,
+            smoothing=self.label_smoothing,
+            caches=self.augment is None,
+            device=device,
+            seed=seed,
+        )
+        rate = self._rate(request)
+        optimizer = make_optimizer(
+            request,
+            trained.values(),
+            loss.modules.parameters(),
+            rate=rate,
+            momentum=self.momentum,
+            decay=self.weight_decay if request.weight_decay is None else request.weight_decay,
+        )
+        return Run(
+            model=model,
+            trained=trained,
+            loss=loss,
+            optimizer=optimizer,
+            feed=Feed(split, self._batch_size, self.augment, self.task, device, seed),
+            validation=self.validation,
+            task=self.task,
+            metric=self.metric,
+            schedule=request,
+            total=self._epochs(request),
+            rate=rate,
+            max_norm=self.max_norm,
+            dtype=self._dtype(device),
+            execution=self.execution,
+            device=device,
+            compiled=self.compile,
+            average=None if request.ema is None else Average(trained.values(), request.ema),
+        )
+
+    def _check_data(self) -> None:
+        """Raise for targets in memory that the task cannot have; those of loaders are seen batch by batch."""
+        split = self.data.train
+        if isinstance(split, InMemory) and self.task.check is not None:
+            self.task.check(split.targets, len(split))
+
+    def _epochs(self, request: TuneRequest) -> int:
+        return request.epochs_of(0) or self.epochs
 
     def _rate(self, request: TuneRequest) -> float:
         if request.learning_rate is not None:
             return request.learning_rate
         return self.learning_rate * (1 if request.from_scratch else self.fine_tune_scale)
-
-    def _optimizer(
-        self, request: TuneRequest, trained: dict[str, nn.Parameter], terms: list[Callable[[], Tensor]]
-    ) -> torch.optim.Optimizer:
-        rate = self._rate(request)
-        decay = self.weight_decay if request.weight_decay is None else request.weight_decay
-        spared = [each for each in trained.values() if request.decay == "weights" and each.dim() < 2]
-        decayed = [each for each in trained.values() if request.decay == "all" or each.dim() >= 2]
-        own = [parameter for term in terms if isinstance(term, nn.Module) for parameter in term.parameters()]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": [*spared, *own], "weight_decay": 0.0}]
-        found = [group for group in groups if group["params"]]
-        if request.optimizer == "adam":
-            return torch.optim.Adam(found, rate, weight_decay=decay)
-        return torch.optim.SGD(found, rate, momentum=self.momentum, weight_decay=decay)
-
-    def _objective(self, request: TuneRequest, device: torch.device, terms: list[Callable[[], Tensor]]) -> Objective:
-        """The loss as a function of (network output, inputs, targets)."""
-
-        def penalised(loss: Tensor) -> Tensor:
-            return torch.stack([loss, *(term() for term in terms)]).sum() if terms else loss
-
-        if request.loss == "task" or (request.loss == "recover" and request.teacher is None):
-            return lambda output, _, targets: penalised(
-                task_loss(output, targets, label_smoothing=self.label_smoothing)
-            )
-        if request.teacher is None:
-            raise TuningError("tuning with loss='kd' needs a teacher; give TuneRequest(teacher=...).")
-        teacher = copy.deepcopy(request.teacher).to(device).eval()
-
-        def distillation(output: object, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-            with torch.no_grad():
-                answer = called(teacher, *inputs)
-            return penalised(
-                distillation_loss(
-                    output,
-                    answer,
-                    targets,
-                    temperature=request.temperature,
-                    hard_weight=request.hard_weight,
-                    soft_weight=request.soft_weight,
-                    exits=request.distil_exits or request.loss == "recover",
-                    label_smoothing=self.label_smoothing,
-                )
-            )
-
-        return distillation
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One training of one network: everything that does not change from step to step."""
-
-    trainer: Trainer
-    model: nn.Module
-    trained: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    rate: float
-    objective: Objective
-    device: torch.device
-    seed: int
-    from_scratch: bool
-
-    def epochs(self, on_epoch: Callable[[Epoch], None]) -> float:
-        """Run all epochs and leave the best state in the model, which may be the first; its validation accuracy."""
-        if self.from_scratch:  # else the accuracy is measured first, on all batches
-            self._refuse_misfits()
-        network, total = shared(self.model, self.device), self.trainer.epochs
-        best, state = (-1.0, {}) if self.from_scratch else (self._accuracy(), self._state())
-        for index in range(1, total + 1):
-            set_modes(self.model, self.trained)
-            loss = self._epoch(network, index, on_epoch)
-            same_buffers(self.model)
-            metric = self._accuracy()
-            if metric >= best:
-                best, state = metric, self._state()
-            if is_first_process():
-                on_epoch(Epoch(index, total, loss, metric))
-        self.model.load_state_dict(state)
-        self.optimizer.zero_grad()
-        return best
-
-    def _refuse_misfits(self) -> None:
-        """Raise if network and data do not fit together, seen from one batch; no random number of training is drawn."""
-        self.model.eval()
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-        ):  # a DataLoader draws its seed from the global generator
-            for batch in islice(self.trainer.validation, 1):
-                answers(self.model, placed(batch, self.device), self.trainer.data.num_classes)
-
-    def _accuracy(self) -> float:
-        return _accuracy(self.model, self.trainer.validation, self.device, self.trainer.data.num_classes)
-
-    def _state(self) -> dict[str, Tensor]:
-        return {key: value.detach().clone() for key, value in self.model.state_dict().items()}
-
-    def _epoch(self, network: nn.Module, index: int, on_epoch: Callable[[Epoch], None]) -> float:
-        """Train one epoch and tell of parts of it, about four a second; the mean loss of its steps."""
-        trainer = self.trainer
-        split, size = trainer.data.train, trainer._batch_size
-        steps, losses = split.steps(size), []
-        crops = derived_generator(self.seed, f"{index}/augment")
-        told = time.monotonic()
-        for step, batch in enumerate(split.batches(size, derived_generator(self.seed, f"{index}/shuffle"))):
-            rate = self.rate * rate_factor((index - 1) * steps + step, trainer.epochs * steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            where = f"at epoch {index} of {trainer.epochs}, step {step + 1} of {steps}, with learning rate {rate:.3g}"
-            losses.append(self._step(network, self._prepared(batch, crops), where))
-            if step + 1 < steps and time.monotonic() - told >= _SECONDS and is_first_process():
-                told = time.monotonic()
-                on_epoch(Epoch(index, trainer.epochs, sum(losses) / len(losses), None, (step + 1) / steps))
-        if not losses:
-            raise TuningError("tuning: the training data gave no batch; use a smaller batch size or more data.")
-        return sum(losses) / len(losses)
-
-    def _prepared(self, batch: Batch, crops: torch.Generator) -> Batch:
-        inputs, targets = batch
-        if self.trainer.augment is not None:
-            inputs = tuple(self.trainer.augment(tensor, crops) for tensor in inputs)
-        return placed((inputs, targets), self.device)
-
-    def _step(self, network: nn.Module, batch: Batch, where: str) -> float:
-        """One optimizer step; its loss."""
-        inputs, targets = own_share(batch)
-        check_labels(targets, len(inputs[0]), self.trainer.data.num_classes)
-        dtype = self.trainer._dtype(self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            loss = self.objective(called(network, *inputs), inputs, targets)
-        _refuse_infinite("loss", loss.item(), where)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.trainer.max_norm)
-        _refuse_infinite("gradient norm", norm.item(), where)
-        with torch.device("cpu"):  # an older Adam of torch counts its steps on the default device
-            self.optimizer.step()
-        return loss.item()
-
-
-def _refuse_infinite(what: str, value: float, where: str) -> None:
-    if not math.isfinite(value):
-        raise TuningError(
-            f"tuning: the {what} is {value} {where}; lower the trainer's learning_rate, "
-            f"or look for values that are not finite in the data."
-        )
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, batches: Iterable[Batch], device: torch.device, num_classes: int) -> float:
-    """Share of samples the final output classifies correctly; leaves the model in eval mode."""
-    model.eval()
-    right = count = 0
-    for batch in batches:
-        here = placed(batch, device)
-        right += int((answers(model, here, num_classes).argmax(dim=1) == here[1]).sum())
-        count += len(here[1])
-    if not count:
-        raise DataError("the data to evaluate on gave no batch; check the length of its DataLoader.")
-    return right / count

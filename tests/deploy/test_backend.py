@@ -1,14 +1,17 @@
+import contextlib
 import copy
+import math
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from chainfx.deploy import backend, torch_backend
-from chainfx.errors import InputError, PassError
+from chainfx.errors import CaptureError, InputError, PassError
 from chainfx.passes import Fuse, LowRank, PostTrainingQuantize, PruneChannels, Quantize
 from chainfx.scheduler import run
 from tests.nets import images, warm
@@ -281,3 +284,20 @@ def test_inductor_gives_the_same_answers(dynamic):
         torch.testing.assert_close(small(images(count)), model(images(count)), atol=1e-5, rtol=1e-5)
     model.fc.weight.mul_(2)
     torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "made", "same"),
+    [
+        ([100.0, 0.0], [100.0, 0.09], True),  # a thousandth of the largest answer, as float32 may differ
+        ([100.0, 0.0], [100.0, 0.2], False),
+        ([0.01, 0.0], [0.01, 0.09], False),
+        ([math.nan, math.inf], [math.nan, math.inf], True),
+        ([math.nan, 1.0], [0.0, 1.0], False),
+    ],
+)
+def test_a_train_form_gives_the_answers_of_the_graph_up_to_rounding(given, made, same):
+    source = SimpleNamespace(concrete=list, train_form=lambda _: lambda *_: (torch.tensor(made),), inputs=[0])
+    with contextlib.nullcontext() if same else pytest.raises(CaptureError) as caught:
+        backend._check_faithful(lambda *_: (torch.tensor(given),), source, [torch.zeros(1)])
+    assert same or str(caught.value) == "its train form gives other answers"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from chainfx.bitops import count
-from chainfx.errors import PassError
+from chainfx.errors import PassError, ScheduleError
 from chainfx.ir.graph import layers_of, ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exit_rates, exits_of, segments
@@ -14,6 +14,7 @@ from chainfx.passes.base import PassContext
 from chainfx.passes.early_exit import EarlyExit
 from chainfx.passes.exiting import NEVER
 from chainfx.passes.quantize import Quantize
+from chainfx.scheduler import plan
 from tests.nets import graph_of, images, small_resnet
 
 TWO = EarlyExit(exits=2)
@@ -276,7 +277,7 @@ def test_heads_on_tokens_and_on_vectors(shape):
         ),
         (
             lambda: EarlyExit(criterion="luck"),
-            "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-softmax.",
+            "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-sigmoid, max-softmax.",
         ),
         (
             lambda: EarlyExit(keep=1),
@@ -322,6 +323,22 @@ def test_exits_are_as_many_as_asked_for_where_all_that_costs_comes_last():
     first, second, third, _ = segments(result.graph_module)
     for name, part in (("relu", first), ("relu_1", second), ("relu_2", third)):
         assert name in {node.name for node in part}
+
+
+def test_the_pass_stands_once_in_a_chain():
+    with pytest.raises(ScheduleError) as caught:
+        plan([EarlyExit(exits=1), EarlyExit(exits=2)])
+    assert str(caught.value) == (
+        "pass 'early-exit' stands a second time at position 2, but it cannot repeat; leave one out."
+    )
+
+
+def test_no_exit_stands_where_all_the_work_is_done():
+    x = torch.randn(2, 6)
+    ends_in_more = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.LogSoftmax(1))
+    assert refused(EarlyExit(exits=2), ends_in_more, x) == (
+        "early-exit: exits=2, but the network has only 1 places for an exit (_1); use fewer."
+    )
 
 
 def test_places_that_cannot_be_used_are_named_with_those_that_can():

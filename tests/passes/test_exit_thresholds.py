@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from chainfx.ir.graph import ops
+from chainfx.passes import Answers, classification
 from chainfx.passes.exiting import NEVER, sweep_thresholds
-from chainfx.passes.exiting.thresholds import accuracy_of
 from tests.bitops.graphs import graph_of
 
 INPUTS = (torch.zeros(2, 4),)
@@ -60,7 +60,7 @@ def logits():
     ],
 )
 def test_rates_cost_and_accuracy_of_every_threshold(graph_module, above, below, rates, cost, accuracy):
-    points = sweep_thresholds(graph_module, logits(), TARGETS, INPUTS)
+    points = sweep_thresholds(graph_module, Answers(logits(), TARGETS), classification(), INPUTS)
     found = [point for point in points if above < point["threshold"] < below]
     assert found
     for point in found:
@@ -70,7 +70,10 @@ def test_rates_cost_and_accuracy_of_every_threshold(graph_module, above, below, 
 
 
 def test_thresholds_rise_from_zero_and_are_rounded_down_to_four_digits(graph_module):
-    thresholds = [point["threshold"] for point in sweep_thresholds(graph_module, logits(), TARGETS, INPUTS)]
+    thresholds = [
+        point["threshold"]
+        for point in sweep_thresholds(graph_module, Answers(logits(), TARGETS), classification(), INPUTS)
+    ]
     assert thresholds == sorted(set(thresholds)) and (thresholds[0], thresholds[-1]) == (0.0, NEVER)
     assert all(math.isclose(value * 1e4, round(value * 1e4), abs_tol=1e-6) for value in thresholds)
     assert thresholds[1] <= 0.4 and 0.8999 <= thresholds[-2] <= 0.9
@@ -80,7 +83,7 @@ def test_a_sample_whose_confidence_is_no_number_runs_to_the_end_at_every_thresho
     parts = logits()
     parts[0][0] = math.nan
     parts[1][0] = math.nan
-    points = sweep_thresholds(graph_module, parts, TARGETS, INPUTS)
+    points = sweep_thresholds(graph_module, Answers(parts, TARGETS), classification(), INPUTS)
     assert all(math.isfinite(point["threshold"]) for point in points) and len(points) > 2
     assert points[0]["rates"] == {"early": 0.75, "late": 0.0}
     assert points[0]["cost"] == pytest.approx((FIRST + 0.25 * (SECOND + REST)) / WHOLE)
@@ -90,6 +93,6 @@ def test_confidences_that_are_no_numbers_leave_only_the_two_ends(graph_module):
     parts = logits()
     for part in parts[:-1]:
         part.fill_(math.nan)
-    points = sweep_thresholds(graph_module, parts, TARGETS, INPUTS)
+    points = sweep_thresholds(graph_module, Answers(parts, TARGETS), classification(), INPUTS)
     assert [point["threshold"] for point in points] == [0.0, NEVER]
-    assert all(point["cost"] == 1.0 and point["accuracy"] == accuracy_of(parts[-1], TARGETS) for point in points)
+    assert all(point["cost"] == 1.0 and point["accuracy"] == 0.5 for point in points)

@@ -1,5 +1,7 @@
 """Masks hold through tuning, quantizing, later passes, lowering and saving."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,7 +152,7 @@ def test_rounds_are_tuned_one_by_one():
     trainer, stages = FakeTrainer(x), []
     one = PruneWeights(0.8, rounds=3)
     chainfx.compile(small_resnet((1, 1)), [one], example_inputs=x, trainer=trainer, on_stage=stages.append)
-    assert trainer.requests == [TuneRequest()] * 3
+    assert [dataclasses.replace(request, teacher=None) for request in trainer.requests] == [TuneRequest()] * 3
     for mask, _ in masks(stages[-1].graph_module).values():
         assert int((~mask).sum()) == int(mask.numel() * 0.8 + 1e-9)
 

@@ -181,6 +181,12 @@ def test_the_text_of_a_study_that_is_not_finished(tmp_path):
     assert str(few).splitlines()[-1].endswith("minutes left on one process")
 
 
+def test_the_text_of_a_design_that_compares_nothing():
+    lines = str(design(orders="alone")).splitlines()
+    assert lines[-1] == "nothing is compared: the points of each pass alone are measured"
+    assert not any("configurations" in line for line in lines)
+
+
 def test_the_text_of_a_design():
     lines = str(design(trainings=("paper", "equal"))).splitlines()
     assert lines[0] == "study 'pairwise' of zoo.resnet on digits"

@@ -5,7 +5,7 @@ import yaml
 
 from chainfx.errors import CostError, StudyError
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
-from chainfx.study import Design, FreshStudent, load_design, shipped_design
+from chainfx.study import ORDERS, Arm, Design, FreshStudent, load_design, shipped_design
 from tests.study.designs import TINY, tiny
 
 FOUR = {
@@ -37,7 +37,7 @@ def test_arms_of_equal_letters_have_the_same_configurations():
 def test_a_fresh_student_stands_for_a_distillation_behind_another_pass():
     design = tiny(passes=FOUR)
     chain = design.chain(arm(design, "PD (fresh)"), {"P": 0, "D": 0})
-    assert chain == (PruneChannels(0.25), FreshStudent(width=0.5))
+    assert chain == (PruneChannels(0.25), FreshStudent(Distill(width=0.5)))
     both = tiny(passes=FOUR, trainings=("paper", "equal"))
     assert both.trains(arm(both, "PD (fresh)")) == ("paper",) and both.trains(arm(both, "PD")) == ("paper", "equal")
 
@@ -62,6 +62,19 @@ def test_repetition_makes_stronger_and_milder_passes():
     assert labels(design.cases_of(arm(design, "PP"), 0, "paper")[0]) == ["prune-channels(ratio=0.25)"] * 2
     assert labels(design.cases_of(arm(design, "P+"), 0, "paper")[0]) == ["prune-channels(ratio=0.4375)"]
     assert labels(design.cases_of(arm(design, "Q-Q"), 0, "paper")[0]) == ["quantize(8, 8)", "quantize(4, 4)"]
+
+
+def test_marks_of_steps_give_other_readings_of_a_distillation():
+    recovery, student = (shipped_design(name) for name in ("recovery", "student"))
+    assert labels(recovery.cases_of(arm(recovery, "PQD~"), 0, "paper")[0])[2] == "recovery(width=0.7)"
+    case = student.cases_of(arm(student, "D*Q"), 0, "paper")[0]
+    assert labels(case)[0] == "untaught-student(width=0.85)" and case.steps == ("D*:0", "Q:0")
+    assert student.trains(arm(student, "D*Q")) == ("paper",)
+    with pytest.raises(StudyError) as caught:
+        student.chain(Arm(("P~",)), {"P": 0})
+    assert str(caught.value) == (
+        "prune-channels(ratio=0.25, round_to=1) is no distillation, which alone has a teacher to be with or without."
+    )
 
 
 def test_a_design_goes_through_json_and_yaml(tmp_path):
@@ -162,6 +175,13 @@ def test_files_that_cannot_be_read(tmp_path):
         with pytest.raises(StudyError) as caught:
             load_design(path)
         assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_every_design_ships_and_says_what_it_does(name):
+    design = shipped_design(name)
+    assert Design.from_dict(design.to_dict()) == design
+    assert str(design).startswith(f"study {name!r} of zoo.resnet on digits\n")
 
 
 def test_shipped_designs():

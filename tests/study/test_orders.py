@@ -1,7 +1,16 @@
 import pytest
 
 from chainfx.errors import StudyError
-from chainfx.passes import Distill, EarlyExit, PruneChannels, PruneHeads, Quantize
+from chainfx.passes import (
+    Distill,
+    EarlyExit,
+    Fuse,
+    PostTrainingQuantize,
+    PruneChannels,
+    PruneHeads,
+    PruneWeights,
+    Quantize,
+)
 from chainfx.study.orders import ORDERS, orders_of
 from chainfx.study.strength import as_strong_as_two, milder
 
@@ -38,9 +47,29 @@ def test_the_other_experiments():
     assert compared("repetition") == ["DD-D+", "PP-P+", "Q-Q-Q", "DPQED-DPQE", "DPQEP-DPQE", "DPQEQ-DPQE"]
 
 
+def test_our_experiments():
+    few = {letter: PASSES[letter] for letter in "DPQ"}
+    assert compared("weakest-first", few) == compared("sensitivity", few) == ["DP-PD", "DQ-QD", "PQ-QP"]
+    assert compared("alone") == [] and [str(arm) for arm in orders_of("alone", PASSES).arms] == list("DPQE")
+    assert compared("recovery", few) == ["PQD~-PQ", "PQD~-D~PQ", "PQD~-DPQ", "DPQD~-DPQ"]
+    assert compared("student", few) == ["D-D*", "DP-D*P", "DQ-D*Q"]
+    assert compared("compatibility", SIX) == ["WT-TW", "DP-D", "QG-Q", "DP-PD", "DP-PD (fresh)"]
+    with pytest.raises(StudyError) as caught:
+        compared("recovery", {"P": PASSES["P"], "Q": PASSES["Q"]})
+    assert str(caught.value) == ("these orders are about distill, which the design has under no letter; give it one.")
+
+
+SIX = {
+    **{letter: PASSES[letter] for letter in "DPQ"},
+    "W": PruneWeights(0.5),
+    "T": PostTrainingQuantize(4, 8),
+    "G": Fuse(),
+}
+
+
 @pytest.mark.parametrize("name", ORDERS)
 def test_arms_with_equal_letters_are_one_arm(name):
-    arms = orders_of(name, PASSES).arms
+    arms = orders_of(name, {**PASSES, **SIX}).arms
     assert len(set(arms)) == len(arms)
 
 

@@ -14,7 +14,7 @@ import torch
 import chainfx.study.running
 from chainfx import zoo
 from chainfx.errors import PassError, StudyError, TuningError
-from chainfx.passes import PruneChannels, Quantize
+from chainfx.passes import OptimizeGraph, PruneChannels, Quantize
 from chainfx.study import StudyStore, Subject, Watcher, analyse, run_study, status_of
 from chainfx.study import store as store_module
 from chainfx.study.running import _Job, _Worker
@@ -139,6 +139,13 @@ def test_a_pass_that_changes_nothing_is_no_point(subject, tmp_path):
     label = design.passes["P"][0].label
     failed = {record.failed for record in records if record.passes[-1:] == (label,)}
     assert failed == {f"{label} left the network as it was."}
+
+
+def test_an_exact_pass_may_find_nothing_to_do(subject, tmp_path):
+    design = tiny(passes={"P": (PruneChannels(0.25, round_to=1),), "G": (OptimizeGraph(),)}, orders="ablation")
+    records = {record.steps: record for record in run_study(design, tmp_path, subject=subject).records()}
+    assert {record.failed for record in records.values()} == {None}
+    assert records["P:0", "G:0"].points == records["P:0",].points
 
 
 def test_control_runs_the_same_arm_with_other_random_numbers(subject, tmp_path):

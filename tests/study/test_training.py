@@ -8,7 +8,7 @@ import torch
 from chainfx.ir.graph import content_hash, exits_of, facts_of
 from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneRequest
 from chainfx.scheduler import Stage, StageRunner
-from chainfx.study import FreshStudent, StudyTrainer
+from chainfx.study import FreshStudent, Recovery, StudyTrainer, UntaughtStudent
 from chainfx.study.points import points_of
 from chainfx.training import Batches, Data
 from chainfx.training.data import Images
@@ -65,13 +65,43 @@ def test_the_fingerprint_tells_trainings_and_rates_apart(graph_module):
 def test_a_fresh_student_is_the_original_made_smaller_and_new(graph_module):
     context = PassContext(graph_module, (X,), calibration=[(X,)], tunes=True)
     compressed = Quantize(4, 4).apply(graph_of(small_resnet(width=2), X), context).graph_module
-    result = FreshStudent.of(Distill(width=0.5, temperature=2.0)).apply(compressed, context)
+    result = FreshStudent(Distill(width=0.5, temperature=2.0)).apply(compressed, context)
     student = result.graph_module
     assert facts_of(student).names == frozenset() and facts_of(compressed).names
     assert student.get_parameter("conv1.weight").shape == (2, 1, 3, 3)
     assert not torch.equal(student.get_parameter("conv1.weight"), graph_module.get_parameter("conv1.weight")[:2])
     assert (result.tune.loss, result.tune.temperature, result.tune.from_scratch) == ("kd", 2.0, True)
     assert str(result.tune.teacher.graph) == str(compressed.graph) and result.tune.teacher is not compressed
+
+
+def test_an_untaught_student_is_the_same_network_trained_by_the_task_alone(graph_module):
+    context = PassContext(graph_module, (X,), tunes=True)
+    distill = Distill(width=0.5, temperature=2.0)
+    taught, untaught = (one.apply(graph_of(small_resnet(), X), context) for one in (distill, UntaughtStudent(distill)))
+    assert content_hash(taught.graph_module.state_dict()) == content_hash(untaught.graph_module.state_dict())
+    assert (taught.tune.loss, untaught.tune.loss, untaught.tune.teacher) == ("kd", "task", None)
+    assert untaught.tune.from_scratch
+
+
+def test_recovery_learns_from_the_original_and_changes_nothing_else(graph_module):
+    context = PassContext(graph_module, (X,), calibration=[(X,)], tunes=True)
+    compressed = Quantize(4, 4).apply(graph_of(small_resnet(width=2), X), context).graph_module
+    before, text = content_hash(compressed.state_dict()), str(compressed.graph)
+    result = Recovery(Distill(width=0.5, temperature=2.0)).apply(compressed, context)
+    assert content_hash(result.graph_module.state_dict()) == before and str(result.graph_module.graph) == text
+    assert (result.tune.loss, result.tune.temperature, result.tune.from_scratch) == ("kd", 2.0, False)
+    assert str(result.tune.teacher.graph) == str(graph_module.graph) and result.tune.teacher is not graph_module
+
+
+def test_readings_of_a_distillation_have_its_options_under_names_of_their_own():
+    distill = Distill(width=0.5)
+    readings = [kind(distill) for kind in (FreshStudent, UntaughtStudent, Recovery)]
+    assert [one.label for one in readings] == [f"{name}(width=0.5)" for name in NAMES]
+    assert [one.spec() for one in readings] == [{**distill.spec(), "pass": name} for name in NAMES]
+    assert {one.info.family for one in readings} == {"distillation"}
+
+
+NAMES = ("fresh-student", "untaught-student", "recovery")
 
 
 def split():

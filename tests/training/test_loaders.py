@@ -203,7 +203,9 @@ def test_of_many_samples_some_are_read(monkeypatch):
 
     monkeypatch.setattr(loaders, "_HASHED_SAMPLES", 10)
     monkeypatch.setattr(loaders, "_READ_TWICE", 2)
-    loaders._fingerprint(DataLoader(Counted(lambda: 0), 8), DataLoader(DATASET, 10))
+    loaders._fingerprint(
+        DataLoader(Counted(lambda: 0), 8), DataLoader(DATASET, 10), loaders._Form(None, "labels", True)
+    )
     assert read == [0, 5] * 2 + list(range(0, 50, 5))
     assert fingerprint() != fingerprint(drop_last=True)  # which samples are drawn counts, read or not
 

@@ -17,10 +17,11 @@ from chainfx.errors import DataError, InputError, TuningError
 from chainfx.ir.graph import ops
 from chainfx.passes.base import Epoch, Metric, TuneRequest
 from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
+from chainfx.training import running as running_module
 from chainfx.training import trainer as trainer_module
 from chainfx.training.losses import soft_loss
 from chainfx.training.machine import placed
-from chainfx.training.trainer import rate_factor
+from chainfx.training.rates import rate_factor
 
 
 class Net(nn.Module):
@@ -92,9 +93,9 @@ def test_it_learns_the_digits_and_reports_every_epoch(trainer):
 def test_parts_of_an_epoch_are_told_at_a_bounded_rate_with_the_mean_loss_so_far(monkeypatch):
     """By a clock that goes 0.1 seconds further whenever it is read: once a step, and once for each that is told of."""
     now, losses, told = count(), [], []
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: next(now) / 10))
-    step = trainer_module._Run._step
-    monkeypatch.setattr(trainer_module._Run, "_step", lambda *args: losses.append(step(*args)) or losses[-1])
+    monkeypatch.setattr(running_module, "time", SimpleNamespace(monotonic=lambda: next(now) / 10))
+    step = running_module.Run._step
+    monkeypatch.setattr(running_module.Run, "_step", lambda *args: losses.append(step(*args)) or losses[-1])
     dataset = TensorDataset(torch.randn(48, 4), torch.arange(48) % 4)
     loader = DataLoader(dataset, 4)
     data = from_loaders(loader, loader, validation=loader, num_classes=4)
@@ -106,7 +107,7 @@ def test_parts_of_an_epoch_are_told_at_a_bounded_rate_with_the_mean_loss_so_far(
     assert len(losses) == 24
     for place, done in enumerate((3, 6, 9, 12)):
         for epoch, first in ((told[place], 0), (told[4 + place], 12)):
-            assert epoch.loss == pytest.approx(sum(losses[first : first + done]) / done)
+            assert epoch.loss == pytest.approx(sum(float(loss) for loss, _ in losses[first : first + done]) / done)
 
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator(data):
@@ -342,9 +343,9 @@ def test_decay_momentum_and_the_norm_of_the_gradient_are_those_of_the_trainer(mo
     tuned(trainer, graph(), weight_decay=0.0, learning_rate=0.125)
     tuned(trainer, graph(), optimizer="adam", from_scratch=True)
     assert made == [
-        (pytest.approx(0.002), {"momentum": 0.5, "weight_decay": 0.25}),
-        (0.125, {"momentum": 0.5, "weight_decay": 0.0}),
-        (0.02, {"weight_decay": 0.25}),
+        (pytest.approx(0.002), {"momentum": 0.5, "weight_decay": 0.25, "fused": True}),
+        (0.125, {"momentum": 0.5, "weight_decay": 0.0, "fused": True}),
+        (0.02, {"weight_decay": 0.25, "fused": True}),
     ]
     assert set(clipped) == {3.0}
 
@@ -383,9 +384,9 @@ def process(index, count=2):
 def test_each_process_trains_on_its_own_share_of_every_batch(monkeypatch):
     dataset = TensorDataset(torch.arange(40.0)[:, None].repeat(1, 4), torch.arange(40) % 4)
     data = from_loaders(DataLoader(dataset, 8, shuffle=True), DataLoader(dataset, 8), num_classes=4)
-    monkeypatch.setattr("chainfx.training.trainer.shared", lambda model, device: model)
+    monkeypatch.setattr("chainfx.training.running.shared", lambda model, device: model)
     aligned = []
-    monkeypatch.setattr("chainfx.training.trainer.same_buffers", aligned.append)
+    monkeypatch.setattr("chainfx.training.running.same_buffers", aligned.append)
 
     def seen(index, count):
         monkeypatch.setattr(machine, "_state", lambda: process(index, count))
@@ -419,7 +420,7 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_last(monkeypatch, trainer)
     def run(*metrics, **options):
         model = graph()
         states, left = [copy.deepcopy(model.state_dict())], iter(metrics)
-        monkeypatch.setattr("chainfx.training.trainer._accuracy", lambda model, *_: next(left))
+        monkeypatch.setattr("chainfx.training.running.measure_final", lambda model, *_: next(left))
         some = Trainer(trainer.data, epochs=len(metrics) - (not options))
         request = TuneRequest(**options)
         kept = finished(lambda _: states.append(copy.deepcopy(model.state_dict())))

@@ -180,7 +180,8 @@ class Signature:
         placed = [each for each in self.parameters if each.given != "name"]
         if len(args) > len(placed):
             raise self._refused(f"{len(args)} inputs are given by position")
-        values = {each.name: value for each, value in zip(placed, args, strict=False)}
+        # torch.compile of torch 2.9 does not know zip(strict=False)
+        values = {placed[index].name: value for index, value in enumerate(args)}
         known = {each.name: each for each in self.parameters}
         for name, value in kwargs.items():
             if name not in known:

@@ -20,7 +20,18 @@ from chainfx.ir.graph.edit import (
     origin,
     tensors_of,
 )
-from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, leaving, output_node, segments
+from chainfx.ir.graph.exits import (
+    Answer,
+    Exit,
+    answer_of,
+    choose,
+    exit_rates,
+    exits_of,
+    leaving,
+    output_node,
+    segments,
+    shares_of,
+)
 from chainfx.ir.graph.facts import FACTS, BitWidths, Codebook, ExitRule, FactChange, FactName, Facts, Mask, facts_of
 from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import (
@@ -79,6 +90,7 @@ __all__ = [
     "Trait",
     "Weighted",
     "affine_of",
+    "answer_of",
     "assign_",
     "call_operator",
     "called",
@@ -126,6 +138,7 @@ __all__ = [
     "segments",
     "select",
     "shape_of",
+    "shares_of",
     "summands_of",
     "tables_of",
     "tensors_of",

@@ -11,7 +11,18 @@ from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.mutation import changes_what_is_used
 from chainfx.ir.graph.running import called
 
-__all__ = ["Answer", "Exit", "choose", "exit_rates", "exits_of", "leaving", "output_node", "segments"]
+__all__ = [
+    "Answer",
+    "Exit",
+    "answer_of",
+    "choose",
+    "exit_rates",
+    "exits_of",
+    "leaving",
+    "output_node",
+    "segments",
+    "shares_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +97,10 @@ def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
 
     ``logits``: the outputs (N, classes) of a network with exits, in exit order, the final one last.
     """
-    index = torch.full((len(logits[-1]),), len(exits), device="cpu")
+    index = torch.full((len(logits[-1]),), len(exits), device=logits[-1].device)
     for place in reversed(range(len(exits))):
         sure = ops.confidence(logits[place], exits[place].criterion)
-        index[leaving(sure, exits[place].threshold).cpu()] = place
+        index = torch.where(leaving(sure, exits[place].threshold), place, index)
     return index
 
 
@@ -106,12 +117,16 @@ class Answer(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The logits (N, classes) of the exit each sample takes."""
-        outputs: tuple[Tensor, ...] = called(self.graph_module, *inputs)
+        outputs: tuple[Tensor, ...] = self.graph_module(*inputs)
         exits = exits_of(self.graph_module)
         if not exits:
             return outputs  # type: ignore[return-value]  # here the network returns no tuple
-        index = choose(outputs, exits).to(outputs[-1].device)
-        return torch.stack(outputs)[index, torch.arange(len(index), device=index.device)]
+        return answer_of(outputs, choose(outputs, exits))
+
+
+def answer_of(outputs: tuple[Tensor, ...], index: Tensor) -> Tensor:
+    """For each sample the output (N, ...) at its index, as :func:`choose` gives it."""
+    return torch.stack(outputs)[index, torch.arange(len(index), device=index.device)]
 
 
 def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, ...], Tensor]]) -> dict[str, float]:
@@ -119,8 +134,12 @@ def exit_rates(graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, 
     exits = exits_of(graph_module)
     if not exits:
         return {}
-    counts = torch.zeros(len(exits) + 1, dtype=torch.int64, device="cpu")
     with edit.evaluating(graph_module), torch.no_grad():
-        for inputs, _ in batches:
-            counts += torch.bincount(choose(called(graph_module, *inputs), exits), minlength=len(exits) + 1)
-    return {mark.name: int(count) / int(counts.sum()) for mark, count in zip(exits, counts, strict=False)}
+        chosen = [choose(called(graph_module, *inputs), exits) for inputs, _ in batches]
+    return shares_of(torch.cat(chosen), exits)
+
+
+def shares_of(index: Tensor, exits: tuple[Exit, ...]) -> dict[str, float]:
+    """The share of samples that leaves at each exit, by its name; ``index`` is what :func:`choose` gave for them."""
+    counts = torch.bincount(index, minlength=len(exits) + 1).tolist()
+    return {mark.name: count / len(index) for mark, count in zip(exits, counts, strict=False)}

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SCHEMES = ("dorefa", "tanh", "uniform")
-CRITERIA = ("entropy", "margin", "max-softmax")
+CRITERIA = ("entropy", "margin", "max-sigmoid", "max-softmax")
 
 WIDTHS = range(1, 9)
 """The bits that a quantizer may have; :func:`~chainfx.ir.graph.check_rules` holds every graph to it."""
@@ -200,7 +200,11 @@ def confidence(logits: Tensor, criterion: str) -> Tensor:
 
     ``max-softmax``: the largest probability. ``margin``: the largest minus the second largest.
     ``entropy``: 1 minus the entropy over its maximum log(classes), so that a threshold means the same direction.
+    ``max-sigmoid``, of logits that each answer yes or no: the mean over them of the larger of ``p`` and ``1 - p``.
     """
+    if criterion == "max-sigmoid":
+        yes = torch.sigmoid(logits.float())
+        return torch.maximum(yes, 1 - yes).mean(dim=1)
     probabilities = torch.softmax(logits.float(), dim=1)
     if criterion == "max-softmax":
         return probabilities.amax(dim=1)

@@ -18,7 +18,8 @@ Copier = Callable[[nn.Module, nn.Module, str], None]
 def mend_copies() -> None:
     """Let torch keep what it knows of a buffer, if it is a torch that does not look at it."""
     if "_non_persistent_buffers_set" not in graph_module._copy_attr.__code__.co_names:
-        graph_module._copy_attr = keeping_persistence(graph_module._copy_attr)
+        copier = keeping_persistence(graph_module._copy_attr)
+        graph_module._copy_attr = copier  # type: ignore[assignment]  # takes the same
 
 
 def keeping_persistence(copy_attr: Copier) -> Copier:

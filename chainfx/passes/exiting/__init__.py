@@ -2,16 +2,16 @@
 
 from chainfx.passes.exiting.head import ExitHead, insert_head
 from chainfx.passes.exiting.taps import balanced_taps, exit_places, named_taps
-from chainfx.passes.exiting.thresholds import NEVER, accuracy_of, logits_of, sweep_thresholds
+from chainfx.passes.exiting.thresholds import NEVER, answers_of, score_of, sweep_thresholds
 
 __all__ = [
     "NEVER",
     "ExitHead",
-    "accuracy_of",
+    "answers_of",
     "balanced_taps",
     "exit_places",
     "insert_head",
-    "logits_of",
     "named_taps",
+    "score_of",
     "sweep_thresholds",
 ]

@@ -32,6 +32,7 @@ def rows_of(small):
 
 def distance(given, expected):
     """The relative distance of two answers."""
+    given, expected = given.detach(), expected.detach()
     return float((given.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12))
 
 

@@ -30,8 +30,6 @@ def any_keep(analysis):
 
 
 EACH = [(name, fold) for fold in ("width", "heads") for name in (*BLOCKS, "exit", "joined")]
-
-
 WITH_HEADS = ("attention", "fused_attention", "multi_head")  # elsewhere there is nothing to fold
 
 

@@ -20,7 +20,7 @@ import chainfx
 from chainfx.bitops import count as count_graph
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture.ways import capture, capture_to_read
-from chainfx.ir.graph.meta_values import MetaEvaluator
+from chainfx.ir.graph.meta_values import MetaEvaluator, evaluate_graph
 from chainfx.ir.graph.operators import name_of
 from chainfx.ir.graph.running import called
 from chainfx.ir.graph.shapes import propagate_shapes, shape_of
@@ -412,3 +412,11 @@ def test_inputs_of_another_shape_are_one_sentence_and_nothing_on_the_error_strea
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         graph_module(torch.zeros(1, 9))
     assert "Call using an FX-traced Module" in capfd.readouterr().err  # what torch.fx says of a plain call
+
+
+def test_a_view_has_its_sizes_whatever_the_strides_without_data():
+    x = torch.empty(2, 3)
+    values = evaluate_graph(symbolic_trace(lambda x: x.t().view(-1)), (x,))
+    assert [tuple(value.shape) for node, value in values.items() if node.name == "view"] == [(6,)]
+    with pytest.raises(RuntimeError):
+        evaluate_graph(symbolic_trace(lambda x: x.view(4)), (x,))
