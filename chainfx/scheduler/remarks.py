@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 
+from torch.fx import GraphModule
+
+from chainfx.ir.graph import facts_of
 from chainfx.passes import Kind, Pass
 from chainfx.scheduler.records import Costs, StageRecord
 
-__all__ = ["is_cheaper", "of_cost", "of_loss"]
+__all__ = ["is_cheaper", "of_cost", "of_loss", "of_replaced"]
 
 _PRICED = "strict"  # every layer at its own width: the nominal convention may rise where layers only go
 
@@ -29,6 +32,22 @@ def of_cost(one: Pass, before: Costs, after: Costs, *, modified: bool, taken_bac
     share = f": {new / old:.3g} times the {kind} of before ({_PRICED})" if old else ""
     done = "; the network was left as it was, which keep=True prevents" if taken_back else ""
     return (f"does not pay{share}{done}.",)
+
+
+def of_replaced(one: Pass, before: GraphModule, after: GraphModule) -> tuple[str, ...]:
+    """The remark on a pass that quantizes what an earlier stage quantized: its quantizers are gone."""
+    if "bit-widths" not in one.info.establishes:
+        return ()
+    old, new = facts_of(before).bit_widths, facts_of(after).bit_widths
+    changed = [name for name in old if name in new and old[name] != new[name]]
+    if not changed:
+        return ("quantizes anew what an earlier stage quantized, to the same bits.",) if old.keys() & new.keys() else ()
+    was, now = old[changed[0]], new[changed[0]]
+    return (
+        f"replaces the quantizers of an earlier stage, of {len(changed)} layer{'s' * (len(changed) > 1)}: "
+        f"{changed[0]!r} had {was.weight}-bit weights and a {was.activation}-bit input, and now has {now.weight} and "
+        f"{now.activation} bits.",
+    )
 
 
 def of_loss(one: Pass, parent: StageRecord, record: StageRecord, most: float | None) -> str | None:

@@ -243,7 +243,10 @@ def _next_stage(
         revision=key.revision,
         surroundings=key.surroundings,
         measured_by=metric_of(trainer),
-        remarks=remarks.of_cost(one, old, new, modified=modified, taken_back=taken_back),
+        remarks=(
+            *remarks.of_replaced(one, parent.graph_module, graph_module),
+            *remarks.of_cost(one, old, new, modified=modified, taken_back=taken_back),
+        ),
         requests=tuple(json.loads(json.dumps(requests))),
     )
     return Stage(record, graph_module)

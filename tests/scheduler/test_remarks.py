@@ -19,6 +19,7 @@ from chainfx.passes import (
     Pass,
     PassInfo,
     PassResult,
+    PostTrainingQuantize,
     PruneChannels,
     Quantize,
 )
@@ -40,6 +41,17 @@ def stages_of(passes, x, trainer=None, net=None, **options):
     net = small_resnet((1, 1)) if net is None else net
     chainfx.compile(net, passes, example_inputs=x, trainer=trainer, on_stage=found.append, order="given", **options)
     return found
+
+
+def test_a_second_quantization_says_that_it_replaces_the_first(x):
+    eight, four = PostTrainingQuantize(8, 8), PostTrainingQuantize(4, 6, skip=("stages.1*", "fc", "conv1"))
+    _, first, second, third = stages_of([eight, four, four], x, calibration=[x])
+    assert first.record.remarks == ()
+    assert second.record.remarks == (
+        "replaces the quantizers of an earlier stage, of 2 layers: 'stages_0_0_conv1' had 8-bit weights and a "
+        "8-bit input, and now has 4 and 6 bits.",
+    )
+    assert third.record.remarks == ("quantizes anew what an earlier stage quantized, to the same bits.",)
 
 
 def test_exits_that_nobody_takes_are_taken_back_and_the_report_says_so(x):

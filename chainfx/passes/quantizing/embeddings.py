@@ -10,6 +10,9 @@ from chainfx.passes.quantizing.quantizers import FLOAT, LayerWidths, quantize_we
 __all__ = ["quantize_embeddings"]
 
 
+_ROWS = "its table alone is quantized: the rows that it gives are in float"
+
+
 def quantize_embeddings(
     graph_module: GraphModule,
     tables: Mapping[Table, LayerWidths],
@@ -33,8 +36,8 @@ def quantize_embeddings(
         if obstacle or width is None:
             skipped += [Skipped(call.name, obstacle) for call in table.calls]
             continue
-        if width.weights == FLOAT:
-            skipped += [Skipped(call.name, "its table stays in float, at 32 bits") for call in table.calls]
+        reason = "its table stays in float, at 32 bits" if width.weights == FLOAT else _ROWS
+        skipped += [Skipped(call.name, reason) for call in table.calls]
         for call in table.calls:
             changed |= _quantize(graph_module, call, width, name)
     return changed, skipped
