@@ -5,6 +5,7 @@ import os
 import pty
 import re
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,3 +188,11 @@ def test_the_listener_is_closed_on_every_error(monkeypatch, failure):
     with pytest.raises(PassError):
         chainfx.compile(torch.nn.Linear(3, 2), [chainfx.passes.EarlyExit()], example_inputs=torch.randn(2, 3))
     assert told == ["close"]
+
+
+def test_a_finished_stage_is_told_in_one_colour():
+    output = io.StringIO()
+    listener = TerminalListener(Console(file=output, force_terminal=True, color_system="standard"))
+    record = SimpleNamespace(label="prune-channels(ratio=0.5)", metric=None, seconds=1.0)
+    listener.end(SimpleNamespace(record=record, resumed=False))
+    assert output.getvalue() == "prune-channels(ratio=0.5): (1.0 s)\n"

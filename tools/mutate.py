@@ -48,14 +48,18 @@ from tools.touched import Chosen, Noting
 ROOT = Path(__file__).parent.parent
 WHOLE_CHAIN = "test_compiler.py test_orders.py scheduler test_recipe.py"
 AREAS = {  # name: files of chainfx, and the tests that are there for them
-    "trainer": ("training/trainer.py training/losses.py training/machine.py training/modes.py", "training"),
+    "trainer": (
+        "training/trainer.py training/running.py training/losses.py training/machine.py training/modes.py",
+        "training",
+    ),
     "quantizers": (
         "ir/graph/ops.py passes/quantize.py passes/quantizing/*.py",
-        "passes/test_quantize.py passes/test_golden.py ir/graph/test_ops.py passes/test_masks.py deploy",
+        "passes/test_quantize.py passes/quantizing passes/test_golden.py passes/test_masks.py ir/graph/test_ops.py "
+        "deploy",
     ),
     "exits": (
         "ir/graph/exits.py passes/early_exit.py passes/exiting/*.py",
-        "passes/test_early_exit.py passes/test_golden.py ir/graph/test_exits.py deploy",
+        "passes/test_early_exit.py passes/test_exit_thresholds.py passes/test_golden.py ir/graph/test_exits.py deploy",
     ),
     "deploy": ("deploy/*.py", "deploy passes/test_masks.py"),
     "artefact": ("ir/artifact/*.py", "ir/artifact deploy passes/test_masks.py"),
