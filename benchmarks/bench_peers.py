@@ -5,8 +5,9 @@
 Each network of torchvision, with random weights and statistics (neither changes a time), is quantized without training
 to 7-bit weights and 8-bit activations, which run in integers on every x86 processor. Rows: ``chainfx int8`` the integer
 engine, nothing of it compiled; ``eager``, ``compiled`` and (``--bf16``) ``compiled bf16`` the original in torch;
-``ort`` and ``openvino`` ONNX files that chainfx exports: of the original in float (with BatchNorm folded), of the quantized network
-(``int8``), and of that with what is added rounded too (``int8 added``, ``export(calibration=...)``). One thread each.
+``ort`` and ``openvino`` ONNX files that chainfx exports: of the original in float (with BatchNorm folded), of the
+quantized network (``int8``), and of that with what is added rounded too (``int8 added``, ``export(calibration=...)``).
+One thread each.
 All take turns in one process; times are medians, and ``faster`` compares with the last row, the compiled original.
 """
 
