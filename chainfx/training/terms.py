@@ -61,7 +61,7 @@ class Loss:
             if isinstance(term, nn.Module):
                 self.modules[f"penalty{place}"] = term
 
-    def __call__(self, network: nn.Module, batch: Batch, index: Tensor | None) -> Tensor:
+    def __call__(self, network: nn.Module, batch: Batch, index: Tensor | None = None) -> Tensor:
         """The loss of ``network``, which is :attr:`network` or a wrapper of it, on a batch; shape ().
 
         ``index``: the places of the samples in the training data, on the CPU, where these are in memory.
