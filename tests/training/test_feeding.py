@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from chainfx.errors import DataWarning
 from chainfx.passes import TuneRequest
 from chainfx.training import Trainer, digits, from_loaders, machine
+from chainfx.training.data import Images
 from chainfx.training.feeding import Feed, resident
 from chainfx.training.rates import Average, rate_factor
 
@@ -59,26 +60,18 @@ def test_each_process_reads_its_own_part_of_a_data_set_and_nothing_else(monkeypa
 
 
 def test_each_process_prepares_its_own_part_of_data_in_memory(monkeypatch):
-    class Images:
-        def __init__(self):
-            self.seen = []
-
-        def __getattr__(self, name):
-            return getattr(DATA.train, name)
-
-        def __len__(self):
-            return len(DATA.train)
-
+    class Seen(Images):
         def at(self, index):
-            self.seen.append(index)
-            return DATA.train.at(index)
+            seen.append(index)
+            return super().at(index)
 
     def prepared(index, count):
         monkeypatch.setattr(machine, "_state", lambda: process(index, count))
-        split = Images()
-        split.to, split.order, split.targets, split.nbytes = None, DATA.train.order, DATA.train.labels, 0
-        batches = list(feed(split, 128).epoch(1))
-        return torch.cat(split.seen), [len(batch[1]) for batch, _ in batches]
+        seen.clear()
+        batches = list(feed(Seen(**vars(DATA.train)), 128).epoch(1))
+        return torch.cat(seen), [len(batch[1]) for batch, _ in batches]
+
+    seen = []
 
     (whole, sizes), (first, halves), (second, _) = prepared(0, 1), prepared(0, 2), prepared(1, 2)
     assert set(sizes) == {128} and set(halves) == {64}

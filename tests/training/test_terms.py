@@ -1,6 +1,7 @@
 """The terms of a loss against what they are by hand, and what each of them does to a network."""
 
 import copy
+import dataclasses
 import math
 import warnings
 
@@ -13,7 +14,7 @@ import chainfx
 from chainfx.errors import TuningError
 from chainfx.ir.graph import exits_of
 from chainfx.passes import Distill, EarlyExit, PassContext, PruneChannels, Quantize, TuneRequest
-from chainfx.training import OwnTrainer, Trainer, digits, from_tensors, loss_of, regression
+from chainfx.training import Augment, OwnTrainer, Trainer, digits, from_tensors, loss_of, regression
 from chainfx.training.contrast import Contrast
 from chainfx.training.features import attention_loss
 from chainfx.training.losses import self_distillation, soft_loss
@@ -53,14 +54,12 @@ def test_recovery_is_a_tenth_of_the_task_and_the_rest_from_the_teacher(pair):
 
 
 def test_without_a_soft_loss_a_task_recovers_on_its_own_loss():
-    import dataclasses
-
     x = torch.randn(20, 4)
     task = dataclasses.replace(regression(2), soft=None)
     data = from_tensors(x, x[:, :2], task=task)
     model, teacher = (graph_of(nn.Sequential(nn.Linear(4, 2)), x[:2]) for _ in range(2))
     loss = loss_of(model, TuneRequest(teacher=teacher), data)
-    assert float(loss(model, ((x,), x[:, :2]))) == pytest.approx(float(F.mse_loss(model(x), x[:, :2])))
+    torch.testing.assert_close(loss(model, ((x,), x[:, :2])), F.mse_loss(model(x), x[:, :2]))
     with pytest.raises(TuningError) as caught:
         loss_of(model, TuneRequest(loss="kd", teacher=teacher), data)
     assert str(caught.value) == (
@@ -142,21 +141,33 @@ def test_attention_maps_are_means_of_squares_of_length_one():
 def test_features_come_nearer_to_those_of_the_teacher(pair, what):
     own, teacher = pair
     before, _ = loss_with(pair, loss="task", **{what: 1.0})
-    request = TuneRequest(loss="task", teacher=teacher, learning_rate=0.05, **{what: 100.0})
+    task, _ = loss_with(pair, loss="task")
+    request = TuneRequest(loss="task", teacher=teacher, learning_rate=0.02, from_scratch=True, **{what: 100.0})
     kept = set(own.state_dict())
-    Trainer(DATA, epochs=1).tune(own, request, seed=0, on_epoch=silent)
+    Trainer(DATA, epochs=2).tune(own, request, seed=0, on_epoch=silent)
     assert set(own.state_dict()) == kept
-    assert not torch.equal(before, loss_with(pair, loss="task", **{what: 1.0})[0])
+    after = loss_with(pair, loss="task", **{what: 1.0})[0] - loss_with(pair, loss="task")[0]
+    assert after < before - task
 
 
 def test_nodes_are_named_for_both_networks_or_taken_evenly(pair):
     own, teacher = pair
-    assert len(hinted(None, own, teacher, (X,))) == 3
+    assert len(hinted(None, own, teacher, (X,))) == 2
     name = next(node.name for node in own.graph.nodes if node.name.startswith("relu"))
-    assert hinted((name, f"{name}=conv2d"), own, teacher, (X,)) == [(name, name), (name, "conv2d")]
+    assert hinted((name, f"{name}=flatten"), own, teacher, (X,)) == [(name, name), (name, "flatten")]
     with pytest.raises(TuningError) as caught:
         hinted(("relu=nowhere",), own, teacher, (X,))
     assert str(caught.value) == "tuning: layers names 'nowhere', but the teacher has no such node."
+
+
+def test_a_network_without_feature_maps():
+    flat = graph_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), X)
+    with pytest.raises(TuningError) as caught:
+        loss_of(flat, TuneRequest(teacher=flat, attention_weight=1.0), DATA)
+    assert str(caught.value) == (
+        "tuning: a network has no place whose feature maps could be compared; name some in layers=, or leave "
+        "hint_weight and attention_weight out."
+    )
 
 
 def test_a_tapped_network_is_the_network_with_values_beside(pair):
@@ -269,15 +280,13 @@ def test_the_answers_of_a_teacher_are_kept_where_the_images_stay_the_same():
         teacher, seen = graph_of(small_resnet(), X), []
         trainer = Trainer(DATA, epochs=3, batch_size=500, **options)
         model = graph_of(small_resnet(width=3), X)
-        teacher.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+        teacher.flatten.register_forward_hook(lambda module, args, out: seen.append(len(out)))
         request = TuneRequest(loss="kd", teacher=teacher, from_scratch=True)
         trainer.tune(model, request, seed=0, on_epoch=silent)
-        return len(seen), model.get_parameter("fc.weight")
-
-    from chainfx.training import Augment
+        return sum(seen), model.get_parameter("fc.weight")
 
     count, weight = runs()
-    assert count < 6 == runs(augment=Augment(padding=0, flip=False))[0]
+    assert count <= len(DATA.train) < 3000 == runs(augment=Augment(padding=0, flip=False))[0]
     torch.testing.assert_close(weight, runs(augment=Augment(padding=0, flip=False))[1], rtol=1e-3, atol=1e-4)
 
 
