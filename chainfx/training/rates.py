@@ -46,7 +46,7 @@ def make_optimizer(
     spared = [*(each for each in trained if not decays and each.dim() < 2), *modules]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    options = {"fused": True} if all(each.device.type == "cuda" for each in trained) else {}
+    options: dict[str, Any] = {"fused": True} if all(each.device.type == "cuda" for each in trained) else {}
     if request.optimizer == "adam":
         return torch.optim.Adam(groups, rate, weight_decay=decay, **options)
     return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, **options)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from chainfx.errors import DataWarning
+from chainfx.errors import DataWarning, TuningError
 from chainfx.passes import TuneRequest
 from chainfx.training import Trainer, digits, from_loaders, machine
 from chainfx.training.data import Images
@@ -142,6 +142,16 @@ def test_training_stops_after_so_many_epochs_that_are_no_better(monkeypatch):
     Trainer(DATA, batch_size=1000).tune(model, request, seed=0, on_epoch=on_epoch)
     assert told == [0.6, 0.6, 0.3]
     assert torch.equal(model[1].weight, states[1]["1.weight"])
+
+
+def test_a_batch_that_is_too_small_for_batch_norm():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    with pytest.raises(TuningError) as caught:
+        Trainer(DATA, epochs=1, batch_size=1).fit(model)
+    assert str(caught.value) == (
+        "tuning: a batch has 1 sample, and BatchNorm cannot train on one value a channel; use a batch size of at least "
+        "2 for each process, and drop_last=True in a DataLoader."
+    )
 
 
 def test_a_compiled_network_trains_the_network(monkeypatch):
