@@ -134,7 +134,8 @@ def compile(
         order: ``"auto"``, or ``"given"`` to run the passes as written; the errors and warnings of :func:`chainfx.lint`
             are then shown before anything is trained. All that it finds is in the report for both.
         seed: determines everything random.
-        on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
+        on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first; its graph is
+            on the device of the ``execution``.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
         warn_drop: a stage that loses more than this, in units of the trainer's metric (0.05 is five points of
