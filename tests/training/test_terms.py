@@ -14,10 +14,11 @@ import chainfx
 from chainfx.errors import TuningError
 from chainfx.ir.graph import exits_of
 from chainfx.passes import Distill, EarlyExit, PassContext, PruneChannels, Quantize, TuneRequest
+from chainfx.passes import soft_labels as soft_loss
 from chainfx.training import Augment, OwnTrainer, Trainer, digits, from_tensors, loss_of, regression
 from chainfx.training.contrast import Contrast
 from chainfx.training.features import attention_loss
-from chainfx.training.losses import self_distillation, soft_loss
+from chainfx.training.losses import self_distillation
 from chainfx.training.mixing import Mixing
 from chainfx.training.sparsity import GroupLasso
 from chainfx.training.taps import Tapped, hinted, penultimate

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from chainfx.errors import DataError, InputError, TuningError
 from chainfx.ir.graph import ops
+from chainfx.passes import soft_labels as soft_loss
 from chainfx.passes.base import Epoch, Metric, TuneRequest
 from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders, machine
 from chainfx.training import running as running_module
 from chainfx.training import trainer as trainer_module
-from chainfx.training.losses import soft_loss
 from chainfx.training.machine import placed
 from chainfx.training.rates import rate_factor
 
