@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 from torch import Tensor, device, nn
 from torch.fx import GraphModule
 
+from chainfx.arguments import check_trainer, checked, listed
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel, EngineChoice
@@ -28,7 +29,7 @@ from chainfx.ir.capture import (
 from chainfx.ir.graph import device_of, has_inference_tensors, ordinary, recording
 from chainfx.linting import findings_of
 from chainfx.part import Part, put_in_place
-from chainfx.passes import Execution, Metric, Pass, Trainer, Tunings, is_number, metric_of
+from chainfx.passes import Execution, Pass, Trainer, Tunings, is_number, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Ground, Plan, Stage, StageStore, open_stage, plan, run
 
@@ -37,7 +38,6 @@ __all__ = ["compile", "count"]
 Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
 
 _M = TypeVar("_M", bound=nn.Module)
-_OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
 
 
 @overload
@@ -134,7 +134,8 @@ def compile(
         order: ``"auto"``, or ``"given"`` to run the passes as written; the errors and warnings of :func:`chainfx.lint`
             are then shown before anything is trained. All that it finds is in the report for both.
         seed: determines everything random.
-        on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first.
+        on_stage: called with each finished :class:`~chainfx.scheduler.Stage`, the original network first; its graph is
+            on the device of the ``execution``.
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
         warn_drop: a stage that loses more than this, in units of the trainer's metric (0.05 is five points of
@@ -169,7 +170,7 @@ def compile(
     if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
         raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
     if trainer is not None:
-        _check_trainer(trainer, part)
+        check_trainer(trainer, part)
     if warn_drop is not None and not is_number(warn_drop, 0):
         raise InputError(f"warn_drop={warn_drop!r} is out of range; use a number from 0, or None for no warning.")
     if refuse not in (None, "errors"):
@@ -178,7 +179,7 @@ def compile(
         raise InputError(
             f"execution is of type {type(execution).__name__}; give a chainfx.passes.Execution, or leave it out."
         )
-    given_batches = None if calibration is None else _listed(calibration)
+    given_batches = None if calibration is None else listed(calibration)
     tunes = trainer is not None
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
     tunings = Tunings.of(tuning or {}, [one.info.name for one in chain.passes])
@@ -253,7 +254,7 @@ def count(
         >>> chainfx.count(torch.nn.Linear(8, 4), torch.randn(1, 8)).macs
         32
     """
-    model, given = unwrapped(model), _checked(example_inputs, "example_inputs")
+    model, given = unwrapped(model), checked(example_inputs, "example_inputs")
     if isinstance(model, CompressedModel):
         inputs = given if isinstance(given, tuple) else model.signature.bind((), given)
         rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
@@ -284,7 +285,7 @@ def _captured_network(
     model: nn.Module, held: Part | None, example_inputs: Any, calibration: list[Any] | None, batch_dim: int
 ) -> _Taken:
     """The graph of a model, or of the part of it that is ``held``."""
-    module, given = (model, _checked(example_inputs, "example_inputs")) if held is None else held.as_called()
+    module, given = (model, checked(example_inputs, "example_inputs")) if held is None else held.as_called()
     signature, inputs = signature_of(module, given)
     inputs = tuple(map(ordinary, inputs))
     if batch_dim != 0:
@@ -350,29 +351,6 @@ def _stage(start: Any) -> Stage | None:
     raise InputError(f"start is a {type(start).__name__}; give a finished Stage or its folder in a workdir.")
 
 
-def _check_trainer(trainer: Any, part: str | None) -> None:
-    """Raise :class:`InputError` for what has not all that a :class:`~chainfx.passes.Trainer` has."""
-    if part is not None:
-        raise InputError(
-            f"a trainer works on whole networks, not on part={part!r}; compile the module itself, model.{part}, with a "
-            f"trainer whose data are its inputs, and put the result in its place."
-        )
-    missing = [name for name in _OF_TRAINERS if not hasattr(trainer, name)]
-    if isinstance(trainer, type) or missing:
-        seen = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
-        lacks = f", which has no {', '.join(missing)}" if missing else ", not an object of it"
-        raise InputError(
-            f"trainer is {seen}{lacks}; give chainfx.training.Trainer(data) or an object with all that "
-            f"chainfx.passes.Trainer lists."
-        )
-    metric = getattr(trainer, "metric", Metric())
-    if not isinstance(metric, Metric):
-        raise InputError(
-            f"trainer.metric is a {type(metric).__name__}; give a chainfx.passes.Metric, which names what the trainer "
-            f"measures, or leave it out for accuracy."
-        )
-
-
 def _attach(error: BaseException, finished: list[Stage], result: Callable[[], nn.Module]) -> None:
     """Give an error that goes on its way the result so far, as documented at :func:`compile`."""
     with contextlib.suppress(Exception):  # memory may still be short, and errors can be frozen: the first one counts
@@ -387,15 +365,6 @@ def _result(stages: list[Stage], chain: Plan, taken: _Taken, home: device, engin
     return CompressedModel(graph_module, taken.inputs, report, taken.signature, engine)
 
 
-def _listed(calibration: Any) -> list[Any]:
-    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
-        raise InputError(f"calibration is of type {type(calibration).__name__}; give a list of batches of inputs.")
-    batches = list(calibration)
-    if not batches:
-        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
-    return batches
-
-
 def _as_given(given: Any, signature: Signature, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | dict[str, Tensor]:
     """Inputs of the graph by position or by name, as the example inputs were given."""
     names = [each.name for each in signature.inputs]
@@ -406,16 +375,5 @@ def _batch(held: Part | None, signature: Signature, inputs: Any) -> tuple[Tensor
     """One batch of calibration as the graph takes it."""
     if held is not None:
         return signature.to_graph(held.batch(signature, inputs))
-    given = _checked(inputs, "calibration")
+    given = checked(inputs, "calibration")
     return signature.to_graph(given if isinstance(given, tuple) else signature.bind((), given))
-
-
-def _checked(inputs: Any, name: str) -> tuple[Tensor, ...] | Mapping[str, Tensor]:
-    """Inputs as they were given, one tensor as a tuple; raises :class:`InputError` for what is neither."""
-    if isinstance(inputs, Mapping):
-        return inputs
-    found = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    if not found or not all(isinstance(item, Tensor) for item in found):
-        kinds = ", ".join(type(item).__name__ for item in found) or "nothing"
-        raise InputError(f"{name} must be a tensor or a tuple of tensors, but is {kinds}; give one batch of inputs.")
-    return found

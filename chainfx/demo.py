@@ -17,7 +17,7 @@ import chainfx
 from chainfx import zoo
 from chainfx.deploy import CompressedModel
 from chainfx.ir.graph import Answer
-from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
+from chainfx.passes import Distill, EarlyExit, Execution, PruneChannels, Quantize
 from chainfx.report import DemoRow, demo_headline, demo_table
 from chainfx.scheduler import ChainReport, Stage
 from chainfx.training import Trainer, digits
@@ -75,7 +75,12 @@ def _run(console: Console) -> None:
             Distill(depth=0.5),
         ]
         small = chainfx.compile(
-            network, passes, example_inputs=data.example_inputs(64), trainer=trainer, on_stage=measure
+            network,
+            passes,
+            example_inputs=data.example_inputs(64),
+            trainer=trainer,
+            on_stage=measure,
+            execution=Execution("cpu"),
         )
     console.print("compiling every stage with torch.compile and timing them in turns, integers and float ...")
     times = _times(models, next(data.test.batches(64))[0][0])

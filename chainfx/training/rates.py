@@ -37,7 +37,7 @@ def make_optimizer(
     momentum: float,
     decay: float,
 ) -> torch.optim.Optimizer:
-    """SGD or Adam, in one kernel where torch has it, over what is trained and the modules of the loss.
+    """SGD or Adam, in one kernel on a GPU, over what is trained and the modules of the loss.
 
     Weight decay is on parameters of two or more dimensions, or on all that are trained, as the request says.
     """
@@ -46,14 +46,10 @@ def make_optimizer(
     spared = [*(each for each in trained if not decays and each.dim() < 2), *modules]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    fused = _can_be_fused([*trained, *spared])
+    options: dict[str, Any] = {"fused": True} if all(each.device.type == "cuda" for each in trained) else {}
     if request.optimizer == "adam":
-        return torch.optim.Adam(groups, rate, weight_decay=decay, fused=fused)
-    return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, fused=fused)
-
-
-def _can_be_fused(parameters: Sequence[Tensor]) -> bool:
-    return all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in parameters)
+        return torch.optim.Adam(groups, rate, weight_decay=decay, **options)
+    return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, **options)
 
 
 class Average:

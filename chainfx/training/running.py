@@ -135,11 +135,22 @@ class Run:
             raise TuningError("tuning: the training data gave no batch; use a smaller batch size or more data.")
         return seen.mean()
 
+    def _loss(self, network: nn.Module, batch: Batch, places: Tensor | None) -> Tensor:
+        try:
+            return self.loss(network, batch, places)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # what torch's BatchNorm says
+                raise
+            raise TuningError(
+                f"tuning: a batch has {len(batch[0][0])} sample, and BatchNorm cannot train on one value a channel; "
+                "use a batch size of at least 2 for each process, and drop_last=True in a DataLoader."
+            ) from error
+
     def _step(self, network: nn.Module, batch: Batch, places: Tensor | None) -> tuple[Tensor, Tensor]:
         """One optimizer step; its loss and the norm of its gradient, both of shape ()."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.loss(network, batch, places)
+            loss = self._loss(network, batch, places)
         loss.backward()
         if process_count() > 1:
             same_gradients(self.loss.modules)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from chainfx.errors import TuningError
-from chainfx.ir.graph import edit, ends_of, output_node
+from chainfx.ir.graph import edit, ends_of, output_node, shape_of
 from chainfx.passes import exit_places
 
 __all__ = ["Tapped", "hinted", "penultimate", "widths"]
@@ -65,8 +65,14 @@ def hinted(
 
 
 def _three(graph_module: GraphModule, inputs: Sequence[Tensor]) -> list[str]:
-    """Three places where one tensor carries everything, spread evenly; fewer where there are not so many."""
-    places = exit_places(graph_module, inputs)
+    """Three places where one tensor with places carries everything, spread evenly; fewer where there are fewer."""
+    dims = {node.name: len(shape_of(node)) for node in graph_module.graph.nodes if "val" in node.meta}
+    places = [name for name in exit_places(graph_module, inputs) if dims.get(name, 0) > 2]
+    if not places:
+        raise TuningError(
+            "tuning: a network has no place whose feature maps could be compared; name some in layers=, or leave "
+            "hint_weight and attention_weight out."
+        )
     count = min(3, len(places))
     return [places[(2 * index + 1) * len(places) // (2 * count)] for index in range(count)]
 

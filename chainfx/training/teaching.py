@@ -13,8 +13,8 @@ _MOST = 2**28  # bytes of remembered answers
 class Teacher:
     """A network in eval mode that gives no gradients: what it answers to a batch.
 
-    With ``caches`` the answers to the samples of data in memory are kept, up to 256 MB, so that from the second epoch
-    on it does not run; for training data that are the same in every epoch. With ``tapped`` it gives the values of some
+    With ``caches`` the answers to the samples of data in memory are kept, up to 256 MB, so that it answers each sample
+    once; for training data that are the same in every epoch. With ``tapped`` it gives the values of some
     nodes beside.
     """
 
@@ -27,16 +27,21 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, inputs: tuple[Tensor, ...], index: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:
         """What the teacher answers, and the values of its nodes."""
-        if index is not None and self._kept and bool(self._known[index].all()):
-            found = tuple(kept[index.to(kept.device)] for kept in self._kept)
-            return (found if len(found) > 1 else found[0]), ()
-        answer = self.network(*inputs)
         if self.tapped:
-            output, values = answer
+            output, values = self.network(*inputs)
             return output, values
-        if index is not None and self.caches:
+        if index is None or not self.caches:
+            return self.network(*inputs), ()
+        new = (~self._known[index]).nonzero()[:, 0]
+        if len(new) == len(index):
+            answer = self.network(*inputs)
             self._keep(answer, index)
-        return answer, ()
+            return answer, ()
+        if len(new):
+            here = new.to(inputs[0].device, non_blocking=True)
+            self._keep(self.network(*(tensor[here] for tensor in inputs)), index[new])
+        found = tuple(kept[index.to(kept.device, non_blocking=True)] for kept in self._kept)
+        return (found if len(found) > 1 else found[0]), ()
 
     def _keep(self, answer: Any, index: Tensor) -> None:
         parts = tuple(answer) if isinstance(answer, tuple | list) else (answer,)

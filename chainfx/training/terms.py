@@ -1,8 +1,7 @@
 """The loss of one tuning, made of what is asked: the terms, the teacher, and the modules that are trained with them."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ class Loss:
             if isinstance(term, nn.Module):
                 self.modules[f"penalty{place}"] = term
 
-    def __call__(self, network: nn.Module, batch: Batch, index: Tensor | None) -> Tensor:
+    def __call__(self, network: nn.Module, batch: Batch, index: Tensor | None = None) -> Tensor:
         """The loss of ``network``, which is :attr:`network` or a wrapper of it, on a batch; shape ().
 
         ``index``: the places of the samples in the training data, on the CPU, where these are in memory.
@@ -123,7 +122,7 @@ class Loss:
         teacher = teacher.to(device)
         own: list[str] = []
         taught: list[str] = []
-        example = tuple(tensor[:2].to(device) for tensor in next(iter(_first(split)))[0]) if self._compares() else ()
+        example = _example(split, device) if self._compares() else ()
         if request.hint_weight or request.attention_weight:
             self._pairs = hinted(request.layers, self._graph("hints and attention maps"), teacher, example)
             own, taught = [pair[0] for pair in self._pairs], [pair[1] for pair in self._pairs]
@@ -191,15 +190,11 @@ class Loss:
             )
 
 
-@contextmanager
-def _untouched() -> Iterator[None]:
+def _example(split: Split, device: torch.device) -> tuple[Tensor, ...]:
+    """The inputs of two samples; no random number of training is drawn."""
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws its seed from the global generator
-        yield
-
-
-def _first(split: Split) -> Iterator[Batch]:
-    with _untouched():
-        yield next(iter(split.batches(2)))
+        inputs, _ = next(iter(split.batches(2)))
+    return tuple(tensor[:2].to(device) for tensor in inputs)
 
 
 def _contrast(sizes: Sequence[int], split: Split, negatives: int, device: torch.device, seed: int) -> nn.Module:

@@ -1,0 +1,57 @@
+"""What users give to :func:`chainfx.compile`, checked: one sentence for what is something else."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from chainfx.errors import InputError
+from chainfx.passes import Metric
+
+__all__ = ["check_trainer", "checked", "listed"]
+
+_OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
+
+
+def check_trainer(trainer: Any, part: str | None) -> None:
+    """Raise :class:`InputError` for what has not all that a :class:`~chainfx.passes.Trainer` has."""
+    if part is not None:
+        raise InputError(
+            f"a trainer works on whole networks, not on part={part!r}; compile the module itself, model.{part}, with a "
+            f"trainer whose data are its inputs, and put the result in its place."
+        )
+    missing = [name for name in _OF_TRAINERS if not hasattr(trainer, name)]
+    if isinstance(trainer, type) or missing:
+        seen = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
+        lacks = f", which has no {', '.join(missing)}" if missing else ", not an object of it"
+        raise InputError(
+            f"trainer is {seen}{lacks}; give chainfx.training.Trainer(data) or an object with all that "
+            f"chainfx.passes.Trainer lists."
+        )
+    metric = getattr(trainer, "metric", Metric())
+    if not isinstance(metric, Metric):
+        raise InputError(
+            f"trainer.metric is a {type(metric).__name__}; give a chainfx.passes.Metric, which names what the trainer "
+            f"measures, or leave it out for accuracy."
+        )
+
+
+def listed(calibration: Any) -> list[Any]:
+    """The batches of calibration, at least one."""
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+        raise InputError(f"calibration is of type {type(calibration).__name__}; give a list of batches of inputs.")
+    batches = list(calibration)
+    if not batches:
+        raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
+    return batches
+
+
+def checked(inputs: Any, name: str) -> tuple[Tensor, ...] | Mapping[str, Tensor]:
+    """Inputs as they were given, one tensor as a tuple; raises :class:`InputError` for what is neither."""
+    if isinstance(inputs, Mapping):
+        return inputs
+    found = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    if not found or not all(isinstance(item, Tensor) for item in found):
+        kinds = ", ".join(type(item).__name__ for item in found) or "nothing"
+        raise InputError(f"{name} must be a tensor or a tuple of tensors, but is {kinds}; give one batch of inputs.")
+    return found
