@@ -16,6 +16,7 @@ from chainfx.study import (
     StudyStore,
     Subject,
     Watcher,
+    claims_on,
     load_design,
     run_study,
     shipped_design,
@@ -40,6 +41,10 @@ def run(
     seeds: Annotated[
         str | None, typer.Option(help="How many, or from:to as in 8:12. More seeds of a study go on in its folder.")
     ] = None,
+    cases: Annotated[
+        int | None, typer.Option(help="So many configurations of an order at most: a reduced grid, and labelled so.")
+    ] = None,
+    training: Annotated[str | None, typer.Option(help="paper or equal alone, in place of both.")] = None,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
     minutes: Annotated[float | None, typer.Option(help="Stop after the stage in flight when they are over.")] = None,
     records_only: Annotated[bool, typer.Option("--records-only", help="Delete the networks when it is done.")] = False,
@@ -51,6 +56,10 @@ def run(
     It prints the design before it begins. After Ctrl-C, --minutes or a crash the same command goes on.
     """
     chosen = _seeded(_design(design, data), seeds)
+    if cases is not None:
+        chosen = dataclasses.replace(chosen, cases=cases)
+    if training is not None:
+        chosen = dataclasses.replace(chosen, trainings=(training,))  # type: ignore[arg-type]  # refused if it is none
     subject = Subject.of(chosen)
     if not as_json:
         typer.echo(f"{chosen}\n{_of_data(chosen, subject)}\n")
@@ -93,6 +102,21 @@ def analyse(
 ) -> None:
     """Print the verdicts and the law from the records of a study, finished or not; nothing is run."""
     _show(analyse_study(folder), law, as_json)
+
+
+@study_app.command()
+def claims(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of studies, or files that pack wrote; read together.")],
+    as_json: Json = False,
+) -> None:
+    """Print what the records of one study or several say of what is claimed about orders; nothing is run."""
+    found = claims_on([analyse_study(each) for each in folders])
+    if as_json:
+        typer.echo(json.dumps([each.to_dict() for each in found]))
+        return
+    for training in dict.fromkeys(each.training for each in found):
+        texts = [str(each) for each in found if each.training == training]
+        typer.echo("\n".join([f"training: {training}", *texts, ""]))
 
 
 @study_app.command()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from chainfx.cli import app
 from chainfx.scheduler import load_evidence
-from chainfx.study import StudyStore, load_design, shipped_design
+from chainfx.study import CLAIMS, StudyStore, load_design, shipped_design
 from tests.study.designs import TINY
 
 
@@ -59,6 +59,22 @@ def test_show_prints_a_design_as_text_or_as_a_file_to_begin_with(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(chainfx("show", "recovery", "--yaml").output)
     assert load_design(path) == shipped_design("recovery")
+
+
+def test_claims_are_read_from_several_studies_together(run, folder):
+    store = folder / "store"
+    plain = json.loads(chainfx("claims", store, store, "--json").output)
+    assert [each["name"] for each in plain] == list(CLAIMS)
+    assert {each["outcome"] for each in plain} == {"not tested", "undecided"}
+    text = chainfx("claims", store).output
+    assert text.startswith("training: paper\ncombining helps (the whole is more than its parts): undecided (")
+
+
+def test_a_reduced_grid_of_one_training_is_another_design(folder, run):
+    store = folder / "reduced"
+    chainfx("run", "pairwise", "--store", store, "--cases", "1", "--training", "equal", "--minutes", "0")
+    found = StudyStore.open(store).design
+    assert (found.cases, found.trainings, found.reduced) == (1, ("equal",), True)
 
 
 def test_merge_makes_a_store_and_records_alone_may_stay(run, folder):

@@ -30,9 +30,10 @@ from chainfx.report.lowering import lowering_text
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.report.study import design_text, law_text, result_text, status_text
+from chainfx.report.study_claims import claim_text
 from chainfx.report.study_html import result_html
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
-from chainfx.study import Design, MeasuredLaw, Status, StudyResult
+from chainfx.study import Claim, Design, MeasuredLaw, Status, StudyResult
 
 __all__ = ["DemoRow", "demo_headline", "demo_table", "render"]
 
@@ -40,6 +41,7 @@ register_renderer(BenchReport, "text", bench_text)
 register_renderer(ChainReport, "text", chain_text)
 register_renderer(ChainReport, "table", chain_table)
 register_renderer(ChannelAnalysis, "text", channels_text)
+register_renderer(Claim, "text", claim_text)
 register_renderer(CostDiff, "text", diff_text)
 register_renderer(CostDiff, "html", diff_html)
 register_renderer(CostDiff, "csv", diff_csv)

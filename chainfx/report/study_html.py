@@ -8,7 +8,7 @@ import numpy as np
 
 from chainfx.report.study import law_text, outcome_text
 from chainfx.report.text_tables import times
-from chainfx.study import Arm, ArmPoint, Comparison, StudyResult, Verdict, front_of
+from chainfx.study import Arm, ArmPoint, Claim, Comparison, StudyResult, Verdict, claims_on, front_of
 
 __all__ = ["result_html"]
 
@@ -45,6 +45,11 @@ def result_html(result: StudyResult) -> str:
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
             f'<div class="plots">{plots}</div>',
         ]
+    claims = claims_on([result])
+    parts += [
+        f"<h2>claims, training: {training}</h2><pre>{escape(_claims(claims, training))}</pre>"
+        for training in result.design.trainings
+    ]
     origins = [f"{each.machine}, chainfx {each.chainfx}, torch {each.torch}" for each in result.origins]
     around = "\n".join([str(result.status), *dict.fromkeys(origins)])
     parts += [f"<h2>the study</h2><pre>{escape(around)}</pre>", '<pre id="recipe">click a point</pre>']
@@ -54,6 +59,10 @@ def result_html(result: StudyResult) -> str:
         f"<title>Order study</title><style>{_STYLE}</style></head><body>"
         f"{''.join(parts)}<script>{_SCRIPT}</script></body></html>"
     )
+
+
+def _claims(claims: Iterable[Claim], training: str) -> str:
+    return "\n".join(str(each) for each in claims if each.training == training)
 
 
 def _compared(result: StudyResult, verdicts: Sequence[Verdict]) -> Iterable[tuple[Comparison, Verdict]]:

@@ -8,6 +8,7 @@ is there. :func:`analyse` makes a :class:`StudyResult` of the records: a :class:
 """
 
 from chainfx.study.analysis import ArmPoint, Status, StudyResult, analyse, status_of
+from chainfx.study.claims import CLAIMS, Claim, ClaimTest, claims_on
 from chainfx.study.design import Case, Design, load_design
 from chainfx.study.fronts import area_under_front, front_of
 from chainfx.study.order_law import LawEdge, MeasuredLaw
@@ -24,11 +25,14 @@ from chainfx.study.tuning import StudyTrainer, Tuning
 from chainfx.study.verdicts import Verdict
 
 __all__ = [
+    "CLAIMS",
     "ORDERS",
     "Arm",
     "ArmPoint",
     "Case",
     "CaseRecord",
+    "Claim",
+    "ClaimTest",
     "Comparison",
     "Decision",
     "Design",
@@ -49,6 +53,7 @@ __all__ = [
     "Watcher",
     "analyse",
     "area_under_front",
+    "claims_on",
     "decide",
     "detectable",
     "front_of",

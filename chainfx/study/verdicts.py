@@ -15,7 +15,7 @@ from chainfx.study.records import CaseRecord
 from chainfx.study.statistics import Decision, decide
 from chainfx.study.tuning import Training
 
-__all__ = ["Verdict", "paired", "verdicts_on"]
+__all__ = ["Verdict", "arms_of", "paired", "verdicts_on"]
 
 Part = Literal["accuracy", "test"]
 Array = npt.NDArray[np.float64]
@@ -86,7 +86,7 @@ def verdicts_on(design: Design, found: Mapping[int, Found]) -> tuple[Verdict, ..
 def _family(
     design: Design, found: Mapping[int, Found], training: Training, family: Sequence[Comparison]
 ) -> list[Verdict]:
-    arms = [_arms(design, found, training, each, "accuracy", design.convention) for each in family]
+    arms = [arms_of(design, found, training, each, "accuracy", design.convention) for each in family]
     differences = [paired(each.first, each.second, design.reference) for each in arms]
     decisions = decide(differences, math.log10(1 + design.margin), design.alpha, design.test)
     return [_verdict(design, found, training, *each) for each in zip(family, arms, differences, decisions, strict=True)]
@@ -103,7 +103,7 @@ def _verdict(
 ) -> Verdict:
     also = {}
     for name, part, cost in (*_OTHERS, ("test set", "test", design.convention)):
-        there = _arms(design, found, training, comparison, part, cost)
+        there = arms_of(design, found, training, comparison, part, cost)
         also[name] = _factor(paired(there.first, there.second, design.reference))
     return Verdict(
         first=str(comparison.first),
@@ -135,7 +135,7 @@ def paired(first: Sequence[Sequence[Array]], second: Sequence[Sequence[Array]], 
     return np.asarray(differences)
 
 
-def _arms(
+def arms_of(
     design: Design, found: Mapping[int, Found], training: Training, comparison: Comparison, part: Part, cost: str
 ) -> _Arms:
     """The points of both arms for every seed that has all of them; a configuration that failed is left out of both."""
