@@ -18,6 +18,7 @@ from chainfx.passes.base import (
 )
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.encode import Encode
 from chainfx.passes.exiting import exit_places
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.low_rank import LowRank
@@ -28,11 +29,13 @@ from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.passes.quantize import Quantize
 from chainfx.passes.registry import PassSummary, get_pass, pass_from_spec, pass_names
+from chainfx.passes.share_weights import ShareWeights
 
 __all__ = [
     "NEEDS",
     "Distill",
     "EarlyExit",
+    "Encode",
     "Epoch",
     "Fuse",
     "Granularity",
@@ -50,6 +53,7 @@ __all__ = [
     "PruneHeads",
     "PruneWeights",
     "Quantize",
+    "ShareWeights",
     "Skipped",
     "Trainer",
     "TuneRequest",

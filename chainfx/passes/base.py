@@ -113,6 +113,8 @@ class TuneRequest:
     distillation from ``teacher``; with ``distil_exits`` also into every exit, from the same exit of the teacher, or
     from its final output if it has not as many). ``learning_rate`` ``None`` means the trainer's fine-tuning rate.
     ``from_scratch``: the trained parameters start anew, so the trainer uses its full rate and schedule.
+    ``penalty``: is given the network in every step, and what it gives (a tensor of shape (), differentiable) is added
+    to the loss.
     """
 
     parameters: tuple[str, ...] | None = None
@@ -126,6 +128,7 @@ class TuneRequest:
     weight_decay: float | None = None
     from_scratch: bool = False
     distil_exits: bool = False
+    penalty: Callable[[nn.Module], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ class Trainer:
                 optimizer=self._optimizer(request, trained),
                 rate=self._rate(request),
                 objective=self._objective(request, device),
+                penalty=request.penalty,
                 device=device,
                 seed=seed,
                 from_scratch=request.from_scratch,
@@ -239,6 +240,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     rate: float
     objective: Objective
+    penalty: Callable[[nn.Module], Tensor] | None
     device: torch.device
     seed: int
     from_scratch: bool
@@ -312,6 +314,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             loss = self.objective(network(*inputs), inputs, targets)
+        if self.penalty is not None:
+            loss = loss + self.penalty(self.model)
         _refuse_infinite("loss", loss.item(), where)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.trainer.max_norm)

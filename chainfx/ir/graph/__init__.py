@@ -21,7 +21,18 @@ from chainfx.ir.graph.edit import (
     tensors_of,
 )
 from chainfx.ir.graph.exits import Answer, Exit, choose, exit_rates, exits_of, leaving, output_node, segments
-from chainfx.ir.graph.facts import FACTS, BitWidths, Codebook, ExitRule, FactChange, FactName, Facts, Mask, facts_of
+from chainfx.ir.graph.facts import (
+    FACTS,
+    BitWidths,
+    Codebook,
+    Coding,
+    ExitRule,
+    FactChange,
+    FactName,
+    Facts,
+    Mask,
+    facts_of,
+)
 from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import (
     Layer,
@@ -58,6 +69,7 @@ __all__ = [
     "BitWidths",
     "ByMode",
     "Codebook",
+    "Coding",
     "Exit",
     "ExitRule",
     "FactChange",

@@ -85,8 +85,13 @@ class Layer:
 
     @property
     def weight_read(self) -> Node:
-        """What the call reads as its weight: the mask, else the quantizer or another dialect op, else ``weight``."""
-        return edit.input_of(self.node, 1)
+        """What the call reads as its weight: the mask, else the quantizer or another dialect op, else ``weight``.
+
+        A mark above it that the artefact holds the weight coded is not looked at, and is gone once the layer reads
+        another weight.
+        """
+        read = edit.input_of(self.node, 1)
+        return edit.input_of(read) if read.target is ops.coded_weight else read
 
     @property
     def weight_beneath_mask(self) -> Node:
@@ -147,6 +152,11 @@ class Layer:
     def options(self) -> tuple[Any, ...]:
         """What follows the bias in the call: stride, padding, ...; empty for a linear layer."""
         return self.node.args[3:]
+
+    @property
+    def coded(self) -> Node | None:
+        """The ``coded_weight`` node on top of the weight and its mask; ``None`` if the weight is not stored coded."""
+        return _calls(edit.input_of(self.node, 1), ops.coded_weight)
 
     def read_input(self, activation: Node) -> None:
         """Let the layer read another activation, or a quantizer of one."""
