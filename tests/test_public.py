@@ -16,6 +16,7 @@ MANIFEST = Path(__file__).with_name("public_names.txt")
 ROOMS = (
     "chainfx",
     "chainfx.bitops",
+    "chainfx.coding",
     "chainfx.deploy",
     "chainfx.errors",
     "chainfx.ir",

@@ -57,8 +57,8 @@ class CostReport:
 
     @property
     def storage_bits(self) -> int:
-        """The bits of all parameters and buffers that the graph refers to, each once: the ``dense`` encoding."""
-        return self.storage["dense"]
+        """The bits of what a saved network holds: the ``coded`` encoding where there is one, else the ``dense`` one."""
+        return self.storage.get("coded", self.storage["dense"])
 
     @property
     def macs(self) -> int:

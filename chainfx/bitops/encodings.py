@@ -11,25 +11,29 @@ before it in i = 4 bits, in row-major order; where 2**i or more zeros lie betwee
 element is one more symbol. That is the entropy of the mask, n H(k / n), plus k times that of the codes that are kept. A
 float weight is not coded: only its mask is.
 
+``coded``: the bytes of the smallest of the real codes of :mod:`chainfx.coding`, for weights that are marked so.
+
 Scales and codebooks are stored as they are under all of them.
 """
 
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from chainfx.bitops.sparsity import kept_by
+from chainfx.coding import Coder, coded_bytes
 from chainfx.errors import CostError
+from chainfx.ir.artifact import array_of
 from chainfx.ir.graph import ops
 
 __all__ = ["ENCODINGS", "Stored", "find_encoding"]
 
-ENCODINGS = ("dense", "nominal", "bitmap", "relative_index", "entropy")
+ENCODINGS = ("dense", "nominal", "bitmap", "relative_index", "entropy", "coded")
 _INDEX_BITS = 4
 
 
@@ -39,6 +43,7 @@ class Stored(NamedTuple):
     ``width``: bits of an element. ``extra``: bits of the scales beside it. ``role``: ``code`` for the integer codes of
     a weight. ``follows_widths``: whether it is the weight of a layer, whose quantizer decides the width. ``masks``: the
     masks (path, tensor) on the way to the layer. ``coding``: the ops on the way up to the one that codes or decodes.
+    ``coder``: by what the artefact codes it, empty if it does not.
     """
 
     tensor: Tensor
@@ -49,6 +54,7 @@ class Stored(NamedTuple):
     follows_widths: bool = False
     masks: tuple[tuple[str, Tensor], ...] = ()
     coding: tuple[Node, ...] = ()
+    coder: str = ""
 
     def kept(self) -> Tensor:
         """Which elements the masks leave, as booleans of the tensor's shape.
@@ -113,6 +119,17 @@ def _entropy(stored: Stored) -> int:
     return math.ceil(bits + (values * stored.width if codes is None else _shannon(codes))) + stored.extra
 
 
+def _coded(stored: Stored) -> int:
+    if not stored.coder:
+        return _dense(stored)
+    if stored.role == "mask":
+        return 0
+    codes = _codes(stored)
+    values = (stored.tensor.detach() if codes is None else codes.to(torch.uint8)).cpu()
+    kept = stored.kept().cpu().numpy() if stored.masks else None
+    return 8 * coded_bytes(array_of(values), kept, cast(Coder, stored.coder)) + stored.extra
+
+
 def _codes(stored: Stored) -> Tensor | None:
     """The codes of a weight, of its shape; ``None`` if it is not coded."""
     if not stored.coding:
@@ -139,4 +156,9 @@ def _shannon(symbols: Tensor) -> float:
     return float((counts * (counts.sum() / counts).log2()).sum())
 
 
-_FUNCTIONS: dict[str, Callable[[Stored], int]] = {"dense": _dense, "bitmap": _bitmap, "entropy": _entropy}
+_FUNCTIONS: dict[str, Callable[[Stored], int]] = {
+    "dense": _dense,
+    "bitmap": _bitmap,
+    "entropy": _entropy,
+    "coded": _coded,
+}

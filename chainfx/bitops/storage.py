@@ -11,10 +11,13 @@ has the width of its dtype. A tensor that is read in several ways costs what the
 :func:`chainfx.bitops.conventions.nominal_formats`: weights, biases, affine parameters of normalization. Scales, clips,
 codebooks, masks and buffers cost nothing. It is how the paper (arXiv 2403.17447) counts its compression ratio CR.
 
+``coded``: what a saved network holds after :class:`chainfx.passes.Encode`, manifest included; it is always there for a
+network with such weights. Other weights and tensors count as ``dense``.
+
 ``bitmap``, ``relative_index``, ``entropy``: a masked weight without its zeros, see :mod:`chainfx.bitops.encodings`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +27,7 @@ from torch.fx import GraphModule, Node
 from chainfx.bitops.encodings import Stored, find_encoding
 from chainfx.bitops.sparsity import stored_beside
 from chainfx.bitops.widths import LAYER_KEYS, literal
+from chainfx.ir.artifact import manifest_bytes
 from chainfx.ir.graph import get_tensor, modules_by_path, operator_of, ops
 
 __all__ = ["Storage", "storage_of"]
@@ -58,7 +62,9 @@ def storage_of(graph_module: GraphModule, encodings: Sequence[str], nominal_bits
     ``encodings``: those to compute beside ``dense`` and ``nominal``. ``nominal_bits``: nominal width of a weight.
     Raises :class:`CostError` on an unknown encoding, and when one needs values of a tensor on the meta device.
     """
-    costs = {name: find_encoding(name) for name in ("dense", *encodings) if name != "nominal"}
+    coded = bool(graph_module.graph.find_nodes(op="call_function", target=ops.coded_weight))
+    names = ("dense", *encodings, *(["coded"] if coded else []))
+    costs = {name: find_encoding(name) for name in names if name != "nominal"}
     bits: dict[str, dict[int, int]] = {name: {} for name in costs}
     parameters: dict[int, int] = {}
     free: set[int] = set()  # what no nominal width is the width of
@@ -77,6 +83,8 @@ def storage_of(graph_module: GraphModule, encodings: Sequence[str], nominal_bits
         weights[key] = (path, elements if use.follows_widths else 0)
     nominal = nominal_bits * sum(elements for key, elements in parameters.items() if key not in free)
     totals = {name: sum(each.values()) for name, each in bits.items()}
+    if "coded" in totals:
+        totals["coded"] += 8 * manifest_bytes(graph_module)
     return Storage({"dense": totals["dense"], "nominal": nominal, **totals}, sum(parameters.values()), weights)
 
 
@@ -112,7 +120,7 @@ def _width(tensor: Tensor) -> int:
 def _chains(node: Node) -> Iterator[tuple[Node, ...]]:
     """The ops (quantizers, masks, look-up) that a stored tensor goes through, and last the call that reads it."""
     for user in node.users:
-        if user.target in (*_CODED, ops.mask_weight) and user.args[0] is node:
+        if user.target in (*_CODED, ops.mask_weight, ops.coded_weight) and user.args[0] is node:
             yield from ((user, *rest) for rest in list(_chains(user)) or [()])
         else:
             yield (user,)
@@ -123,7 +131,7 @@ def _read(graph_module: GraphModule, tensor: Tensor, node: Node, chain: tuple[No
     path, first, end = str(node.target), chain[0], chain[-1]
     if first.target in _SIDE and len(first.args) > 1 and first.args[1] is node:
         role = _SIDE[first.target]
-        return Stored(tensor, path, 1 if role == "mask" else _width(tensor), role=role)
+        return Stored(tensor, path, 1 if role == "mask" else _width(tensor), role=role, coder=_marked(first.users))
     coder = next((user for user in chain if user.target in _CODED), None)
     masks = tuple(stored_beside(graph_module, user) for user in chain if user.target is ops.mask_weight)
     read_as_weight = len(end.args) > 1 and end.args[1] is (chain[-2] if len(chain) > 1 else node)
@@ -137,7 +145,13 @@ def _read(graph_module: GraphModule, tensor: Tensor, node: Node, chain: tuple[No
         follows and (coder is None or coder.target is not ops.look_up),
         masks,
         chain[: chain.index(coder) + 1] if coder is not None else (),
+        _marked(chain),
     )
+
+
+def _marked(nodes: Iterable[Node]) -> str:
+    """The coder of the mark among some nodes; empty if there is none."""
+    return next((str(node.args[1]) for node in nodes if node.target is ops.coded_weight), "")
 
 
 def _code_width(graph_module: GraphModule, coder: Node) -> int:

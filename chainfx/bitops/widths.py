@@ -18,7 +18,7 @@ from chainfx.ir.graph import FLOAT32, Format, Trait, names_with, operator_of, op
 __all__ = ["LAYER_KEYS", "format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
 
 # how many of the first arguments of an op are what its result holds elements of
-_PASSED = {ops.mask_weight: 1, either: 2}
+_PASSED = {ops.mask_weight: 1, ops.coded_weight: 1, either: 2}
 # the operators whose weight a quantizer gives its width
 LAYER_KEYS = names_with(Trait.LAYER)
 

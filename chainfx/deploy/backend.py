@@ -196,7 +196,7 @@ class _Compressed:
         with recording():
             train_form = self.source.train_form(arguments)
             *_, stage = run(train_form, plan(list(self.passes), tunes=False), example_inputs=inputs)
-            graph_module, tensors = _lifted(fold_codes(to_codes(stage.graph_module)))
+            graph_module, tensors = _lifted(fold_codes(to_codes(stage.graph_module, shared=True)))
         structure = graph_module.code, tuple((each.shape, each.dtype) for each in tensors)
         key = next((key for key in (structure, (structure, sizes)) if key in self.compiled), (structure, sizes))
         if key not in self.compiled:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from chainfx.deploy.integers import Lowered, Lowering, Machine, lower_to_integers, mark_overwrites, why_in_float
-from chainfx.deploy.lower import fold_codes, sharing_copy, split_segments
+from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import InputError
 from chainfx.ir.graph import operator_of, propagate_shapes
 
@@ -29,7 +29,7 @@ def lower_to(
     """
     if engine not in get_args(EngineChoice):
         raise InputError(f"engine is {engine!r}; give one of {', '.join(map(repr, get_args(EngineChoice)))}.")
-    lowered = sharing_copy(graph_module)
+    lowered = to_codes(graph_module, shared=True)
     propagate_shapes(lowered, example_inputs)
     reasons = why_in_float(lowered, machine)
     if engine == "int8" and all(reasons.values()):

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.graph import edit, exits_of, ops, output_node, segments
+from chainfx.ir.graph import edit, exits_of, ops, output_node, segments, value_of
 
 __all__ = ["fold_codes", "sharing_copy", "split_segments", "to_codes"]
 
@@ -14,29 +14,50 @@ __all__ = ["fold_codes", "sharing_copy", "split_segments", "to_codes"]
 _FOLDED = (ops.dequantize_weight, ops.look_up, ops.mask_weight)
 
 
-def to_codes(graph_module: GraphModule) -> GraphModule:
+def to_codes(graph_module: GraphModule, *, shared: bool = False) -> GraphModule:
     """The network in eval mode with integer codes (uint8) and scales for fake-quantized weights; equal bit for bit.
 
-    Tensors are shared with ``graph_module``; a float weight that nothing else reads is not part of the result.
+    Tensors are shared with ``graph_module``; a float weight that nothing else reads is not part of the result. A
+    quantized weight that is looked up in a codebook stays that, since its places and the codebook are less to store;
+    ``shared=True`` gives it codes too, and takes away the marks of coded weights, as engines run it.
     """
     lowered = sharing_copy(graph_module)
+    if shared:
+        _take_marks_away(lowered)
     made: dict[tuple[object, ...], tuple[str, str]] = {}
     for node in lowered.graph.find_nodes(op="call_function", target=ops.quantize_weight):
-        attribute, bits, scheme, axis = node.args
-        key = (attribute.target, bits, scheme, axis)
+        weight = edit.input_of(node)
+        bits, scheme, axis = node.args[1:]
+        if weight.op != "get_attr" and not shared:
+            continue
+        key = (*_read_by(weight), bits, scheme, axis)
         if key not in made:
             with torch.no_grad():
-                codes, scale = ops.encode_weight(edit.get_tensor(lowered, attribute.target), bits, scheme, axis)
-            holder = _holder(lowered, str(attribute.target))
+                codes, scale = ops.encode_weight(value_of(lowered, weight), bits, scheme, axis)
+            stored = edit.origin(weight)
+            holder = _holder(lowered, "" if stored is None else str(stored.target))
             made[key] = (f"{holder}.codes", f"{holder}.scale")
             edit.set_tensor(lowered, made[key][0], codes.to(torch.uint8), parameter=False)
             edit.set_tensor(lowered, made[key][1], scale, parameter=False)
         with lowered.graph.inserting_before(node):
-            stored = [lowered.graph.get_attr(path) for path in made[key]]
-            decoded = lowered.graph.call_function(ops.dequantize_weight, (*stored, bits, scheme))
+            read = [lowered.graph.get_attr(path) for path in made[key]]
+            decoded = lowered.graph.call_function(ops.dequantize_weight, (*read, bits, scheme))
         _replace(node, decoded)
     edit.tidy(lowered)
     return lowered
+
+
+def _take_marks_away(graph_module: GraphModule) -> None:
+    for node in graph_module.graph.find_nodes(op="call_function", target=ops.coded_weight):
+        node.replace_all_uses_with(edit.input_of(node))
+        graph_module.graph.erase_node(node)
+
+
+def _read_by(node: Node) -> tuple[object, ...]:
+    """What the value of a node is made of: the paths of stored tensors and the ops on them."""
+    if node.op == "get_attr":
+        return (node.target,)
+    return node.target, *(part for each in node.all_input_nodes for part in _read_by(each))
 
 
 def fold_codes(graph_module: GraphModule) -> GraphModule:

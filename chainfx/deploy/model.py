@@ -18,7 +18,7 @@ from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import dtype_of, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
-from chainfx.ir.graph import called, check_rules, exits_of, leaving
+from chainfx.ir.graph import called, check_rules, exits_of, layers_of, leaving
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
@@ -181,13 +181,17 @@ class CompressedModel(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the network to a folder: safetensors, a JSON manifest and the report, weights packed at their widths.
 
+        After :class:`~chainfx.passes.Encode` it is one file, ``model.chainfx``, with everything coded, and the report.
+
         Raises :class:`~chainfx.errors.ArtifactError` for a network that has no form without code, such as one with a
         module of the user's own that could not be captured.
         """
         folder = Path(path)
         make_folder(folder)
         written = write_document(folder / _REPORT, self.report.to_dict())
-        save_graph(self.graph_module, folder, {"signature": self.signature.to_dict(), "report": written})
+        coded = any(layer.coded is not None for layer in layers_of(self.graph_module))
+        extra = {"signature": self.signature.to_dict(), "report": written}
+        save_graph(self.graph_module, folder, extra, coded=coded)
 
     def export(self, path: str | Path, format: ExportFormat = "onnx", calibration: Sequence[Any] | None = None) -> None:
         """Write the network to a folder as files that run without chainfx, on the CPU, with a free batch size.

@@ -18,6 +18,7 @@ from chainfx.passes.base import (
 )
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
+from chainfx.passes.encode import Encode
 from chainfx.passes.execution import Answers, Execution, Measurement
 from chainfx.passes.exiting import exit_places
 from chainfx.passes.fuse import Fuse
@@ -30,6 +31,7 @@ from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.passes.quantize import Quantize
 from chainfx.passes.registry import PassSummary, get_pass, pass_from_spec, pass_names
+from chainfx.passes.share_weights import ShareWeights
 from chainfx.passes.tasks import Metric, Task, classification, soft_labels
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Answers",
     "Distill",
     "EarlyExit",
+    "Encode",
     "Epoch",
     "Execution",
     "Fuse",
@@ -59,6 +62,7 @@ __all__ = [
     "PruneWeights",
     "Quantize",
     "Schedule",
+    "ShareWeights",
     "Skipped",
     "Task",
     "Trainer",

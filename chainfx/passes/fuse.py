@@ -79,7 +79,7 @@ def _obstacle(graph_module: GraphModule, node: Node, norm: _BatchNorm) -> str:
         return f"the output of {call.name!r} is also read elsewhere"
     layer = Layer(graph_module, call)
     quantizer = layer.weight_quantizer
-    for value in (layer.weight_beneath_mask if quantizer is None else layer.weight, layer.bias_read):
+    for value in (layer.weight_beneath_mask if quantizer is None else edit.input_of(quantizer), layer.bias_read):
         if isinstance(value, Node) and value.op != "get_attr":
             return f"the weight of {layer.name!r} is computed by {value.name!r} (quantized)"
         if isinstance(value, Node) and _is_shared(graph_module, value):

@@ -1,11 +1,12 @@
 """Unstructured and N:M pruning: single weights are masked, the shapes stay."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import PassError
@@ -21,11 +22,13 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
+from chainfx.passes.objectives import Penalty
 
 __all__ = ["PruneWeights"]
 
 _ROUNDING = 1e-9  # 10 * 0.7 is 6.999999999999999 in binary, but seven weights of ten
 _UNSTRUCTURED = "unstructured"
+_PRECISION = 0.05  # of the standard deviation of a layer's weights
 
 
 @final
@@ -38,14 +41,25 @@ class PruneWeights(Pass):
         conv2d(x, weight, ...)  ->  conv2d(x, mask_weight(weight, mask, pattern), ...)
 
     Formula: of n weights ``int(n ratio)`` are masked, those with the smallest |w| (Han et al. 2015, arXiv 1506.02626),
-    in each layer alone (``scope="layer"``) or ranked over all layers (``"global"``). ``pattern="2:4"`` keeps the 2
-    largest of every 4 neighbours along dimension 1 of the weight, for a convolution the input channels at each kernel
-    position (Mishra et al. 2021, arXiv 2104.08378); any N:M with N < M will do, and it says the ratio, 1 - N / M. A
-    layer whose input channels M does not divide is left alone.
+    in each layer alone (``scope="layer"``) or ranked over all layers (``"global"``). ``quality`` in place of a ratio
+    masks all below ``quality`` times the standard deviation of the layer's weights that are not masked (the same
+    source). ``pattern="2:4"`` keeps the 2 largest of every 4 neighbours along dimension 1 of the weight, for a
+    convolution the input channels at each kernel position (Mishra et al. 2021, arXiv 2104.08378); any N:M with N < M
+    will do, and it says the ratio, 1 - N / M. A layer whose input channels M does not divide is left alone.
 
     ``rounds`` over 1: after each round but the last, tuning and another look. The ratio after round t of T (from 1) is
     ``ratio (1 - (1 - t / T)^3)`` (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1, with s_i = 0), of N:M the share of the
-    M - N weights a group loses (rounded).
+    M - N weights a group loses (rounded). Thresholds grow in the same way.
+
+    ``length`` over 0 makes all rounds but the last tune for few bits: ``length`` times the sum of ``log2(1 + w^2 / d^2)
+    / 2`` is added to the loss, the bits that a weight takes to code at the precision d, a twentieth of the standard
+    deviation of its layer as the network came. It pulls small weights to 0 and leaves large ones alone, as sparse
+    variational dropout does, whose divergence has this form (Molchanov et al. 2017, arXiv 1701.05369, with the noise
+    held at d). Of n training samples, ``0.69 / n`` weighs the code against the data as equals. It is worth more than
+    any coder behind it.
+
+    ``scale_dropout`` multiplies the rate of each ``nn.Dropout`` that a layer reads by the square root of the share of
+    its weights that stay (Han et al. 2015, sec. 3.3): fewer weights need less of it.
 
     The mask is a boolean buffer beside the weight (``conv1.weight_mask``) and the last op before the layer: tuning
     gives no gradient to what is masked, quantizers go beneath it, so that zeros stay zeros at any bit width. A second
@@ -72,9 +86,12 @@ class PruneWeights(Pass):
     )
 
     ratio: float | None = None
+    quality: float | None = None
     pattern: str = _UNSTRUCTURED
     scope: Literal["layer", "global"] = "layer"
     rounds: int = 1
+    length: float = 0.0
+    scale_dropout: bool = False
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,15 +103,31 @@ class PruneWeights(Pass):
         )
         self._check(self.scope in ("layer", "global"), "scope", "'layer' or 'global'")
         self._check(type(self.rounds) is int and self.rounds >= 1, "rounds", "an integer of at least 1")
+        self._check(self.quality is None or is_number(self.quality, 0), "quality", "a number of at least 0")
+        self._check(is_number(self.length, 0), "length", "a number of at least 0")
+        self._check(isinstance(self.scale_dropout, bool), "scale_dropout", "True or False")
         self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
+        if self.quality is not None and (self.ratio is not None or self.pattern != _UNSTRUCTURED):
+            raise PassError(
+                f"prune-weights: quality={self.quality!r} says which weights go; leave ratio and pattern out."
+            )
+        if self.quality is not None and self.scope == "global":
+            raise PassError("prune-weights: quality is a threshold of each layer alone; leave scope out.")
+        if self.length and self.rounds == 1:
+            raise PassError(
+                f"prune-weights: length={self.length!r} is for the rounds before the last, and rounds=1; "
+                f"use rounds=3 or more."
+            )
         structured = self.pattern != _UNSTRUCTURED
         if structured and (self.ratio is not None or self.scope == "global"):
             raise PassError(
                 f"prune-weights: pattern={self.pattern!r} says how many weights of every group stay; "
                 f"leave ratio and scope out."
             )
-        if not structured and self.ratio is None:
-            raise PassError("prune-weights: neither ratio nor an N:M pattern is given; give one, such as ratio=0.5.")
+        if not structured and self.ratio is None and self.quality is None:
+            raise PassError(
+                "prune-weights: neither ratio, quality nor an N:M pattern is given; give one, such as ratio=0.5."
+            )
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Rank the weights and put the masks of this round in place; see the class."""
@@ -108,13 +141,19 @@ class PruneWeights(Pass):
         modified = False
         for weight, zeros in zip(weights, self._zeros(weights, reached), strict=True):
             mask = weight.mask & ~zeros
+            if self.scale_dropout:
+                _scale_dropout(weight, mask)
             if _put(graph_module, weight, mask, self._pattern(weight, reached)):
                 modified = True
             elif context.round + 1 == self.rounds:
                 reason = f"its {int(mask.sum())} weights that are not masked stay"
                 skipped += [Skipped(layer.name, reason) for layer in weight.layers]
         edit.tidy(graph_module)
-        return PassResult(graph_module, modified, TuneRequest() if modified else None, tuple(skipped))
+        request = TuneRequest() if modified else None
+        if self.length and context.round + 1 < self.rounds and weights:
+            entry = graph_module if context.entry is None else context.entry
+            request = TuneRequest(penalties=(_Length(_precisions(entry, weights), self.length),))
+        return PassResult(graph_module, modified, request, tuple(skipped))
 
     def _obstacle(self, weight: "_Weight") -> str:
         """Why a weight cannot take the pattern; empty if it can."""
@@ -144,6 +183,9 @@ class PruneWeights(Pass):
         if self.pattern != _UNSTRUCTURED:
             kept, size = self._group
             return (_smallest_of_groups(weight.magnitude(), _lost(kept, size, reached), size) for weight in weights)
+        if self.quality is not None:
+            quality = self.quality * reached
+            return (_below(weight, quality) for weight in weights)
         share = float(self.ratio or 0) * reached
         if self.scope == "global":
             return _smallest_of_all(weights, share)
@@ -172,6 +214,46 @@ class _Weight:
                 f"train the network again before pruning."
             )
         return torch.where(self.mask, self.value.abs(), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Length(Penalty):
+    """The bits that the weights take to code at given precisions, times ``strength``; see :class:`PruneWeights`."""
+
+    precisions: Mapping[str, float]
+    strength: float
+
+    def term(self, graph_module: GraphModule) -> Callable[[], Tensor]:
+        """The penalty of a network whose weights are at these paths."""
+        weights = [(edit.get_tensor(graph_module, path), each) for path, each in self.precisions.items()]
+
+        def penalty() -> Tensor:
+            bits = [(weight / precision).square().log1p().sum() for weight, precision in weights]
+            return torch.stack(bits).sum() * (self.strength / (2 * math.log(2)))
+
+        return penalty
+
+
+def _precisions(entry: GraphModule, weights: Sequence[_Weight]) -> dict[str, float]:
+    """By the path of each weight that is a parameter a share of its standard deviation, as the network came."""
+    paths = dict(entry.named_parameters())
+    found = {weight.name: float(paths[weight.name].detach().std()) for weight in weights if weight.name in paths}
+    return {name: _PRECISION * deviation for name, deviation in found.items() if deviation > 0}
+
+
+def _below(weight: _Weight, quality: float) -> Tensor:
+    """Which elements are smaller than so many standard deviations of those that are not masked."""
+    magnitude = weight.magnitude()
+    kept = weight.value[weight.mask]
+    return magnitude < quality * (float(kept.float().std(correction=0)) if kept.numel() else 0.0)
+
+
+def _scale_dropout(weight: _Weight, mask: Tensor) -> None:
+    before, after = int(weight.mask.sum()), int(mask.sum())
+    for layer in weight.layers:
+        dropout = edit.module_of(layer.graph_module, layer.source, nn.Dropout)
+        if dropout is not None and before:
+            dropout.p *= math.sqrt(after / before)
 
 
 def _weights(graph_module: GraphModule, layers: Iterable[Layer]) -> list[_Weight]:

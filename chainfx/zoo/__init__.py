@@ -1,4 +1,4 @@
-"""The reference networks of the literature for 32x32 images, written anew as plain, traceable modules.
+"""The reference networks of the literature for 32x32 images, and LeNets for 28x28, written anew, plain and traceable.
 
 Every activation is a module of its own, so that quantizers of whole-graph tools find a clean pattern. The weights of
 public checkpoints for CIFAR are read by :func:`load_weights`, whatever they call the layers.
@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from chainfx.zoo.lenet import lenet5, lenet_300_100
 from chainfx.zoo.mobilenet import mobilenet_v2
 from chainfx.zoo.resnet import resnet, resnet20, resnet32, resnet34, resnet56
 from chainfx.zoo.vgg import vgg, vgg8, vgg11, vgg13, vgg16, vgg19
@@ -17,6 +18,8 @@ from chainfx.zoo.weights import LAYOUTS, load_weights
 __all__ = [
     "LAYOUTS",
     "NETWORKS",
+    "lenet5",
+    "lenet_300_100",
     "load_weights",
     "mobilenet_v2",
     "resnet",
@@ -33,7 +36,7 @@ __all__ = [
 ]
 
 _ALL: tuple[Callable[..., nn.Module], ...] = (
-    *(mobilenet_v2, resnet, resnet20, resnet32, resnet34, resnet56),
+    *(lenet5, lenet_300_100, mobilenet_v2, resnet, resnet20, resnet32, resnet34, resnet56),
     *(vgg, vgg8, vgg11, vgg13, vgg16, vgg19),
 )
 

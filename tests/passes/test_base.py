@@ -9,6 +9,7 @@ from chainfx.errors import PassError
 from chainfx.passes import (
     Distill,
     EarlyExit,
+    Encode,
     Fuse,
     Granularity,
     Kind,
@@ -22,6 +23,7 @@ from chainfx.passes import (
     PruneHeads,
     PruneWeights,
     Quantize,
+    ShareWeights,
     registry,
 )
 from chainfx.passes.base import PassContext, PassResult
@@ -37,6 +39,8 @@ PASSES = [
     PruneChannels(0.3, importance="l2", round_to=4),
     Quantize(2, 4, first=None, skip=("fc.*",)),
     PostTrainingQuantize(7, clips="min-max", skip=("fc.*",)),
+    ShareWeights(3, budget=2.5, groups=("fc.*",), rounds=2),
+    Encode(coder="adaptive"),
 ]
 
 
@@ -62,6 +66,8 @@ def test_the_passes_declare_what_the_paper_says():
         "low-rank": (Kind.STATIC, Granularity.LAYER),
         "prune-heads": (Kind.STATIC, Granularity.NEURON),
         "prune-weights": (Kind.STATIC, Granularity.SUB_NEURON),
+        "share-weights": (Kind.STATIC, Granularity.SUB_NEURON),
+        "encode": (Kind.STATIC, Granularity.BIT),
         "post-training-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
         "optimize-graph": (Kind.STATIC, Granularity.LAYER),
     }
@@ -85,8 +91,8 @@ def test_unknown_options_and_names():
         registry.get_pass("quantise")
     assert str(caught.value) == (
         "there is no pass named 'quantise'; did you mean 'quantize'? "
-        "installed are distill, early-exit, fuse, low-rank, optimize-graph, post-training-quantize, prune-channels, "
-        "prune-heads, prune-weights, quantize."
+        "installed are distill, early-exit, encode, fuse, low-rank, optimize-graph, post-training-quantize, "
+        "prune-channels, prune-heads, prune-weights, quantize, share-weights."
     )
 
 

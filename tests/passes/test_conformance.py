@@ -10,6 +10,7 @@ from chainfx import zoo
 from chainfx.passes import (
     Distill,
     EarlyExit,
+    Encode,
     Fuse,
     Granularity,
     Kind,
@@ -23,6 +24,7 @@ from chainfx.passes import (
     PruneHeads,
     PruneWeights,
     Quantize,
+    ShareWeights,
     Skipped,
 )
 from chainfx.testing import check_pass
@@ -43,6 +45,8 @@ PASSES = [
     Quantize(1, 2),
     Quantize(32, 32, first=None, last=None),
     Quantize(4, 4, granularity="tensor"),
+    ShareWeights(1),
+    Encode(),
 ]
 NETS = {
     "resnet": (lambda: small_resnet((2, 2)), 1, 8),
@@ -95,6 +99,7 @@ OF_WEIGHTS = [
     *(PruneChannels(0.5, rounds=2), PruneChannels(0.4, scope="global"), PruneChannels(0.4, include=("q",))),
     *(PruneHeads(0.5), PruneHeads(0.0), PruneHeads(0.5, skip=("k",)), PruneHeads(0.25, width_ratio=0.5)),
     *(PostTrainingQuantize(4, 8), PostTrainingQuantize(8, 32), PostTrainingQuantize(32, 8)),
+    *(ShareWeights(3, biases=True), ShareWeights(2, rounds=2), ShareWeights(budget=4.0, skip=("k",))),
     *(Quantize(1, 2), Quantize(32, 8), Quantize(4, 32, first=None, last=32, skip=("enter",))),
 ]
 

@@ -242,7 +242,16 @@ def test_the_scheduler_masks_before_it_quantizes_and_says_who_found_that():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "neither ratio nor an N:M pattern is given; give one, such as ratio=0.5."),
+        ({}, "neither ratio, quality nor an N:M pattern is given; give one, such as ratio=0.5."),
+        ({"quality": -1.0}, "quality=-1.0 is out of range; use a number of at least 0."),
+        ({"quality": 1.0, "ratio": 0.5}, "quality=1.0 says which weights go; leave ratio and pattern out."),
+        ({"quality": 1.0, "scope": "global"}, "quality is a threshold of each layer alone; leave scope out."),
+        ({"ratio": 0.5, "length": -1}, "length=-1 is out of range; use a number of at least 0."),
+        (
+            {"ratio": 0.5, "length": 0.1},
+            "length=0.1 is for the rounds before the last, and rounds=1; use rounds=3 or more.",
+        ),
+        ({"ratio": 0.5, "scale_dropout": 1}, "scale_dropout=1 is out of range; use True or False."),
         ({"ratio": 1.0}, "ratio=1.0 is out of range; use a number from 0 up to but not including 1."),
         ({"ratio": True}, "ratio=True is out of range; use a number from 0 up to but not including 1."),
         ({"pattern": "4:2"}, "pattern='4:2' is out of range; use 'unstructured' or N:M with N < M, like '2:4'."),
@@ -293,3 +302,41 @@ def test_a_layer_that_a_global_ranking_would_empty():
         "prune-weights: a global ranking at this ratio leaves none of the 36 weights of 'conv1.weight'; "
         "use a smaller ratio, scope='layer', or add 'conv1' to skip."
     )
+
+
+def test_a_quality_masks_what_is_below_so_many_standard_deviations():
+    x, one = images(), PruneWeights(quality=1.5, rounds=2)
+    graph_module, _ = applied(one, small_resnet(), x)
+    first = {name: mask for name, (mask, _) in masks(graph_module).items()}
+    for name, mask in first.items():
+        weight = edit.get_tensor(graph_module, name).detach()
+        assert torch.equal(mask, weight.abs() >= 1.5 * 0.875 * weight.std(correction=0))
+    graph_module, _ = applied(one, None, x, graph_module=graph_module, round=1)
+    for name, (mask, _) in masks(graph_module).items():
+        weight = edit.get_tensor(graph_module, name).detach()
+        kept = weight[first[name]]
+        assert torch.equal(mask, first[name] & (weight.abs() >= 1.5 * kept.std(correction=0)))
+
+
+def test_rounds_before_the_last_are_tuned_for_few_bits():
+    """Of a weight at the precision itself the length is half a bit."""
+    x = images()
+    graph_module = graph_of(small_resnet(), x)
+    one = PruneWeights(0.5, rounds=3, length=2.0, skip=("[!f]*",))
+    precision = 0.05 * float(edit.get_tensor(graph_module, "fc.weight").detach().std())
+    entry = copy.deepcopy(graph_module)
+    applied_to, result = applied(one, None, x, graph_module=graph_module, entry=entry)
+    weight = edit.get_tensor(applied_to, "fc.weight")
+    with torch.no_grad():
+        weight.fill_(precision)
+    assert float(result.tune.penalties[0].term(applied_to)().detach()) == pytest.approx(
+        2.0 * weight.numel() / 2, rel=1e-4
+    )
+    _, last = applied(one, None, x, graph_module=applied_to, entry=entry, round=2)
+    assert last.tune.penalties == ()
+
+
+def test_dropout_goes_down_with_the_root_of_the_weights_that_stay():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.4), nn.Linear(16, 4))
+    graph_module, _ = applied(PruneWeights(0.75, scale_dropout=True), model.eval(), torch.randn(2, 8))
+    assert graph_module.get_submodule("1").p == pytest.approx(0.2)

@@ -322,4 +322,4 @@ def test_the_conformance_suite_holds_passes_to_their_facts():
     check_pass(meddling(quantize, declared(establishes="bit-widths")), small_resnet((1, 1)), (images(),))
     with pytest.raises(AssertionError) as caught:
         check_pass(meddling(quantize, declared(establishes="ranges")), small_resnet((1, 1)), (images(),))
-    assert str(caught.value) == "facts must be of ['bit-widths', 'codebooks', 'exits', 'masks']"
+    assert str(caught.value) == "facts must be of ['bit-widths', 'codebooks', 'codings', 'exits', 'masks']"

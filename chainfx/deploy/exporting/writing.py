@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from chainfx.deploy.exporting.forms import ONNX, PLAIN
 from chainfx.deploy.exporting.rewriting import rewrite_for_export
 from chainfx.deploy.exporting.terms import ranges_of_terms
-from chainfx.deploy.lower import split_segments
+from chainfx.deploy.lower import split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import make_folder
 from chainfx.ir.capture import Signature
@@ -45,7 +45,7 @@ def write_export(
     batches = [_as_graph_takes(signature, batch) for batch in calibration or ()]
     make_folder(path)
     inputs = _with_batch([each.cpu() for each in signature.to_graph(example_inputs)])
-    own = copy.deepcopy(graph_module).cpu().requires_grad_(False)
+    own = copy.deepcopy(to_codes(graph_module, shared=True)).cpu().requires_grad_(False)
     marks = [{"name": mark.name, "threshold": mark.threshold} for mark in exits_of(own)]
     try:
         programs = _programs(own, inputs, file_format, batches)

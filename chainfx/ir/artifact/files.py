@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from chainfx.errors import ArtifactError
+from chainfx.ir.artifact.coded import CODED, describe_coded, header_bytes, read_coded, write_coded
 from chainfx.ir.artifact.documents import make_folder, read_document, write_document
 from chainfx.ir.artifact.functions import function_name
 from chainfx.ir.artifact.literals import encode
@@ -29,23 +30,42 @@ from chainfx.ir.artifact.packing import pack
 from chainfx.ir.artifact.restore import restore
 from chainfx.ir.graph import content_hash, edit, ops
 
-__all__ = ["fingerprint", "load_graph", "save_graph"]
+__all__ = ["fingerprint", "load_graph", "manifest_bytes", "save_graph"]
 
 _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 
 
-def save_graph(graph_module: GraphModule, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
+def save_graph(
+    graph_module: GraphModule, folder: Path, extra: Mapping[str, Any] | None = None, *, coded: bool = False
+) -> None:
     """Write a graph, and ``extra`` (plain JSON) beside it, into a folder, replacing what an earlier save left there.
+
+    ``coded``: as the one file of :mod:`chainfx.ir.artifact.coded`, with the weights that are marked coded.
 
     Raises :class:`ArtifactError` for what has no safe form: a module that is not of torch.nn, a foreign function, two
     tensors of different shapes on one memory.
     """
+    if coded:
+        body, parts = describe_coded(graph_module, _described_graph(graph_module), _named_tensors(graph_module))
+        make_folder(folder)
+        write_coded(folder / CODED, {**body, "extra": dict(extra or {})}, parts)
+        for name in (_MANIFEST, _TENSORS):
+            (folder / name).unlink(missing_ok=True)
+        return
     body, tensors = _describe(graph_module)
     make_folder(folder)
     data = _serialized(tensors)
     (folder / _TENSORS).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     write_document(folder / _MANIFEST, {**body, "extra": dict(extra or {}), "tensors_sha256": digest})
+    (folder / CODED).unlink(missing_ok=True)
+
+
+def manifest_bytes(graph_module: GraphModule) -> int:
+    """How many bytes the manifest of a coded file takes: all but the tensors, and what is saved beside the graph."""
+    described = _described_graph(graph_module, by_name=True)
+    body, _ = describe_coded(graph_module, described, _named_tensors(graph_module), code=False)
+    return header_bytes(body)
 
 
 def _serialized(tensors: dict[str, Tensor]) -> bytes:
@@ -61,8 +81,13 @@ def _serialized(tensors: dict[str, Tensor]) -> bytes:
 
 def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
     """The graph in a folder and the ``extra`` saved with it; :class:`ArtifactError` if anything is not as saved."""
-    body = read_document(folder / _MANIFEST)
-    tensors = _read_tensors(folder, str(body.get("tensors_sha256")))
+    if (folder / CODED).exists() and not (folder / _MANIFEST).exists():
+        place = folder / CODED
+        body, tensors = read_coded(place)
+    else:
+        place = folder / _MANIFEST
+        body = read_document(place)
+        tensors = _read_tensors(folder, str(body.get("tensors_sha256")))
     try:
         return restore(body, tensors), body["extra"]
     except ArtifactError:
@@ -70,7 +95,7 @@ def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
     except Exception as error:  # whatever a file that chainfx did not write makes torch raise
         reason = (str(error).splitlines() or [""])[0]
         raise ArtifactError(
-            f"{folder / _MANIFEST} does not describe a graph that chainfx wrote "
+            f"{place} does not describe a graph that chainfx wrote "
             f"({type(error).__name__}: {reason}); save the model again."
         ) from error
 
@@ -100,16 +125,19 @@ def _describe(graph_module: GraphModule, *, by_name: bool = False) -> tuple[dict
             tensors[name] = pack(tensor.detach().cpu(), bits)
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
+    return {**_described_graph(graph_module, by_name=by_name), "tensors": entries}, tensors
+
+
+def _described_graph(graph_module: GraphModule, *, by_name: bool = False) -> dict[str, Any]:
+    """The manifest's body but for the tensors."""
     calls = graph_module.graph.find_nodes(op="call_module")
     called = {str(node.target): graph_module.get_submodule(str(node.target)) for node in calls}
-    body = {
+    return {
         "class_name": type(graph_module).__name__,
         "training": graph_module.training,
         "nodes": [_or_text(_describe_node, node, by_name) for node in graph_module.graph.nodes],
         "modules": {path: _or_text(partial(describe_module, path=path), m, by_name) for path, m in called.items()},
-        "tensors": entries,
     }
-    return body, tensors
 
 
 def _bits_of_codes(graph_module: GraphModule) -> dict[str, int]:

@@ -32,7 +32,18 @@ from chainfx.ir.graph.exits import (
     segments,
     shares_of,
 )
-from chainfx.ir.graph.facts import FACTS, BitWidths, Codebook, ExitRule, FactChange, FactName, Facts, Mask, facts_of
+from chainfx.ir.graph.facts import (
+    FACTS,
+    BitWidths,
+    Codebook,
+    Coding,
+    ExitRule,
+    FactChange,
+    FactName,
+    Facts,
+    Mask,
+    facts_of,
+)
 from chainfx.ir.graph.formats import FLOAT32, Format
 from chainfx.ir.graph.layer import (
     Layer,
@@ -72,6 +83,7 @@ __all__ = [
     "BitWidths",
     "ByMode",
     "Codebook",
+    "Coding",
     "Exit",
     "ExitRule",
     "FactChange",

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from chainfx.coding import CODERS
 from chainfx.errors import GraphError
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.exits import exits_of, output_node
@@ -19,6 +20,7 @@ _ARGUMENTS: dict[object, int] = {
     ops.dequantize_weight: 4,
     ops.mask_weight: 3,
     ops.look_up: 2,
+    ops.coded_weight: 2,
     ops.exit_point: 4,
 }
 
@@ -92,6 +94,8 @@ def _rules(node: Node) -> list[tuple[str, bool]]:
         ]
     if node.target is ops.look_up:
         return [("codebook must be a tensor of the network", _is_tensor(literals[0]))]
+    if node.target is ops.coded_weight:
+        return [(f"coder must be one of {', '.join(CODERS)}", literals[0] in CODERS)]
     bits, scheme = literals[1:]
     return [
         ("bits must be a literal 1..8", bits in ops.WIDTHS),

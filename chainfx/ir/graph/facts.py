@@ -1,9 +1,10 @@
 """What the literals of a graph say about its layers and exits, as one value that can be compared.
 
 The facts of a network: which weights are masked, how many bits weights and activations have, which weights are shared
-through a codebook, and where samples leave. Passes declare which of these facts they require, establish or invalidate,
-by the names in :data:`FACTS`; the runner compares the facts before and after each pass and each tuning. What was
-measured, such as exit rates, is no fact of the graph. Nor is a rank: the factors of a layer are layers like others.
+through a codebook, which are stored coded, and where samples leave. Passes declare which of these facts they require,
+establish or invalidate, by the names in :data:`FACTS`; the runner compares the facts before and after each pass and
+each tuning. What was measured, such as exit rates, is no fact of the graph. Nor is a rank: the factors of a layer are
+layers like others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,20 @@ from chainfx.ir.graph.exits import exits_of
 from chainfx.ir.graph.layer import Layer, Weighted, layers_of
 from chainfx.ir.graph.tables import embeddings_of
 
-__all__ = ["FACTS", "BitWidths", "Codebook", "ExitRule", "FactChange", "FactName", "Facts", "Mask", "facts_of"]
+__all__ = [
+    "FACTS",
+    "BitWidths",
+    "Codebook",
+    "Coding",
+    "ExitRule",
+    "FactChange",
+    "FactName",
+    "Facts",
+    "Mask",
+    "facts_of",
+]
 
-FactName = Literal["bit-widths", "codebooks", "exits", "masks"]
+FactName = Literal["bit-widths", "codebooks", "codings", "exits", "masks"]
 """The name of a kind of fact, as passes declare it."""
 
 FACTS: frozenset[FactName] = frozenset(get_args(FactName))
@@ -31,6 +43,7 @@ _FLOAT = 32
 _HEADINGS: Mapping[FactName, str] = {
     "bit-widths": "bit widths of",
     "codebooks": "codebook of",
+    "codings": "coding of",
     "exits": "exit",
     "masks": "mask of",
 }
@@ -84,6 +97,16 @@ class Codebook:
 
 
 @dataclass(frozen=True, slots=True)
+class Coding:
+    """How an artefact holds the weight of a layer: coded without loss, by one of :data:`chainfx.coding.CODERS`."""
+
+    coder: str
+
+    def __str__(self) -> str:
+        return self.coder
+
+
+@dataclass(frozen=True, slots=True)
 class ExitRule:
     """When a sample leaves at an exit: its confidence by ``criterion`` is at least ``threshold``."""
 
@@ -94,7 +117,7 @@ class ExitRule:
         return f"threshold {self.threshold} by {self.criterion}"
 
 
-Fact = Mask | BitWidths | Codebook | ExitRule
+Fact = Mask | BitWidths | Codebook | Coding | ExitRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +149,7 @@ class Facts:
     masks: Mapping[str, Mask] = field(hash=False)
     bit_widths: Mapping[str, BitWidths] = field(hash=False)
     codebooks: Mapping[str, Codebook] = field(hash=False)
+    codings: Mapping[str, Coding] = field(hash=False)
     exits: Mapping[str, ExitRule] = field(hash=False)
 
     def of(self, name: FactName) -> Mapping[str, Fact]:
@@ -166,7 +190,7 @@ def facts_of(graph_module: GraphModule) -> Facts:
     (['bit-widths'], 'weight 4 (uniform, axis 0), input 32')
     """
     layers: list[Weighted] = [*layers_of(graph_module), *embeddings_of(graph_module)]
-    found: dict[str, dict[str, Any]] = {"masks": {}, "bit_widths": {}, "codebooks": {}}
+    found: dict[str, dict[str, Any]] = {"masks": {}, "bit_widths": {}, "codebooks": {}, "codings": {}}
     for layer in layers:
         for kind, fact in _of_layer(layer):
             found[kind][layer.name] = fact
@@ -184,6 +208,8 @@ def _of_layer(layer: Weighted) -> Iterator[tuple[str, Fact]]:
     if ops.look_up in literals:
         codes, codebook = (edit.get_tensor(graph_module, str(each.target)) for each in literals[ops.look_up])
         yield "codebooks", Codebook(len(codebook), tuple(codes.shape), content_hash(codes))
+    if layer.coded is not None:
+        yield "codings", Coding(str(layer.coded.args[1]))
     widths: dict[str, Any] = {}
     if ops.quantize_weight in literals:
         widths |= dict(zip(("weight", "scheme", "axis"), literals[ops.quantize_weight][1:], strict=True))

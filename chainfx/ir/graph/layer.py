@@ -64,6 +64,11 @@ class Weighted:
         return layer_path(self.weight_path)
 
     @property
+    def coded(self) -> Node | None:
+        """The ``coded_weight`` node on top of the weight and its mask; ``None`` if the weight is not stored coded."""
+        return _calls(edit.input_of(self.node, 1), ops.coded_weight)
+
+    @property
     def weight(self) -> Node:
         """The ``get_attr`` node of the stored weight (the codes, where those are stored), beneath all dialect ops."""
         stored = edit.origin(self.node.args[1])
@@ -83,8 +88,13 @@ class Weighted:
 
     @property
     def weight_read(self) -> Node:
-        """What the call reads as its weight: the mask, else the quantizer or another dialect op, else ``weight``."""
-        return edit.input_of(self.node, 1)
+        """What the call reads as its weight: the mask, else the quantizer or another dialect op, else ``weight``.
+
+        A mark above it that the artefact holds the weight coded is not looked at, and is gone once the layer reads
+        another weight.
+        """
+        read = edit.input_of(self.node, 1)
+        return edit.input_of(read) if read.target is ops.coded_weight else read
 
     @property
     def weight_beneath_mask(self) -> Node:

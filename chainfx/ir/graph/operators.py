@@ -93,7 +93,7 @@ _TABLE: tuple[tuple[Trait, str], ...] = (
         "bfloat16 bool cpu cuda double float half int long to=to_copy type type_as",
     ),
     (_MOVES | Trait.BROADCAST | Trait.VIEW, "expand_as"),
-    (_MOVES | _ALIKE | Trait.VIEW, "exit_point"),
+    (_MOVES | _ALIKE | Trait.VIEW, "coded_weight exit_point"),
     # movement: elements go elsewhere, by arguments that count no channels
     (
         _MOVES | Trait.REARRANGEMENT | Trait.VIEW,

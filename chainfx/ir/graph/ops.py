@@ -21,6 +21,7 @@ __all__ = [
     "SCHEMES",
     "WIDTHS",
     "at_least_float32",
+    "coded_weight",
     "confidence",
     "decode_weight",
     "dequantize_weight",
@@ -186,6 +187,15 @@ def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
 
 
 @one_node
+def coded_weight(weight: Tensor, coder: str) -> Tensor:
+    """Mark a weight whose stored parts (values or codes, and the mask) an artefact holds coded; the identity.
+
+    ``coder`` is one of :data:`chainfx.coding.CODERS`. The mark is what the layer reads, on top of the mask.
+    """
+    return weight
+
+
+@one_node
 def exit_point(logits: Tensor, name: str, threshold: float, criterion: str) -> Tensor:
     """Mark ``logits`` (N, classes) as the answer of exit ``name``; the identity.
 
@@ -215,5 +225,5 @@ def confidence(logits: Tensor, criterion: str) -> Tensor:
     return 1 - entropy / math.log(logits.shape[1])
 
 
-DIALECT = (quantize_weight, quantize_activation, dequantize_weight, mask_weight, look_up, exit_point)
+DIALECT = (quantize_weight, quantize_activation, dequantize_weight, mask_weight, look_up, coded_weight, exit_point)
 """The functions that chainfx adds to those of torch: all that a graph may call beside torch's own."""

@@ -32,7 +32,7 @@ class Everything(nn.Module):
         weight = ops.mask_weight(ops.quantize_weight(self.w, 4, "dorefa", 0), self.m, "2:4")
         y = F.linear(ops.quantize_activation(x, self.clip, 8, True), weight)
         early = ops.exit_point(self.plain(y), "early", 0.75, "margin")
-        return early, self.plain(F.linear(y, ops.look_up(self.codes, self.codebook)))
+        return early, self.plain(F.linear(y, ops.coded_weight(ops.look_up(self.codes, self.codebook), "static")))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_every_literal_is_read_by_the_node_of_its_layer(graph_module):
     assert list(facts.masks) == ["w_1"] and list(facts.codebooks) == ["codes_1"]
     assert (mask.pattern, mask.shape, mask.kept) == ("2:4", (4, 4), 8)
     assert (codebook.entries, codebook.shape) == (3, (4, 4))
-    assert facts.names == FACTS == {"bit-widths", "codebooks", "exits", "masks"}
+    assert facts.names == FACTS == {"bit-widths", "codebooks", "codings", "exits", "masks"}
 
 
 def test_a_network_without_compression_has_no_facts_but_its_layers():
@@ -131,7 +131,7 @@ def test_what_only_one_graph_has_is_none_in_the_other(graph_module):
     mask.replace_all_uses_with(mask.args[0])
     edit.tidy(graph_module)
     after = facts_of(graph_module)
-    assert after.masks == {} and after.names == {"bit-widths", "codebooks", "exits"}
+    assert after.masks == {} and after.names == {"bit-widths", "codebooks", "codings", "exits"}
     gone, come = before.difference(after)[0], after.difference(before)[0]
     assert isinstance(gone.before, Mask) and gone.after is None and str(gone).endswith("to none")
     assert come.before is None and str(come).startswith("mask of 'w_1' from none to 2:4, 8 of 16")
@@ -142,6 +142,7 @@ def test_differences_are_sorted_by_fact_and_come_in_graph_order(graph_module):
     assert [(change.fact, change.where) for change in changes] == [
         ("bit-widths", "w_1"),
         ("codebooks", "codes_1"),
+        ("codings", "codes_1"),
         ("exits", "early"),
         ("masks", "w_1"),
     ]
