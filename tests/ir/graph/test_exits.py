@@ -102,7 +102,7 @@ def mend(graph_module, **literals):
         ({"name": "one"}, "exit names must differ, but they are one, one; mend the pass that made them."),
         (
             {"criterion": "luck"},
-            "node 'exit_point_1': criterion must be one of entropy, margin, max-softmax, "
+            "node 'exit_point_1': criterion must be one of entropy, margin, max-sigmoid, max-softmax, "
             "but its arguments are ('two', 0.25, 'luck'); mend the pass.",
         ),
         (

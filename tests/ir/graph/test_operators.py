@@ -182,6 +182,7 @@ SPELLED = {
     "pixel_unshuffle": lambda x: F.pixel_unshuffle(x[None, None], 2),
     "quantize_activation": lambda x: ops.quantize_activation(x, torch.tensor(1.0), 4, True),
     "quantize_weight": lambda x: ops.quantize_weight(x, 4, "uniform", None),
+    "coded_weight": lambda x: ops.coded_weight(x, "huffman"),
     "mask_weight": lambda x: ops.mask_weight(x, x > 0.5, "unstructured"),
     "randint_like": lambda x: torch.randint_like(x, 9),
     "repeat": lambda x: x.repeat(2, *[1] * (x.dim() - 1)),

@@ -193,7 +193,12 @@ def test_confidence_by_hand():
     assert ops.confidence(logits, "entropy").tolist() == pytest.approx([1 - e / math.log(3) for e in entropies])
 
 
-@pytest.mark.parametrize("criterion", ops.CRITERIA)
+def test_confidence_of_answers_by_yes_and_no_is_how_sure_each_is():
+    logits = torch.tensor([[100.0, -100.0], [math.log(3), -math.log(3)], [0.0, math.log(9)], [0.0, 0.0]])
+    assert ops.confidence(logits, "max-sigmoid").tolist() == pytest.approx([1.0, 0.75, 0.7, 0.5])
+
+
+@pytest.mark.parametrize("criterion", sorted({*ops.CRITERIA} - {"max-sigmoid"}))
 def test_confidence_is_highest_for_one_certain_class_and_lowest_for_equal_ones(criterion):
     logits = torch.tensor([[100.0, 0, 0, 0], [1.0, 0.5, 0, 0], [0.0, 0, 0, 0]])
     sure = ops.confidence(logits, criterion)
