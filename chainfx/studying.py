@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from chainfx.errors import StudyError, why_no_file
+from chainfx.report import write_plots
 from chainfx.study import (
     CaseRecord,
     Design,
@@ -18,11 +19,13 @@ from chainfx.study import (
     Watcher,
     claims_on,
     load_design,
+    observations_of,
     run_study,
     shipped_design,
     status_of,
 )
 from chainfx.study import analyse as analyse_study
+from chainfx.study import predict as predict_order
 
 __all__ = ["report", "study_app"]
 
@@ -120,6 +123,20 @@ def claims(
 
 
 @study_app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="A study, or what pack wrote, with each pass alone (design 'alone').")],
+    learn: Annotated[
+        list[Path] | None, typer.Option(help="A study of pairs to learn from in place of those that ship.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the order of passes from each of them alone, beside rules that others give; nothing is run."""
+    known = None if not learn else [each for path in learn for each in observations_of(analyse_study(path))]
+    found = predict_order(analyse_study(folder), known)
+    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+
+
+@study_app.command()
 def pack(
     folder: Folder, output: Annotated[Path, typer.Argument(help="The JSON file to write; analyse reads it too.")]
 ) -> None:
@@ -142,9 +159,15 @@ def merge(
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a study, or the file that pack wrote.")],
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    png: Annotated[
+        Path | None, typer.Option(help="A folder to write every plot to as a PNG file; needs chainfx[plots].")
+    ] = None,
 ) -> None:
     """Write what came of a study, finished or not, as one HTML page with its plots; it needs no network."""
-    page = analyse_study(folder).to_html()
+    result = analyse_study(folder)
+    if png is not None:
+        typer.echo(f"{len(write_plots(result, png))} plots written to {png}")
+    page = result.to_html()
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:

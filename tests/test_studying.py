@@ -70,6 +70,15 @@ def test_claims_are_read_from_several_studies_together(run, folder):
     assert text.startswith("training: paper\ncombining helps (the whole is more than its parts): undecided (")
 
 
+def test_predict_reads_each_pass_alone(run, folder):
+    store = folder / "store"
+    plain = json.loads(chainfx("predict", store, "--json").output)
+    assert [(each["before"], each["after"]) for each in plain["predictions"]] and plain["networks"] == 2
+    nothing = chainfx("predict", store, "--learn", store)
+    assert nothing.output.startswith("order: prune-channels -> quantize\n")
+    assert "learnt from 0 measured pairs of 0 networks" in nothing.output
+
+
 def test_a_reduced_grid_of_one_training_is_another_design(folder, run):
     store = folder / "reduced"
     chainfx("run", "pairwise", "--store", store, "--cases", "1", "--training", "equal", "--minutes", "0")

@@ -32,10 +32,12 @@ from chainfx.report.plan import edge_text, finding_text, plan_text
 from chainfx.report.study import design_text, law_text, result_text, status_text
 from chainfx.report.study_claims import claim_text
 from chainfx.report.study_html import result_html
+from chainfx.report.study_png import write_plots
+from chainfx.report.study_prediction import prediction_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
-from chainfx.study import Claim, Design, MeasuredLaw, Status, StudyResult
+from chainfx.study import Claim, Design, MeasuredLaw, Prediction, Status, StudyResult
 
-__all__ = ["DemoRow", "demo_headline", "demo_table", "render"]
+__all__ = ["DemoRow", "demo_headline", "demo_table", "render", "write_plots"]
 
 register_renderer(BenchReport, "text", bench_text)
 register_renderer(ChainReport, "text", chain_text)
@@ -58,6 +60,7 @@ register_renderer(Lowering, "text", lowering_text)
 register_renderer(MeasuredLaw, "text", law_text)
 register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)
+register_renderer(Prediction, "text", prediction_text)
 register_renderer(Status, "text", status_text)
 register_renderer(StudyResult, "text", result_text)
 register_renderer(StudyResult, "html", result_html)

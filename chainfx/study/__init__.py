@@ -14,6 +14,16 @@ from chainfx.study.fronts import area_under_front, front_of
 from chainfx.study.order_law import LawEdge, MeasuredLaw
 from chainfx.study.orders import ORDERS, Arm, Comparison
 from chainfx.study.points import Point
+from chainfx.study.predicting import (
+    RULES,
+    Observation,
+    PairPrediction,
+    Prediction,
+    observations_of,
+    observed,
+    predict,
+    validate,
+)
 from chainfx.study.records import CaseRecord, Origin
 from chainfx.study.running import Watcher, run_study
 from chainfx.study.shipped import shipped_design
@@ -27,6 +37,7 @@ from chainfx.study.verdicts import Verdict
 __all__ = [
     "CLAIMS",
     "ORDERS",
+    "RULES",
     "Arm",
     "ArmPoint",
     "Case",
@@ -39,8 +50,11 @@ __all__ = [
     "FreshStudent",
     "LawEdge",
     "MeasuredLaw",
+    "Observation",
     "Origin",
+    "PairPrediction",
     "Point",
+    "Prediction",
     "Recovery",
     "Status",
     "StudyResult",
@@ -59,7 +73,11 @@ __all__ = [
     "front_of",
     "least_p",
     "load_design",
+    "observations_of",
+    "observed",
+    "predict",
     "run_study",
     "shipped_design",
     "status_of",
+    "validate",
 ]

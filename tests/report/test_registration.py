@@ -15,7 +15,7 @@ from chainfx.ir.channels import analyse_channels
 from chainfx.linting import explain
 from chainfx.passes import PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
-from chainfx.study import Status, StudyResult, shipped_design
+from chainfx.study import Claim, Prediction, Status, StudyResult, shipped_design
 from tests.bitops.graphs import linear_report
 from tests.fresh import fresh
 from tests.report.values import COMPRESSED, ORIGINAL
@@ -44,6 +44,7 @@ def one_of_each():
     several += [chainfx.lint([Quantize()]), explain(graph_module, x)]
     study = StudyResult(shipped_design("pairwise"), {}, (), (), Status(1, 2, 3.0, 4.0, ()))
     several += [study, study.design, study.law(), study.status]
+    several += [Claim("order matters", "paper", "some", ()), Prediction(("fuse",), (), 0, 0, {})]
     return [report, report.diff(report), CrossCheck(1, ()), *several]
 
 

@@ -92,6 +92,22 @@ def assert_rare(wrong):
 MARGIN = 0.021  # log10 of 1.05
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [8, 10])
+def test_of_100_000_studies_of_equal_orders_less_than_5_percent_have_a_wrong_verdict(seeds):
+    """All six orders are equal, so that Holm's procedure is wrong if and only if the least p is below alpha / 6."""
+    rng, wrong = np.random.default_rng(11 + seeds), 0
+    for _ in range(50):
+        differences = synthetic(rng, 2000, seeds, [0] * 6)
+        errors = differences.std(-1, ddof=1) / np.sqrt(seeds)
+        p = 2 * stats.t.sf(np.abs(differences.mean(-1)) / errors, seeds - 1)
+        wrong += int((p.min(1) < 0.05 / 6).sum())
+        first = [each.outcome for each in decide(list(differences[0]), MARGIN)]
+        assert any(each in ("first", "second") for each in first) == (p[0].min() < 0.05 / 6)
+    # six independent tests that are exact are wrong in 4.9 % of studies
+    assert stats.binomtest(wrong, 100_000, 1 - (1 - 0.05 / 6) ** 6).pvalue > 0.01 and wrong < 5_000
+
+
 @pytest.mark.parametrize("test", ["t", pytest.param("sign-flip", marks=pytest.mark.slow)])
 def test_of_1000_studies_of_equal_orders_at_most_5_percent_have_a_wrong_verdict(test):
     found = outcomes(synthetic(np.random.default_rng(1), 1000, 8, [0] * 6), MARGIN, test=test)
