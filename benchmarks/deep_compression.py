@@ -49,6 +49,11 @@ CHAINS: dict[str, dict[str, tuple[Pass, ...]]] = {
             ShareWeights(4, init="optimal", biases=True),
             Encode(coder="adaptive"),
         ),
+        "9.4 kB": (
+            PruneWeights(0.965, scope="global", rounds=5, length=2e-5),
+            ShareWeights(4, init="optimal", biases=True),
+            Encode(coder="adaptive"),
+        ),
         "few bits": (
             PruneWeights(0.98, scope="global", rounds=5, length=2e-5),
             ShareWeights(3, init="optimal", biases=True),
@@ -119,6 +124,7 @@ def chains(name: str, data: Data, work: Path) -> Iterator[str]:
     judge = tuner(name, data)
     yield f"{name}, {dense:,} bytes of floats, test error {1 - judge.test(original):.2%}.\n"
     for title, chain in CHAINS[name].items():
+        print(f"{name}: {title}", flush=True)
         small = compressed(name, chain, data, work)
         folder = work / f"{name} {title}"
         small.save(folder)

@@ -257,7 +257,8 @@ def count(
     model, given = unwrapped(model), checked(example_inputs, "example_inputs")
     if isinstance(model, CompressedModel):
         inputs = given if isinstance(given, tuple) else model.signature.bind((), given)
-        rates = exit_rates if exit_rates is not None else model.report.records[-1].exit_rates or None
+        measured = model.report.records[-1].exit_rates if model.report.records else None
+        rates = exit_rates if exit_rates is not None else measured or None
         return count_graph(model.graph_module, model.signature.to_graph(inputs), convention, rates, encodings)
     signature, inputs = (None, given) if isinstance(given, tuple) and not batch_dim else signature_of(model, given)
     if signature is not None and batch_dim:

@@ -16,7 +16,7 @@ from chainfx.deploy.exporting import ExportFormat, write_export
 from chainfx.deploy.integers import Engine, Lowering, Machine
 from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
-from chainfx.ir.artifact import dtype_of, load_graph, make_folder, read_document, save_graph, write_document
+from chainfx.ir.artifact import dtype_of, is_coded, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
 from chainfx.ir.graph import called, check_rules, exits_of, layers_of, leaving
 from chainfx.scheduler import ChainReport
@@ -271,7 +271,7 @@ def load(path: str | Path, engine: EngineChoice = "auto") -> CompressedModel:
         signature = Signature.from_dict(extra["signature"]) if "signature" in extra else None
         listed = extra["examples"] if signature is None else signature.to_dict()["parameters"]
         examples = tuple(_zeros(item["shape"], item["dtype"]) for item in listed if "shape" in item)
-        report = ChainReport.from_dict(_report(Path(path), extra["report"]))
+        report = _report(Path(path), extra["report"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{path} holds a graph but no CompressedModel; give a folder save() wrote.") from error
     try:
@@ -286,9 +286,14 @@ def load(path: str | Path, engine: EngineChoice = "auto") -> CompressedModel:
     return small if engine in ("auto", small.engine) else small.lower(engine)
 
 
-def _report(folder: Path, noted: Any) -> dict[str, Any]:
-    """The report beside a manifest that noted its sum; chainfx 0.1 wrote the report itself into the manifest."""
-    return read_document(folder / _REPORT, noted) if isinstance(noted, str) else dict(noted)
+def _report(folder: Path, noted: Any) -> ChainReport:
+    """The report beside a manifest that noted its sum; chainfx 0.1 wrote the report itself into the manifest.
+
+    A coded file is shipped without it where bytes count: then the report is empty.
+    """
+    if is_coded(folder) and not (folder / _REPORT).exists():
+        return ChainReport("", ())
+    return ChainReport.from_dict(read_document(folder / _REPORT, noted) if isinstance(noted, str) else dict(noted))
 
 
 def _zeros(shape: list[int], dtype: str) -> Tensor:

@@ -41,6 +41,16 @@ def test_the_file_is_as_small_as_the_table_says_and_decodes_into_the_same_networ
     assert again.report.records == small.report.records
 
 
+def test_without_its_report_the_file_loads_all_the_same(tmp_path):
+    x = images()
+    small = chainfx.compile(small_resnet(), [Encode()], example_inputs=x)
+    small.save(tmp_path)
+    (tmp_path / "report.json").unlink()
+    again = chainfx.load(tmp_path)
+    assert torch.equal(again(x), small(x)) and again.report.records == ()
+    assert chainfx.count(again, x).macs == chainfx.count(small, x).macs
+
+
 def test_it_saves_what_pruning_and_sharing_earned(tmp_path):
     x, net = images(), small_resnet(width=16)
     dense = saved(chainfx.compile(net, [Fuse()], example_inputs=x), tmp_path / "dense")

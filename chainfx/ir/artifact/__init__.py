@@ -1,7 +1,7 @@
 """A graph on disk, and what a file may name."""
 
 from chainfx.ir.artifact.documents import FORMAT, make_folder, read_document, write_document
-from chainfx.ir.artifact.files import fingerprint, load_graph, manifest_bytes, save_graph
+from chainfx.ir.artifact.files import fingerprint, is_coded, load_graph, manifest_bytes, save_graph
 from chainfx.ir.artifact.literals import dtype_of
 from chainfx.ir.artifact.packing import array_of, pack, tensor_of, unpack
 
@@ -10,6 +10,7 @@ __all__ = [
     "array_of",
     "dtype_of",
     "fingerprint",
+    "is_coded",
     "load_graph",
     "make_folder",
     "manifest_bytes",

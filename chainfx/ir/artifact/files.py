@@ -30,7 +30,7 @@ from chainfx.ir.artifact.packing import pack
 from chainfx.ir.artifact.restore import restore
 from chainfx.ir.graph import content_hash, edit, ops
 
-__all__ = ["fingerprint", "load_graph", "manifest_bytes", "save_graph"]
+__all__ = ["fingerprint", "is_coded", "load_graph", "manifest_bytes", "save_graph"]
 
 _MANIFEST, _TENSORS = "manifest.json", "model.safetensors"
 
@@ -81,7 +81,7 @@ def _serialized(tensors: dict[str, Tensor]) -> bytes:
 
 def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
     """The graph in a folder and the ``extra`` saved with it; :class:`ArtifactError` if anything is not as saved."""
-    if (folder / CODED).exists() and not (folder / _MANIFEST).exists():
+    if is_coded(folder):
         place = folder / CODED
         body, tensors = read_coded(place)
     else:
@@ -98,6 +98,11 @@ def load_graph(folder: Path) -> tuple[GraphModule, dict[str, Any]]:
             f"{place} does not describe a graph that chainfx wrote "
             f"({type(error).__name__}: {reason}); save the model again."
         ) from error
+
+
+def is_coded(folder: Path) -> bool:
+    """Whether a folder holds a coded file and not the plain form."""
+    return (folder / CODED).exists() and not (folder / _MANIFEST).exists()
 
 
 def fingerprint(graph_module: GraphModule) -> str:
