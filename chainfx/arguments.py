@@ -6,11 +6,28 @@ from typing import Any
 from torch import Tensor
 
 from chainfx.errors import InputError
-from chainfx.passes import Metric
+from chainfx.passes import Execution, Metric, is_number
+from chainfx.scheduler import Plan
 
-__all__ = ["check_trainer", "checked", "listed"]
+__all__ = ["check_options", "check_trainer", "checked", "listed"]
 
 _OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
+
+
+def check_options(passes: Any, seed: Any, warn_drop: Any, refuse: Any, execution: Any) -> None:
+    """Raise :class:`~chainfx.errors.InputError` for options of ``compile`` that are not what it takes."""
+    if type(seed) is not int:
+        raise InputError(f"seed={seed!r} is no whole number; give one, such as 0.")
+    if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
+        raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
+    if warn_drop is not None and not is_number(warn_drop, 0):
+        raise InputError(f"warn_drop={warn_drop!r} is out of range; use a number from 0, or None for no warning.")
+    if refuse not in (None, "errors"):
+        raise InputError(f"refuse={refuse!r} is not known; use 'errors' or None.")
+    if execution is not None and not isinstance(execution, Execution):
+        raise InputError(
+            f"execution is of type {type(execution).__name__}; give a chainfx.passes.Execution, or leave it out."
+        )
 
 
 def check_trainer(trainer: Any, part: str | None) -> None:

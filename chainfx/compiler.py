@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 from torch import Tensor, device, nn
 from torch.fx import GraphModule
 
-from chainfx.arguments import check_trainer, checked, listed
+from chainfx.arguments import check_options, check_trainer, checked, listed
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel, EngineChoice
@@ -29,7 +29,7 @@ from chainfx.ir.capture import (
 from chainfx.ir.graph import device_of, has_inference_tensors, ordinary, recording
 from chainfx.linting import findings_of
 from chainfx.part import Part, put_in_place
-from chainfx.passes import Execution, Pass, Trainer, Tunings, is_number, metric_of
+from chainfx.passes import Execution, Pass, Trainer, Tunings, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Ground, Plan, Stage, StageStore, open_stage, plan, run
 
@@ -165,25 +165,14 @@ def compile(
         (torch.Size([2, 4]), 192)
     """
     model = unwrapped(model)
-    if type(seed) is not int:
-        raise InputError(f"seed={seed!r} is no whole number; give one, such as 0.")
-    if not isinstance(passes, Plan | list | tuple) or not (passes.passes if isinstance(passes, Plan) else passes):
-        raise InputError(f"passes is {passes!r}; give a list with at least one pass, or a Plan.")
+    check_options(passes, seed, warn_drop, refuse, execution)
     if trainer is not None:
         check_trainer(trainer, part)
-    if warn_drop is not None and not is_number(warn_drop, 0):
-        raise InputError(f"warn_drop={warn_drop!r} is out of range; use a number from 0, or None for no warning.")
-    if refuse not in (None, "errors"):
-        raise InputError(f"refuse={refuse!r} is not known; use 'errors' or None.")
-    if execution is not None and not isinstance(execution, Execution):
-        raise InputError(
-            f"execution is of type {type(execution).__name__}; give a chainfx.passes.Execution, or leave it out."
-        )
     given_batches = None if calibration is None else listed(calibration)
     tunes = trainer is not None
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
     tunings = Tunings.of(tuning or {}, [one.info.name for one in chain.passes])
-    first = _stage(start)
+    first, store = _stage(start), None if workdir is None else StageStore(Path(workdir))
     with recording():
         model = _own_copy(model) if has_inference_tensors(model) else model
         held = None if part is None else Part.seen(model, _own_copy(model), part, example_inputs)
@@ -206,21 +195,21 @@ def compile(
             small = _result(finished, chain, taken, home, engine)
             return small if part is None else put_in_place(model, part, small)
 
+        stages = run(
+            captured,
+            chain,
+            example_inputs=inputs,
+            trainer=trainer,
+            calibration=taken.calibration,
+            store=store,
+            seed=seed,
+            listener=listener,
+            start=first,
+            warn_drop=warn_drop,
+            tunings=tunings,
+            execution=execution,
+        )
         try:
-            stages = run(
-                captured,
-                chain,
-                example_inputs=inputs,
-                trainer=trainer,
-                calibration=taken.calibration,
-                store=StageStore(Path(workdir)) if workdir is not None else None,
-                seed=seed,
-                listener=listener,
-                start=first,
-                warn_drop=warn_drop,
-                tunings=tunings,
-                execution=execution,
-            )
             for stage in stages:
                 finished.append(stage)
                 if on_stage:
