@@ -23,6 +23,7 @@ from chainfx.study import (
     run_study,
     shipped_design,
     status_of,
+    strengths_of,
 )
 from chainfx.study import analyse as analyse_study
 from chainfx.study import predict as predict_order
@@ -120,6 +121,23 @@ def claims(
     for training in dict.fromkeys(each.training for each in found):
         texts = [str(each) for each in found if each.training == training]
         typer.echo("\n".join([f"training: {training}", *texts, ""]))
+
+
+@study_app.command()
+def sensitivity(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study of pairs, or the file that pack wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Print a verdict for every pair of strengths of two passes: where does the better order turn?"""
+    result = analyse_study(folder)
+    found = [each for training in result.design.trainings for each in strengths_of(result, training)]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(each) for each in found]))
+        return
+    for each in found:
+        decision, order = each.decision, f"{each.first} before {each.second}"
+        better = {"first": "better", "second": "worse"}.get(decision.outcome, decision.outcome)
+        typer.echo(f"{each.training}: {order}: {better}, {each.factor:.2f} times, confidence {decision.confidence:.3f}")
 
 
 @study_app.command()

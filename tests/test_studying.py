@@ -70,6 +70,13 @@ def test_claims_are_read_from_several_studies_together(run, folder):
     assert text.startswith("training: paper\ncombining helps (the whole is more than its parts): undecided (")
 
 
+def test_sensitivity_has_a_line_for_every_pair_of_strengths(run, folder):
+    (line,) = chainfx("sensitivity", folder / "store").output.splitlines()
+    assert line.startswith("paper: prune-channels(ratio=0.25, round_to=1) before quantize(4, 4): undecided, ")
+    (plain,) = json.loads(chainfx("sensitivity", folder / "store", "--json").output)
+    assert plain["decision"]["outcome"] == "undecided"
+
+
 def test_predict_reads_each_pass_alone(run, folder):
     store = folder / "store"
     plain = json.loads(chainfx("predict", store, "--json").output)

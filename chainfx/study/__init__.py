@@ -26,6 +26,7 @@ from chainfx.study.predicting import (
 )
 from chainfx.study.records import CaseRecord, Origin
 from chainfx.study.running import Watcher, run_study
+from chainfx.study.sensitivity import StrengthVerdict, strengths_of
 from chainfx.study.shipped import shipped_design
 from chainfx.study.statistics import Decision, decide, detectable, least_p
 from chainfx.study.store import StudyStore
@@ -57,6 +58,7 @@ __all__ = [
     "Prediction",
     "Recovery",
     "Status",
+    "StrengthVerdict",
     "StudyResult",
     "StudyStore",
     "StudyTrainer",
@@ -79,5 +81,6 @@ __all__ = [
     "run_study",
     "shipped_design",
     "status_of",
+    "strengths_of",
     "validate",
 ]

@@ -2,9 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from chainfx.study.design import Case
 from chainfx.study.fronts import area_under_front, best_ratio
 from chainfx.study.orders import MARKS, Arm, Comparison
 from chainfx.study.records import CaseRecord
-from chainfx.study.statistics import LEAST_SEEDS, Outcome, decide, two_sided_p
+from chainfx.study.statistics import Outcome, decide, two_sided_p
 from chainfx.study.tuning import Training
 from chainfx.study.verdicts import Verdict, arms_of, paired
 
@@ -27,14 +26,19 @@ __all__ = [
     "Says",
     "combining",
     "distilling_first",
-    "easier_tasks",
     "inserting",
+    "is_in_order",
+    "is_plain",
     "larger_ratio_first",
     "making_up",
+    "original_of",
+    "pair_verdicts",
     "reordering",
     "repeating",
-    "stability",
+    "setting_of",
+    "studies_of",
     "weakest_first",
+    "where_of",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -75,12 +79,13 @@ class Sample:
         return said.get(outcome, "nothing")
 
 
-def _where(result: StudyResult) -> str:
+def where_of(result: StudyResult) -> str:
+    """Network and data of a study in words."""
     options = dict(result.design.network.get("options", {}))
     return f"{result.design.network.get('name')} {options} on {result.design.data.get('source')}"
 
 
-def _setting(result: StudyResult) -> tuple[str, str]:
+def setting_of(result: StudyResult) -> tuple[str, str]:
     """What makes two studies parts of one: network and data."""
     return _text(result.design.network), _text(result.design.data)
 
@@ -89,7 +94,7 @@ def _text(plain: Mapping[str, Any]) -> str:
     return json.dumps(plain, sort_keys=True, default=list)
 
 
-def _plain(arm: Arm) -> bool:
+def is_plain(arm: Arm) -> bool:
     """Whether an arm has each pass once, as the design has it, with the network's own student and the first salt."""
     marked = any(step[-1] in MARKS for step in arm.steps)
     return not marked and arm.student == "derived" and not arm.salt and len(arm.letters) == len(arm.steps)
@@ -102,20 +107,21 @@ def _difference(result: StudyResult, training: Training, first: Arm, second: Arm
     return paired(arms.first, arms.second, design.reference)
 
 
-def _of_training(results: Results, training: Training) -> Iterator[StudyResult]:
+def studies_of(results: Results, training: Training) -> Iterator[StudyResult]:
+    """The studies that have records of a training."""
     return (each for each in results if training in each.design.trainings and each.records)
 
 
 def _reordered(results: Results, training: Training) -> Iterator[tuple[StudyResult, Comparison]]:
     """Primary comparisons of the same passes in another order; of the same two arms the study with most seeds."""
     found: dict[tuple[str, str, frozenset[str]], tuple[int, StudyResult, Comparison]] = {}
-    for result in _of_training(results, training):
+    for result in studies_of(results, training):
         for each in result.design.comparisons:
             same = each.first.letters == each.second.letters and each.first.steps != each.second.steps
-            if not (each.primary and same and _plain(each.first) and _plain(each.second)):
+            if not (each.primary and same and is_plain(each.first) and is_plain(each.second)):
                 continue
             seeds = len(_difference(result, training, each.first, each.second))
-            key = (*_setting(result), frozenset((str(each.first), str(each.second))))
+            key = (*setting_of(result), frozenset((str(each.first), str(each.second))))
             if key not in found or found[key][0] < seeds:
                 found[key] = seeds, result, each
     return ((result, each) for _, result, each in found.values())
@@ -124,30 +130,30 @@ def _reordered(results: Results, training: Training) -> Iterator[tuple[StudyResu
 def combining(results: Results, training: Training) -> Iterator[Sample]:
     """The longest chain in the order of the design against each of its passes alone."""
     chains = [
-        (each, arm) for each in _of_training(results, training) for arm in each.design.arms if _written(each, arm)
+        (each, arm) for each in studies_of(results, training) for arm in each.design.arms if is_in_order(each, arm)
     ]
     seen = set()
     for result, arm in chains:
-        longest = max(len(other.steps) for one, other in chains if _setting(one) == _setting(result))
-        key = (*_setting(result), arm.steps)
+        longest = max(len(other.steps) for one, other in chains if setting_of(one) == setting_of(result))
+        key = (*setting_of(result), arm.steps)
         if len(arm.steps) == longest and key not in seen:
             seen.add(key)
             for letter in arm.steps:
                 alone = Arm((letter,))
-                yield Sample(f"{arm} against {alone}", _where(result), _difference(result, training, arm, alone))
+                yield Sample(f"{arm} against {alone}", where_of(result), _difference(result, training, arm, alone))
 
 
-def _written(result: StudyResult, arm: Arm) -> bool:
+def is_in_order(result: StudyResult, arm: Arm) -> bool:
     """Whether an arm has several passes in the order of the design."""
     order = tuple(letter for letter in result.design.passes if letter in arm.steps)
-    return _plain(arm) and len(arm.steps) > 1 and arm.steps == order
+    return is_plain(arm) and len(arm.steps) > 1 and arm.steps == order
 
 
 def reordering(results: Results, training: Training) -> Iterator[Sample]:
     """Every comparison of an order with another one: a difference either way is one."""
     for result, each in _reordered(results, training):
         differences = _difference(result, training, each.first, each.second)
-        yield Sample(str(each), _where(result), differences, "for", "for", "against")
+        yield Sample(str(each), where_of(result), differences, "for", "for", "against")
 
 
 def inserting(results: Results, training: Training) -> Iterator[Sample]:
@@ -161,7 +167,7 @@ def inserting(results: Results, training: Training) -> Iterator[Sample]:
         first, second = says if better is not None else ("nothing", "nothing")
         differences = _difference(result, training, each.first, each.second)
         words = "not decided as a pair" if better is None else f"as a pair {''.join(better)} is better"
-        yield Sample(f"{each} ({words})", _where(result), differences, first, second, "nothing")
+        yield Sample(f"{each} ({words})", where_of(result), differences, first, second, "nothing")
 
 
 def _swapped(first: Arm, second: Arm) -> tuple[str, str] | None:
@@ -175,19 +181,19 @@ def _swapped(first: Arm, second: Arm) -> tuple[str, str] | None:
 def _decided(results: Results, training: Training, like: StudyResult, pair: tuple[str, str]) -> tuple[str, str] | None:
     """The better order of a pair of letters, where a study of the same network and data decided it."""
     orders = {str(Arm(each)): each for each in (pair, pair[::-1])}
-    for result, verdict in _pairs(results, training):
-        if _setting(result) == _setting(like) and {verdict.first, verdict.second} == orders.keys():
+    for result, verdict in pair_verdicts(results, training):
+        if setting_of(result) == setting_of(like) and {verdict.first, verdict.second} == orders.keys():
             return orders[verdict.better] if verdict.better else None
     return None
 
 
-def _pairs(results: Results, training: Training) -> Iterator[tuple[StudyResult, Verdict]]:
+def pair_verdicts(results: Results, training: Training) -> Iterator[tuple[StudyResult, Verdict]]:
     """The primary verdicts on pairs."""
-    for result in _of_training(results, training):
+    for result in studies_of(results, training):
         names = {
             (str(each.first), str(each.second))
             for each in result.design.comparisons
-            if len(each.first.steps) == 2 and each.first.steps == each.second.steps[::-1] and _plain(each.first)
+            if len(each.first.steps) == 2 and each.first.steps == each.second.steps[::-1] and is_plain(each.first)
         }
         for verdict in result.verdicts:
             if verdict.training == training and verdict.primary and (verdict.first, verdict.second) in names:
@@ -208,7 +214,7 @@ def larger_ratio_first(results: Results, training: Training) -> Iterator[Sample]
         other = each.second if apart.mean() > 0 else each.first
         differences = _difference(result, training, larger, other)
         what = f"{larger}, the larger ratio first, against {other}"
-        yield Sample(what, _where(result), differences, "against", "for", "for")
+        yield Sample(what, where_of(result), differences, "against", "for", "for")
 
 
 def _best_alone(result: StudyResult, training: Training, letter: str) -> dict[int, float]:
@@ -221,29 +227,29 @@ def _best_alone(result: StudyResult, training: Training, letter: str) -> dict[in
 
 def repeating(results: Results, training: Training) -> Iterator[Sample]:
     """A pass twice against a stronger one, and behind the whole chain against the chain."""
-    for result in _of_training(results, training):
+    for result in studies_of(results, training):
         for each in result.design.comparisons:
             if each.primary and len(each.first.letters) < len(each.first.steps):
                 differences = _difference(result, training, each.first, each.second)
-                yield Sample(str(each), _where(result), differences, "against", "for", "for")
+                yield Sample(str(each), where_of(result), differences, "against", "for", "for")
 
 
 def distilling_first(results: Results, training: Training) -> Iterator[Sample]:
     """Chains that begin with distillation against the same ones with it at the end."""
-    for result in _of_training(results, training):
-        arms = {arm.steps for arm in result.design.arms if _plain(arm) and len(arm.steps) > 1}
+    for result in studies_of(results, training):
+        arms = {arm.steps for arm in result.design.arms if is_plain(arm) and len(arm.steps) > 1}
         letters = [letter for letter, grid in result.design.passes.items() if isinstance(grid[0], Distill)]
         for steps in sorted(arms):
             last = (*steps[1:], steps[0])
             if steps[0] in letters and last in arms:
                 first, second = Arm(steps), Arm(last)
                 differences = _difference(result, training, first, second)
-                yield Sample(f"{first} against {second}", _where(result), differences)
+                yield Sample(f"{first} against {second}", where_of(result), differences)
 
 
 def weakest_first(results: Results, training: Training) -> Iterator[Sample]:
     """All pairs and strengths of a study: the step that alone loses less first, against last."""
-    for result in _of_training(results, training):
+    for result in studies_of(results, training):
         pairs = [each for one, each in _reordered([result], training) if len(each.first.steps) == 2]
         signed: dict[int, list[float]] = {}
         for each in pairs:
@@ -251,7 +257,7 @@ def weakest_first(results: Results, training: Training) -> Iterator[Sample]:
                 signed.setdefault(seed, []).append(difference)
         if signed:
             differences = np.array([np.mean(values) for values in signed.values()])
-            yield Sample(f"{len(pairs)} pairs, weaker step first against last", _where(result), differences)
+            yield Sample(f"{len(pairs)} pairs, weaker step first against last", where_of(result), differences)
 
 
 def _weaker_first(result: StudyResult, training: Training, pair: Comparison) -> Iterator[tuple[int, float]]:
@@ -281,13 +287,14 @@ def _losses(result: StudyResult, training: Training) -> dict[tuple[str, ...], fl
     return {steps: float(np.mean(values)) for steps, values in found.items()}
 
 
-def _origin(records: Mapping[str, CaseRecord]) -> CaseRecord:
+def original_of(records: Mapping[str, CaseRecord]) -> CaseRecord:
+    """The record of the uncompressed network among those of a seed."""
     return next(each for each in records.values() if not each.passes)
 
 
 def _loss(records: Mapping[str, CaseRecord], record: CaseRecord) -> float:
     """The accuracy that a case lost, at its highest threshold."""
-    return _origin(records).points[0].accuracy - record.points[-1].accuracy
+    return original_of(records).points[0].accuracy - record.points[-1].accuracy
 
 
 def _area(result: StudyResult, records: Mapping[str, CaseRecord], case: Case) -> float | None:
@@ -295,7 +302,7 @@ def _area(result: StudyResult, records: Mapping[str, CaseRecord], case: Case) ->
     record = records.get(case.hash)
     if record is None or len(record.points) != 1:
         return None
-    before, after = (each.points[0].bitops[result.design.convention] for each in (_origin(records), record))
+    before, after = (each.points[0].bitops[result.design.convention] for each in (original_of(records), record))
     return float(area_under_front([[math.log10(before / after), _loss(records, record)]], result.design.reference))
 
 
@@ -304,7 +311,7 @@ def making_up(results: Results, training: Training) -> Iterator[ClaimTest]:
 
     Which beginnings lost is asked of the other seeds, else chance would choose them and a later stage seem to gain.
     """
-    for result in _of_training(results, training):
+    for result in studies_of(results, training):
         gains = [np.mean(values) for values in _gains(result, training).values() if values]
         if not gains:
             continue
@@ -313,7 +320,7 @@ def making_up(results: Results, training: Training) -> Iterator[ClaimTest]:
         says: dict[Outcome, Says] = {"first": "for", "second": "against", "equivalent": "against"}
         yield ClaimTest(
             "accuracy after the last stage against before it, where stages before it lost some",
-            _where(result),
+            where_of(result),
             says.get(decision.outcome, "nothing"),
             f"{decision.difference:+.2%} of accuracy",
             decision.confidence,
@@ -337,87 +344,3 @@ def _gains(result: StudyResult, training: Training) -> dict[int, list[float]]:
             if seed in before and others and np.mean(others) > least:
                 found[seed].append(before[seed] - loss)
     return found
-
-
-def stability(field: int) -> Callable[[Results, Training], Iterator[ClaimTest]]:
-    """Pairs that two studies decided which differ in network (0) or in data (1) alone."""
-
-    def tested(results: Results, training: Training) -> Iterator[ClaimTest]:
-        for (one, mine), (other, theirs) in combinations(list(_pairs(results, training)), 2):
-            pair = _letters(one, mine)
-            same = [here == there for here, there in zip(_setting(one), _setting(other), strict=True)]
-            if pair != _letters(other, theirs) or same[field] or not same[1 - field]:
-                continue
-            outcomes = [_direction(one, mine), _direction(other, theirs)]
-            says: Says = "nothing" if None in outcomes else "for" if outcomes[0] == outcomes[1] else "against"
-            yield ClaimTest(
-                f"{mine.first} / {mine.second}",
-                f"{_where(one)}; {_where(other)}",
-                says,
-                f"{mine.factor:.2f} and {theirs.factor:.2f} times further",
-                min(mine.decision.confidence, theirs.decision.confidence),
-                min(len(mine.seeds), len(theirs.seeds)),
-            )
-
-    return tested
-
-
-def _letters(result: StudyResult, verdict: Verdict) -> frozenset[str]:
-    """The passes of a pair by name."""
-    return frozenset(result.design.passes[letter][0].info.name for letter in _arm(result, verdict.first).steps)
-
-
-def _arm(result: StudyResult, name: str) -> Arm:
-    return next(arm for arm in result.design.arms if str(arm) == name)
-
-
-def _direction(result: StudyResult, verdict: Verdict) -> str | None:
-    """The name of the pass that goes first, ``"equivalent"``, or ``None`` if that is undecided."""
-    if verdict.better is None:
-        return "equivalent" if verdict.decision.outcome == "equivalent" else None
-    return result.design.passes[_arm(result, verdict.better).steps[0]][0].info.name
-
-
-def easier_tasks(results: Results, training: Training) -> Iterator[ClaimTest]:
-    """The same passes in the same order on two data sets: does the one with the better originals compress further?"""
-    from scipy.stats import ttest_ind
-
-    studies = list(_of_training(results, training))
-    for one, other in combinations(studies, 2):
-        same = one.design.network.get("name") == other.design.network.get("name")
-        if not same or _setting(one)[1] == _setting(other)[1]:
-            continue
-        accuracies = [_originals(each) for each in (one, other)]
-        easy, hard = (one, other) if np.mean(accuracies[0]) > np.mean(accuracies[1]) else (other, one)
-        arms = {arm for arm in easy.design.arms if _plain(arm)} & {arm for arm in hard.design.arms if _plain(arm)}
-        chain = max(arms, key=lambda arm: (len(arm.steps), _written(easy, arm)), default=None)
-        if chain is None:
-            continue
-        areas = [_areas(each, training, chain) for each in (easy, hard)]
-        few = min(map(len, [*areas, *accuracies]))
-        if few < 2:
-            continue
-        p = float(ttest_ind(*areas, equal_var=False).pvalue)
-        sure = few >= LEAST_SEEDS and max(p, float(ttest_ind(*accuracies, equal_var=False).pvalue)) < one.design.alpha
-        gain = float(np.mean(areas[0]) - np.mean(areas[1]))
-        says: Says = "nothing" if not sure else "for" if gain > 0 else "against"
-        yield ClaimTest(
-            f"{chain} on {easy.design.data.get('source')} against {hard.design.data.get('source')}",
-            str(easy.design.network.get("name")),
-            says,
-            f"{10**gain:.2f} times further",
-            1 - p,
-            few,
-        )
-
-
-def _originals(result: StudyResult) -> list[float]:
-    return [_origin(records).points[0].accuracy for records in result.records.values()]
-
-
-def _areas(result: StudyResult, training: Training, arm: Arm) -> list[float]:
-    """The area under the front of an arm, one a seed."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for point in result.points(arm, training):
-        found.setdefault(point.seed, []).append((math.log10(point.ratio), point.loss))
-    return [float(area_under_front(np.array(points), result.design.reference)) for points in found.values()]

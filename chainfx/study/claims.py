@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chainfx.rendering import rendered
+from chainfx.study import claim_settings as settings
 from chainfx.study import claim_tests as tests
 from chainfx.study.analysis import StudyResult
 from chainfx.study.claim_tests import ClaimTest, Results, Sample, Says
@@ -99,9 +100,9 @@ CLAIMS: Mapping[str, tuple[Rule, Tested]] = {
     "distillation first beats distillation last": ("every", tests.distilling_first),
     "weakest step first": ("every", tests.weakest_first),
     "later stages make up for an earlier loss": ("every", tests.making_up),
-    "stable across networks": ("every", tests.stability(0)),
-    "stable across data sets": ("every", tests.stability(1)),
-    "easier tasks compress further": ("every", tests.easier_tasks),
+    "stable across networks": ("every", settings.stability(0)),
+    "stable across data sets": ("every", settings.stability(1)),
+    "easier tasks compress further": ("every", settings.easier_tasks),
     "stable under measured latency": ("every", _not_measured),
 }
 """The claims by name, each with its rule and what tests it, whose docstring says how."""

@@ -42,6 +42,7 @@ def test_a_plot_has_every_point_and_a_front_of_each_kind(folder):
     assert [len(each.get_offsets()) for each in axes.collections] == counts
     assert len(axes.lines) == 3 and axes.get_title().startswith("PQ / QP: PQ better")
     assert axes.collections[1].get_offsets()[0].tolist() == pytest.approx([6.0, 0.0], rel=0.05)
+    assert axes.collections[1].get_offsets()[:, 1].min() == pytest.approx(-0.02)
 
 
 def test_arms_have_names_that_files_can_have():

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import chainfx
+from chainfx.cli import app
 from chainfx.errors import ScheduleError
 from chainfx.passes import PruneWeights, Quantize
 from chainfx.scheduler import Evidence, Ground, load_evidence, plan
@@ -77,6 +79,18 @@ def test_the_ground_is_read_from_a_file(tmp_path):
         'reason = "so"\nnetwork = "10 parameters #1"\ndata = "(1, 8, 8) #2"\ndevice = "x86_64 cpu"\n'
     )
     assert load_evidence(path) == (ROW,) and load_evidence(path)[0].ground == HERE
+
+
+def test_the_command_takes_a_file_in_place_of_the_shipped_evidence(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[[edge]]\nbefore = "quantize"\nafter = "prune-channels"\nconfidence = "measured"\n'
+        'source = "run 7"\nreason = "so"\n'
+    )
+    names = ["prune-channels", "quantize"]
+    assert CliRunner().invoke(app, ["plan", *names]).output.startswith("order: prune-channels -> quantize\n")
+    done = CliRunner().invoke(app, ["plan", *names, "--evidence", str(path)])
+    assert done.output.startswith("order: quantize -> prune-channels\n") and "[measured: run 7]" in done.output
 
 
 def test_a_ground_that_is_no_text():

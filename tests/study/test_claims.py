@@ -25,8 +25,11 @@ def no_loss(steps):
     return 0.0
 
 
-def study(orders, ratio, *, letters="PQ", loss=no_loss, accuracy=0.9, seeds=10, **changes):
-    """A study in which ``ratio`` and ``loss`` say what comes of steps such as ``"P Q"``, with noise of one percent."""
+def study(orders, ratio, *, letters="PQ", loss=no_loss, accuracy=0.9, seeds=10, odd=None, **changes):
+    """A study in which ``ratio`` and ``loss`` say what comes of steps such as ``"P Q"``, with noise of one percent.
+
+    ``odd``: a seed and steps that lose a tenth more.
+    """
     passes = {letter: PASSES[letter] for letter in letters}
     design = tiny(orders=orders, passes=passes, seeds=tuple(range(seeds)), tiers=(0.005,), **changes)
     rng = np.random.default_rng(0)
@@ -35,6 +38,7 @@ def study(orders, ratio, *, letters="PQ", loss=no_loss, accuracy=0.9, seeds=10, 
         steps = " ".join(step.split(":")[0] for step in case.steps)
         made = ratio(steps) * (1 + 0.01 * rng.normal()) if case.passes else 1.0
         lost = loss(steps) + 0.0005 * rng.normal() if case.passes else 0.0
+        lost += 0.1 * ((case.seed, steps) == odd)
         start = accuracy + 0.001 * (case.seed % 3)
         point = Point(None, start - lost, start - lost, {"mac_bw_ba": 1e6 / made, "strict": 1e6 / made})
         records.append(CaseRecord.of(case, ORIGIN, stage="s", points=(point,), storage_bits=8, seconds=1.0))
@@ -171,10 +175,19 @@ def test_the_same_comparison_in_two_studies_counts_once():
     assert len(found.tests) == len(seeds) == 7 and seeds["DPQE against DEQP"] == 10
 
 
+def test_the_weaker_step_is_the_one_that_loses_less_alone():
+    weak_q = by_table({"P": 0.03, "Q": 0.01, "P Q": 0.03, "Q P": 0.03})
+    for order, expected in (("QP", "supported"), ("PQ", "contradicted")):
+        found = [study("weakest-first", favours(order), loss=weak_q)]
+        assert verdict("weakest step first", found).outcome == expected
+
+
 def test_what_lost_is_asked_of_other_seeds():
     """No beginning loses but by chance: what the last stage gives back then is chance too, and is not counted."""
     noise = study("ablation", favours(), loss=lambda steps: 0.004)
     assert verdict("later stages make up for an earlier loss", [noise]).outcome == "not tested"
+    (test,) = verdict("later stages make up for an earlier loss", [study("ablation", favours(), odd=(3, "P"))]).tests
+    assert test.seeds == 9  # to the others the beginning lost 1.1 % on average, to the odd one it did not
 
 
 def test_each_training_has_verdicts_of_its_own():

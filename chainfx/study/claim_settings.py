@@ -1,0 +1,112 @@
+"""What bears on claims that compare networks or data sets: studies that differ in one of them alone."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import numpy as np
+
+from chainfx.study.analysis import StudyResult
+from chainfx.study.claim_tests import (
+    ClaimTest,
+    Results,
+    Says,
+    is_in_order,
+    is_plain,
+    original_of,
+    pair_verdicts,
+    setting_of,
+    studies_of,
+    where_of,
+)
+from chainfx.study.fronts import area_under_front
+from chainfx.study.orders import Arm
+from chainfx.study.statistics import LEAST_SEEDS
+from chainfx.study.tuning import Training
+from chainfx.study.verdicts import Verdict
+
+__all__ = ["easier_tasks", "stability"]
+
+
+def stability(field: int) -> Callable[[Results, Training], Iterator[ClaimTest]]:
+    """Pairs that two studies decided which differ in network (0) or in data (1) alone."""
+
+    def tested(results: Results, training: Training) -> Iterator[ClaimTest]:
+        for (one, mine), (other, theirs) in combinations(list(pair_verdicts(results, training)), 2):
+            pair = _letters(one, mine)
+            same = [here == there for here, there in zip(setting_of(one), setting_of(other), strict=True)]
+            if pair != _letters(other, theirs) or same[field] or not same[1 - field]:
+                continue
+            outcomes = [_direction(one, mine), _direction(other, theirs)]
+            says: Says = "nothing" if None in outcomes else "for" if outcomes[0] == outcomes[1] else "against"
+            yield ClaimTest(
+                f"{mine.first} / {mine.second}",
+                f"{where_of(one)}; {where_of(other)}",
+                says,
+                f"{mine.factor:.2f} and {theirs.factor:.2f} times further",
+                min(mine.decision.confidence, theirs.decision.confidence),
+                min(len(mine.seeds), len(theirs.seeds)),
+            )
+
+    return tested
+
+
+def _letters(result: StudyResult, verdict: Verdict) -> frozenset[str]:
+    """The passes of a pair by name."""
+    return frozenset(result.design.passes[letter][0].info.name for letter in _arm(result, verdict.first).steps)
+
+
+def _arm(result: StudyResult, name: str) -> Arm:
+    return next(arm for arm in result.design.arms if str(arm) == name)
+
+
+def _direction(result: StudyResult, verdict: Verdict) -> str | None:
+    """The name of the pass that goes first, ``"equivalent"``, or ``None`` if that is undecided."""
+    if verdict.better is None:
+        return "equivalent" if verdict.decision.outcome == "equivalent" else None
+    return result.design.passes[_arm(result, verdict.better).steps[0]][0].info.name
+
+
+def easier_tasks(results: Results, training: Training) -> Iterator[ClaimTest]:
+    """The same passes in the same order on two data sets: does the one with the better originals compress further?"""
+    from scipy.stats import ttest_ind
+
+    studies = list(studies_of(results, training))
+    for one, other in combinations(studies, 2):
+        same = one.design.network.get("name") == other.design.network.get("name")
+        if not same or setting_of(one)[1] == setting_of(other)[1]:
+            continue
+        accuracies = [_originals(each) for each in (one, other)]
+        easy, hard = (one, other) if np.mean(accuracies[0]) > np.mean(accuracies[1]) else (other, one)
+        arms = {arm for arm in easy.design.arms if is_plain(arm)} & {arm for arm in hard.design.arms if is_plain(arm)}
+        chain = max(arms, key=lambda arm: (len(arm.steps), is_in_order(easy, arm)), default=None)
+        if chain is None:
+            continue
+        areas = [_areas(each, training, chain) for each in (easy, hard)]
+        few = min(map(len, [*areas, *accuracies]))
+        if few < 2:
+            continue
+        p = float(ttest_ind(*areas, equal_var=False).pvalue)
+        sure = few >= LEAST_SEEDS and max(p, float(ttest_ind(*accuracies, equal_var=False).pvalue)) < one.design.alpha
+        gain = float(np.mean(areas[0]) - np.mean(areas[1]))
+        says: Says = "nothing" if not sure else "for" if gain > 0 else "against"
+        yield ClaimTest(
+            f"{chain} on {easy.design.data.get('source')} against {hard.design.data.get('source')}",
+            str(easy.design.network.get("name")),
+            says,
+            f"{10**gain:.2f} times further",
+            1 - p,
+            few,
+        )
+
+
+def _originals(result: StudyResult) -> list[float]:
+    return [original_of(records).points[0].accuracy for records in result.records.values()]
+
+
+def _areas(result: StudyResult, training: Training, arm: Arm) -> list[float]:
+    """The area under the front of an arm, one a seed."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for point in result.points(arm, training):
+        found.setdefault(point.seed, []).append((math.log10(point.ratio), point.loss))
+    return [float(area_under_front(np.array(points), result.design.reference)) for points in found.values()]
