@@ -38,7 +38,7 @@ over {seeds} seeds, and the difference of the two losses with the same seed. So 
 faster, not where either ends.
 
 | pass | before tuning | {losses} | difference |
-|---|---|---|---|
+|---|---|---|---|---|
 """
 
 
