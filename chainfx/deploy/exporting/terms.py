@@ -43,7 +43,11 @@ def round_terms(graph_module: GraphModule, form: Form, ranges: Ranges) -> None:
             continue
         low, high = (min(ranges[layer.node][0], 0.0), max(ranges[layer.node][1], 0.0))
         scale = max((high - low) / _GREATEST, torch.finfo(torch.float32).tiny)
-        numbers = torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.uint8)
+        like = layer.tensor
+        numbers = (
+            torch.tensor(scale, device=like.device),
+            torch.tensor(round(-low / scale), dtype=torch.uint8, device=like.device),
+        )
         paths = [edit.fresh_path(graph_module, f"{name}_{term.name}") for name in ("scale", "zero")]
         for path, number in zip(paths, numbers, strict=True):
             edit.set_tensor(graph_module, path, number, parameter=False)
