@@ -13,6 +13,7 @@ import chainfx
 from chainfx.passes import (
     Distill,
     EarlyExit,
+    Encode,
     Fuse,
     LowRank,
     OptimizeGraph,
@@ -21,6 +22,7 @@ from chainfx.passes import (
     PruneHeads,
     PruneWeights,
     Quantize,
+    ShareWeights,
     pass_names,
 )
 from chainfx.passes.pruning import importance_names
@@ -113,6 +115,7 @@ CHAINS = {
     "codes": [PruneWeights(pattern="1:2", skip=("conv1",)), Quantize(2, 4, scheme="dorefa")],
     "factors": [LowRank(energy=0.7), Quantize(8, 8)],
     "spatial": [LowRank(macs=0.8, scheme="spatial"), PruneChannels(0.3, round_to=2)],
+    "coded": [PruneWeights(0.5), ShareWeights(3), Encode()],
     "before quantizing": [OptimizeGraph(), PostTrainingQuantize()],
     "folded": [Fuse(), PruneChannels(macs=0.6, scope="global", importance="activation", compensate=True)],
 }

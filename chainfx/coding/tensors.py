@@ -33,8 +33,8 @@ def encode_tensor(values: NDArray[Any], kept: NDArray[np.bool_] | None = None, c
     >>> import numpy as np
     >>> codes = np.zeros((100, 100), np.uint8)
     >>> codes[0] = 7
-    >>> len(encode_tensor(codes)) < 200
-    True
+    >>> len(codes.tobytes()), len(encode_tensor(codes)) < 1300  # about a bit for each
+    (10000, True)
     """
     adaptive = coder == "adaptive"
     values = np.ascontiguousarray(values)

@@ -26,6 +26,7 @@ class Penalty(abc.ABC):
     A concrete penalty is a frozen dataclass; its ``repr`` says all that decides its values, because finished stages are
     found again by it. :meth:`term` is called once for each tuning.
 
+    >>> import torch
     >>> @dataclass(frozen=True)
     ... class SmallWeights(Penalty):
     ...     strength: float

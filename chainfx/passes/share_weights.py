@@ -235,7 +235,7 @@ def _weights(layers: Sequence[Layer]) -> Iterator[_Weight]:
         beneath = first.weight_beneath_mask
         value = value_of(first.graph_module, beneath if first.weight_quantizer is None else first.weight)
         masks = [_mask(layer) for layer in same]
-        kept = torch.ones_like(value, dtype=torch.bool) if None in masks else torch.stack(masks).any(0)  # type: ignore[arg-type]
+        kept = torch.ones_like(value, dtype=torch.bool) if None in masks else torch.stack(masks).any(0)  # type: ignore[arg-type]  # no None is left
         yield _Weight(first.weight_path, value, kept, same)
 
 

@@ -218,7 +218,7 @@ def test_an_unknown_encoding():
     with pytest.raises(CostError) as caught:
         count(masked(mask_of([0])), X, encodings=("huffman",))
     assert str(caught.value) == (
-        "there is no encoding named 'huffman'; use dense, nominal, bitmap, relative_index, entropy, "
+        "there is no encoding named 'huffman'; use dense, nominal, bitmap, relative_index, entropy, coded, "
         "or relative_index:5 for another number of index bits."
     )
 

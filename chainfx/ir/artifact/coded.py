@@ -227,4 +227,4 @@ def _tensors(reader: Reader, listed: Sequence[Sequence[Any]]) -> dict[str, Tenso
 
 
 def _numpy_type(dtype: torch.dtype) -> "np.dtype[Any]":
-    return array_of(torch.empty(0, dtype=dtype)).dtype
+    return array_of(torch.empty(0, dtype=dtype, device="cpu")).dtype
