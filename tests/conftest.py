@@ -19,3 +19,4 @@ def pytest_addoption(parser):
 def pytest_collection_finish():
     """What is there now stays: the garbage collector need not look at it again and again."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # graphs are many small objects: looking through them takes a tenth of the time

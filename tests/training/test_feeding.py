@@ -68,10 +68,11 @@ def test_each_process_prepares_its_own_part_of_data_in_memory(monkeypatch):
     def prepared(index, count):
         monkeypatch.setattr(machine, "_state", lambda: process(index, count))
         seen.clear()
-        batches = list(feed(Seen(**vars(DATA.train)), 128).epoch(1))
+        batches = list(feed(Seen(**options), 128).epoch(1))
         return torch.cat(seen), [len(batch[1]) for batch, _ in batches]
 
     seen = []
+    options = {each.name: getattr(DATA.train, each.name) for each in dataclasses.fields(DATA.train)}
 
     (whole, sizes), (first, halves), (second, _) = prepared(0, 1), prepared(0, 2), prepared(1, 2)
     assert set(sizes) == {128} and set(halves) == {64}
