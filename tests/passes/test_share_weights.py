@@ -11,7 +11,7 @@ from torch import nn
 import chainfx
 from chainfx.errors import PassError
 from chainfx.ir.graph import edit, facts_of, layers_of, value_of, verify
-from chainfx.passes import PassContext, PruneWeights, Quantize, ShareWeights
+from chainfx.passes import PassContext, PruneChannels, PruneWeights, Quantize, ShareWeights
 from tests.nets import graph_of, images, small_resnet
 
 
@@ -220,3 +220,14 @@ def test_members_of_exact_middles_are_those_of_the_lower_entry():
     from chainfx.passes.sharing import members
 
     assert members(np.array([0.5, 0.6]), np.array([0.0, 1.0])).tolist() == [0, 1]
+
+
+def test_channels_are_ranked_by_the_shared_values_and_not_by_their_codes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(8, 4)).eval()
+    net[0].weight.data[::2] *= 1e-3
+    stages, x = [], torch.randn(4, 3, 5, 5)
+    chain = [ShareWeights(4), PruneChannels(0.5, skip=("2",))]
+    chainfx.compile(net, chain, example_inputs=x, order="given", on_stage=stages.append)
+    (bias,) = (value for name, value in stages[-1].graph_module.named_parameters() if name == "0.bias")
+    assert torch.equal(bias, net[0].bias[1::2])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from chainfx.ir.graph import modules_by_path
+from chainfx.ir.graph import edit, modules_by_path, ops, value_of
 
 __all__ = ["Weights"]
 
@@ -20,11 +20,18 @@ class Weights:
     def __init__(self, graph_module: GraphModule) -> None:
         self.graph_module = graph_module
         self.modules = modules_by_path(graph_module)
+        self._decoded = {
+            str(edit.input_of(node).target): value_of(graph_module, node)
+            for target in (ops.look_up, ops.dequantize_weight)
+            for node in graph_module.graph.find_nodes(op="call_function", target=target)
+        }
         self._sums: dict[tuple[str, float], tuple[Tensor, ...]] = {}
         self._rows: dict[str, Tensor] = {}
 
     def tensor(self, path: str) -> Tensor:
-        """The tensor at a path."""
+        """The tensor at a path; of codes the weights that they stand for, in the same shape."""
+        if path in self._decoded:
+            return self._decoded[path]
         prefix, _, name = path.rpartition(".")
         found: Tensor = getattr(self.modules[prefix], name)
         return found
