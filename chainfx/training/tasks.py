@@ -267,10 +267,10 @@ def _no_logits(number: int, answer: Any, targets: Any) -> Misfit:
     if not isinstance(answer, Tensor):
         return needs, f"wrap the network in a module that returns the logits alone, or {_OWN}"
     if number == 2 and answer.numel() == len(targets):
-        return needs, f"give the last layer two outputs instead of a single logit, or {_OWN}"
+        return needs, "give the last layer two outputs, or the data task=binary_classification() for a single logit"
     if answer.dim() == 2:
         return needs, f"give the last layer {number} outputs, or correct num_classes of the data"
-    return needs, f"{_OWN} for anything but one class a sample"
+    return needs, "give the data another task (chainfx.training) for anything but one class a sample"
 
 
 def _check_labels(number: int, targets: Tensor, samples: int) -> None:

@@ -64,7 +64,7 @@ MISFITS = {
     "a picture": (
         Returns(lambda z: z[:, :, None, None].expand(-1, -1, 4, 4)),
         f"a tensor of shape (12, 3, 4, 4) for a batch of 12 samples, {NEEDS}"
-        "give a trainer of your own for anything but one class a sample.",
+        "give the data another task (chainfx.training) for anything but one class a sample.",
     ),
 }
 
@@ -91,7 +91,7 @@ def test_a_single_logit_for_two_classes(make):
     assert str(caught.value) == (
         f"the network returns a tensor of shape {shape} for a batch of 12 samples, but the default trainer needs "
         "logits of shape (12, 2), a column for each of the 2 classes of its data; "
-        "give the last layer two outputs instead of a single logit, or give a trainer of your own."
+        "give the last layer two outputs, or the data task=binary_classification() for a single logit."
     )
 
 
