@@ -171,7 +171,13 @@ def compile(
     given_batches = None if calibration is None else listed(calibration)
     tunes = trainer is not None
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
+    if tuning and not tunes:
+        raise InputError("tuning says how passes are tuned, and there is no trainer; give one, or leave it out.")
     tunings = Tunings.of(tuning or {}, [one.info.name for one in chain.passes])
+    if tuning and not tunes:
+        raise InputError(
+            "tuning says how passes are tuned, and there is no trainer; give trainer=..., or leave it out."
+        )
     first, store = _stage(start), None if workdir is None else StageStore(Path(workdir))
     with recording():
         model = _own_copy(model) if has_inference_tensors(model) else model

@@ -60,7 +60,7 @@ class LowRank(Pass):
     Factors that do not pay are taken back: if the bit operations (``strict``) of the whole network do not fall,
     :func:`chainfx.compile` leaves it as it was and says so. ``keep=True`` keeps them.
 
-    Needs nothing; asks for tuning of all parameters with the task loss. ``profile`` of the result has the ``energy``
+    Needs nothing; asks for tuning of all parameters. ``profile`` of the result has the ``energy``
     and the ``ranks``, by weight: the channels between one factor and the next. Raises :class:`PassError` for options
     out of range, weights that are not finite, and a share of MACs that rank 1 everywhere does not reach.
 

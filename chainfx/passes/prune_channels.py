@@ -110,7 +110,7 @@ class PruneChannels(Pass):
     (:func:`~chainfx.passes.pruning.compensation.take_over`), which is not exact but closer. Scales of quantizers that
     see a whole tensor are those of the smaller tensor; layer normalizations take their statistics over what is left.
 
-    Asks for tuning of all parameters with the task loss. MACs and parameters of a layer between two pruned groups fall
+    Asks for tuning of all parameters. MACs and parameters of a layer between two pruned groups fall
     to about (1 - ratio) squared. Departure from Fang et al.: the norms are of all filters that make or read a unit as
     one vector, not means of norms.
 

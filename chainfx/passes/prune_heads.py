@@ -72,7 +72,7 @@ class PruneHeads(Pass):
     then ``"width"``) on the products of the graph, in whatever way queries, keys and values are cut out of one layer or
     several; tables of relative positions lose the columns of the heads.
 
-    Needs calibration data for ``"taylor"`` and ``compensate``; asks for tuning of all parameters with the task loss.
+    Needs calibration data for ``"taylor"`` and ``compensate``; asks for tuning of all parameters.
     MACs, bit operations and bytes of the attention fall with the heads, those of the other layers stay. Raises
     :class:`PassError` for a network without attention, options out of range, a pattern in ``skip`` that matches
     nothing, and weights that are not finite.

@@ -66,8 +66,8 @@ class PruneWeights(Pass):
     ``PruneWeights`` only masks more: ``ratio`` counts what is masked already, and a 2:4 mask stays one.
 
     ``skip``: patterns (``fnmatch``) of layers to leave alone, like ``"fc"`` or ``"stages.0.*"``; the first and the last
-    layer are the usual ones. Exact only for weights that were zero. Needs nothing; asks for tuning of all parameters
-    with the task loss. MACs stay; bit operations fall only under conventions that credit zeros. The artefact holds one
+    layer are the usual ones. Exact only for weights that were zero. Needs nothing; asks for tuning of all parameters.
+    MACs stay; bit operations fall only under conventions that credit zeros. The artefact holds one
     bit more for each weight of a masked layer.
 
     Raises :class:`PassError` for options out of range, a pattern in ``skip`` that matches nothing, weights that are not

@@ -61,7 +61,7 @@ class ShareWeights(Pass):
 
     Masked weights are in no codebook: the mask stays on top of the look-up, zeros stay zeros, and a later quantizer
     goes between the two, so that it keeps both. Layers that are quantized already are left alone. Needs nothing; asks
-    for tuning of all parameters with the task loss. MACs and bit operations stay. A weight takes ``bits`` to store, a
+    for tuning of all parameters. MACs and bit operations stay. A weight takes ``bits`` to store, a
     codebook 32 bits an entry.
 
     Raises :class:`PassError` for options out of range, patterns that match nothing, a layer with fewer weights than its
@@ -204,7 +204,8 @@ class _Weight:
 class _Pull(Penalty):
     """What draws weights to the entries of their codebooks: half the squared distance, times ``strength``.
 
-    ``targets``: by the path of a weight the value that it is drawn to, and which elements are.
+    ``targets``: by the path of a weight the value that it is drawn to, and which elements are; they follow from the
+    options of the pass and the network that it works on, by which the stage is known.
     """
 
     targets: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)

@@ -178,3 +178,11 @@ def test_options_that_are_wrong(tuning, message):
 def test_options_have_a_form_in_json():
     found = Tunings.of({"*": {"penalties": (Small(1.0),)}, "quantize": {"epochs": (1, 2)}}, ["quantize"])
     assert json.loads(json.dumps(found.plain("quantize"))) == {"penalties": ["Small(strength=1.0)"], "epochs": [1, 2]}
+
+
+def test_tuning_without_a_trainer_is_an_error():
+    with pytest.raises(InputError) as caught:
+        chainfx.compile(small_resnet(), [Quantize(8, 8)], example_inputs=X, tuning={"*": {"loss": "task"}})
+    assert str(caught.value) == (
+        "tuning says how passes are tuned, and there is no trainer; give one, or leave it out."
+    )

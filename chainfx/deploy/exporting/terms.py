@@ -30,7 +30,7 @@ def ranges_of_terms(graph_module: GraphModule, batches: Iterable[Sequence[Tensor
     terms = {term: layer.node for layer in layers_of(graph_module) if (term := _term(layer)) is not None}
     watch = _Watch(graph_module, terms)
     with torch.no_grad():
-        for batch in batches if terms else ():
+        for batch in batches:
             watch.run(*batch)
     return watch.ranges
 

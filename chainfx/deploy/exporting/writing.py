@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.exporting.forms import ONNX, PLAIN
 from chainfx.deploy.exporting.rewriting import rewrite_for_export
-from chainfx.deploy.exporting.terms import ranges_of_terms
+from chainfx.deploy.exporting.terms import Ranges, ranges_of_terms
 from chainfx.deploy.lower import split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import make_folder
@@ -47,8 +47,10 @@ def write_export(
     inputs = _with_batch([each.cpu() for each in signature.to_graph(example_inputs)])
     own = copy.deepcopy(to_codes(graph_module, shared=True)).cpu().requires_grad_(False)
     marks = [{"name": mark.name, "threshold": mark.threshold} for mark in exits_of(own)]
+    propagate_shapes(own, inputs)
+    ranges = _ranges(own, signature, batches)
     try:
-        programs = _programs(own, inputs, file_format, batches)
+        programs = _programs(own, inputs, file_format, ranges)
         names = _names(programs, [each.name for each in signature.inputs])
         files = [f"segment{index}.{file_format}" for index in range(len(programs))]
         for program, (takes, gives), file in zip(programs, names, files, strict=True):
@@ -74,10 +76,11 @@ def _check(graph_module: GraphModule, file_format: str, calibration: Sequence[An
     """Raise :class:`~chainfx.errors.InputError` for a format that is not known, or that cannot be written here."""
     if file_format not in get_args(ExportFormat):
         raise InputError(f"format is {file_format!r}; give one of {', '.join(map(repr, get_args(ExportFormat)))}.")
-    if calibration is not None and (file_format != "onnx" or not isinstance(calibration, list | tuple)):
+    given = isinstance(calibration, list | tuple) and len(calibration)
+    if calibration is not None and (file_format != "onnx" or not given):
         raise InputError(
-            f"calibration is a {type(calibration).__name__} for format={file_format!r}; give a list of batches of "
-            "inputs, for format='onnx', or leave it out."
+            f"calibration is a {type(calibration).__name__} for format={file_format!r}; give a list of at least one "
+            "batch of inputs, for format='onnx', or leave it out."
         )
     if file_format != "onnx":
         return
@@ -107,20 +110,38 @@ def _is_batched(tensor: Tensor, inputs: Sequence[Tensor]) -> bool:
 
 
 def _as_graph_takes(signature: Signature, batch: Any) -> tuple[Tensor, ...]:
-    """A batch of inputs as a caller has it, a tensor, several in order, or a mapping by name."""
+    """A batch of inputs as a caller has it, a tensor, several in order, or a mapping by name; on the CPU, checked."""
     given, named = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-    tensors = signature.bind((given,) if isinstance(given, Tensor) else tuple(given), named)
+    tensors = signature.bind((given,) if isinstance(given, Tensor | str) else tuple(given), named)
+    signature.check(tensors)
+    for known, tensor in zip(signature.inputs, tensors, strict=True):
+        if not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"a batch of calibration has values in {known.name!r} that are not finite; mend or remove it."
+            )
     return tuple(each.cpu() for each in signature.to_graph(tensors))
 
 
+def _ranges(graph_module: GraphModule, signature: Signature, batches: Sequence[tuple[Tensor, ...]]) -> Ranges:
+    """What the results that are to be rounded range over; raises for batches that the network does not accept."""
+    try:
+        return ranges_of_terms(graph_module, batches)
+    except (RuntimeError, ValueError) as error:
+        shapes = ", ".join(str(tuple(each.shape)) for each in batches[0])
+        names = ", ".join(each.name for each in signature.inputs)
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"the network does not accept a batch of calibration, {names} of shape {shapes} in the first one: "
+            f"{reason}; give batches as the example inputs."
+        ) from error
+
+
 def _programs(
-    graph_module: GraphModule, inputs: tuple[Tensor, ...], file_format: str, batches: Sequence[tuple[Tensor, ...]]
+    graph_module: GraphModule, inputs: tuple[Tensor, ...], file_format: str, ranges: Ranges
 ) -> list[ExportedProgram]:
     """The segments of a network as torch exports them, with a free batch; the graph is changed."""
     programs, values = [], inputs
     with torch.no_grad():
-        propagate_shapes(graph_module, inputs)
-        ranges = ranges_of_terms(graph_module, batches)
         rewrite_for_export(graph_module, ONNX if file_format == "onnx" else PLAIN, ranges)
         for segment in split_segments(graph_module):
             batch = Dim("batch")

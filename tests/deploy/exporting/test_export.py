@@ -2,6 +2,7 @@ import collections
 import copy
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -259,7 +260,19 @@ def test_errors_are_one_sentence_each(small, tmp_path, monkeypatch):
     assert refused(copy.deepcopy(small).double(), tmp_path / "a", "onnx") == (
         "format='onnx' is for float32, but the network has tensors of torch.float64; call .float() first."
     )
-    advice = "give a list of batches of inputs, for format='onnx', or leave it out."
+    advice = "give a list of at least one batch of inputs, for format='onnx', or leave it out."
+    assert (
+        refused(small, tmp_path / "a", "onnx", calibration=[]) == f"calibration is a list for format='onnx'; {advice}"
+    )
+    assert refused(small, tmp_path / "a", "onnx", calibration=["x"]) == "input 'x' is a str; give a tensor."
+    bad = torch.full((2, 1, 8, 8), math.nan)
+    assert refused(small, tmp_path / "a", "onnx", calibration=[bad]) == (
+        "a batch of calibration has values in 'x' that are not finite; mend or remove it."
+    )
+    said = refused(small, tmp_path / "b", "onnx", calibration=[torch.zeros(2, 3, 8, 8)])
+    assert said.startswith(
+        "the network does not accept a batch of calibration, x of shape (2, 3, 8, 8) in the first one: "
+    ) and said.endswith("; give batches as the example inputs.")
     given = f"calibration is a list for format='pt2'; {advice}"
     assert refused(small, tmp_path / "a", "pt2", calibration=[torch.zeros(2, 1, 8, 8)]) == given
     given = f"calibration is a Tensor for format='onnx'; {advice}"
