@@ -33,10 +33,11 @@ def _batch(path: Path) -> "Tensor | dict[str, Tensor]":
     import numpy as np
     import torch
 
-    from chainfx.errors import InputError
+    from chainfx.errors import InputError, why_no_file
 
     try:
         held = np.load(path, allow_pickle=False)
         return torch.from_numpy(held) if isinstance(held, np.ndarray) else {k: torch.from_numpy(held[k]) for k in held}
     except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{path} is no .npy or .npz file of numbers; save a batch with numpy.save.") from error
+        why = why_no_file(error) if isinstance(error, OSError) else "it is no .npy or .npz file of numbers"
+        raise InputError(f"the calibration {path} cannot be read: {why}; save a batch with numpy.save.") from error

@@ -233,6 +233,12 @@ def test_export_writes_a_folder_or_says_why_not(run, saved, tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"manifest.json", "segment0.pt2", "segment1.pt2"}
     code, out, err = run("export", saved, tmp_path, "--format", "tflite")
     assert (code, out, err) == (1, "", "InputError: format is 'tflite'; give one of 'onnx', 'pt2'.\n")
+    file = tmp_path / "batch.npy"
+    for why in ("it does not exist", "it is no .npy or .npz file of numbers"):
+        code, out, err = run("export", saved, tmp_path, "--calibration", file)
+        said = f"InputError: the calibration {file} cannot be read: {why}; save a batch with numpy.save.\n"
+        assert (code, out, err) == (1, "", said)
+        file.write_text("no numbers")
 
 
 def test_count_of_a_saved_network_needs_no_shape_and_knows_its_exit_rates(run, saved):
