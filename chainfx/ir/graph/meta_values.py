@@ -28,6 +28,7 @@ __all__ = ["MetaEvaluator", "evaluate_graph", "needs_data", "without_data"]
 _KEEPS_SHAPE = names_with(Trait.KEEPS_SHAPE)  # torch takes up to 10 ms to find that out
 _KEEPS_LAYOUT = names_with(Trait.KEEPS_LAYOUT)
 _MOVEMENT = names_with(Trait.MOVEMENT)
+_RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 _new = torch.empty  # as it is outside of a trace
 
 
@@ -97,8 +98,9 @@ class MetaEvaluator:
         if node.op == "call_method":
             return self._method(node, args, kwargs)
         if node.op == "call_module":
+            module = self._module(str(node.target))
             with torch.no_grad(), torch.device("meta"):
-                return self._module(str(node.target))(*args, **kwargs)
+                return _over_time(module, *args, **kwargs) if type(module) in _RECURRENT else module(*args, **kwargs)
         if isinstance(node.target, BuiltinFunctionType) and any(isinstance(value, Tensor) for value in args):
             # on the device of its arguments, so without the time of a context
             result = call_operator(node, args, kwargs)
@@ -170,6 +172,16 @@ def _is_dense(tensor: Tensor) -> bool:
 def _is_vector(tensor: Tensor) -> bool:
     """Whether at most one axis is longer than 1, so that nothing can be said about their order."""
     return tensor.numel() == max(tensor.shape, default=1)
+
+
+def _over_time(module: nn.Module, sequence: Any, *state: Any, **options: Any) -> Any:
+    """What a recurrent layer gives, from the first step alone: without data torch walks through every step for long."""
+    axis = 1 if getattr(module, "batch_first", False) and getattr(sequence, "ndim", 0) == 3 else 0
+    if not isinstance(sequence, Tensor) or 0 in sequence.shape:
+        return module(sequence, *state, **options)  # packed sequences, and what torch refuses
+    step, last = module(sequence.narrow(axis, 0, 1), *state, **options)
+    shape = list(step.movedim(axis, 0).shape)  # steps come first in memory
+    return _new((sequence.shape[axis], *shape[1:]), dtype=step.dtype, device="meta").movedim(0, axis), last
 
 
 def _item(values: Any, index: Any) -> Any:

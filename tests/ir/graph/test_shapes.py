@@ -4,6 +4,7 @@ import copy
 import logging
 import operator
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -141,6 +142,39 @@ def test_calls_have_the_layouts_that_torch_gives_them(first, second):
     (output,) = graph_module.graph.find_nodes(op="output")
     for node, value in zip(output.args[0], network(*inputs), strict=True):
         assert (node.meta["val"].shape, node.meta["val"].stride()) == (value.shape, value.stride()), node
+
+
+def laid_out(value):
+    return [(tuple(leaf.shape), leaf.stride(), leaf.dtype) for leaf in tree_leaves(value)]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("shape", [(7, 3, 5), (7, 5), (1, 3, 5), (7, 1, 5)], ids=str)
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM, partial(nn.LSTM, proj_size=2)])
+def test_recurrent_layers_give_what_they_give_with_data(layer, shape):
+    for layers, batch_first, bidirectional in [(1, False, True), (2, True, True), (2, True, False)]:
+        network = layer(5, 4, layers, batch_first=batch_first, bidirectional=bidirectional)
+        recurrent = symbolic_trace(nn.Sequential(network))
+        propagate_shapes(recurrent, (torch.empty(shape),))
+        (call,) = recurrent.graph.find_nodes(op="call_module", target="0")
+        assert laid_out(call.meta["val"]) == laid_out(network(torch.randn(shape)))
+
+
+def test_the_length_of_a_sequence_costs_nothing():
+    class Calls(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Calls.number += 1
+            return function(*args, **(kwargs or {}))
+
+    recurrent, numbers = symbolic_trace(nn.Sequential(nn.GRU(5, 4))), []
+    for length in (2, 200):
+        Calls.number = 0
+        with Calls():
+            propagate_shapes(recurrent, (torch.empty(length, 3, 5),))
+        numbers.append(Calls.number)
+    assert numbers[0] == numbers[1]
 
 
 @pytest.mark.parametrize(
