@@ -65,7 +65,6 @@ class Run:
         left = self.schedule.patience
         for index in range(1, self.total + 1):
             set_modes(self.model, self.trained)
-            self.loss.modules.train()
             loss = self._epoch(network, index, on_epoch)
             same_buffers(self.model)
             with self._averaged():

@@ -11,7 +11,7 @@ import chainfx
 from chainfx.deploy import CompressedModel, Machine
 from chainfx.deploy.integers.layers import IntegerLayer
 from chainfx.errors import InputError
-from chainfx.passes import EarlyExit, PassContext, PostTrainingQuantize, Quantize
+from chainfx.passes import EarlyExit, Fuse, PassContext, PostTrainingQuantize, Quantize
 from tests.deploy.integers.nets import NARROW, distance, on_integers, quantized, rows_of, run
 from tests.nets import images, small_resnet
 
@@ -220,6 +220,9 @@ def test_compile_and_load_take_an_engine(tmp_path, x):
     assert torch.equal(run(asked, x), run(loaded, x))
     with pytest.raises(InputError, match="engine='int8' was asked for, but no layer"):
         chainfx.compile(net, [PostTrainingQuantize(7, 32)], example_inputs=x, engine="int8")
+    chainfx.compile(net, [Fuse()], example_inputs=x).save(tmp_path / "float")
+    with pytest.raises(InputError, match="engine='int8' was asked for, but no layer"):
+        chainfx.load(tmp_path / "float", engine="int8")
 
 
 @needs_kernels

@@ -12,7 +12,7 @@ from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exit_rates, exits_of, segments
 from chainfx.passes.base import PassContext
 from chainfx.passes.early_exit import EarlyExit
-from chainfx.passes.exiting import NEVER
+from chainfx.passes.exiting import NEVER, exit_places
 from chainfx.passes.quantize import Quantize
 from chainfx.scheduler import plan
 from tests.nets import graph_of, images, small_resnet
@@ -339,6 +339,11 @@ def test_no_exit_stands_where_all_the_work_is_done():
     assert refused(EarlyExit(exits=2), ends_in_more, x) == (
         "early-exit: exits=2, but the network has only 1 places for an exit (_1); use fewer."
     )
+
+
+def test_no_exit_stands_before_the_first_work():
+    network = nn.Sequential(nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    assert exit_places(graph_of(network, torch.randn(2, 6)), (torch.randn(2, 6),)) == ("_2",)
 
 
 def test_places_that_cannot_be_used_are_named_with_those_that_can():

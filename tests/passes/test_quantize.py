@@ -198,6 +198,21 @@ IDS = torch.arange(10).view(2, 5)
 ROWS = "its table alone is quantized: the rows that it gives are in float"
 
 
+def test_a_table_alone_changes_the_network():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(20, 8)
+
+        def forward(self, ids):
+            return self.words(ids).mean(1)
+
+    _, result = quantized(Mean(), IDS, PostTrainingQuantize(4, 32))
+    assert result.modified and literals(result.graph_module, ops.quantize_weight) == [(4, "uniform", 0)]
+    _, result = quantized(Mean(), IDS, PostTrainingQuantize(32, 32))
+    assert not result.modified
+
+
 def test_each_row_of_a_table_gets_codes_and_a_scale_of_its_own():
     model = Words().eval()
     model.words.weight.data.mul_(torch.logspace(-3, 3, 20)[:, None])

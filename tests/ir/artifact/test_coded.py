@@ -58,6 +58,14 @@ def test_a_graph_comes_back_with_what_its_masks_hide_as_zeros(coded):
     assert trains == {name: each.requires_grad for name, each in graph_module.named_parameters()}
 
 
+def test_what_is_no_tensor_is_counted_to_a_few_bytes(coded, tmp_path):
+    graph_module, _ = coded
+    save_graph(graph_module, tmp_path, coded=True)  # with nothing saved beside it
+    size, tensors = (tmp_path / CODED).stat().st_size, []
+    forged(tmp_path / CODED, tensors=lambda data: tensors.append(len(data)) or data)
+    assert 0 <= size - tensors[0] - manifest_bytes(graph_module) < 4  # the word "extra", deflated
+
+
 def test_the_manifest_is_deflated_to_a_twentieth(coded, tmp_path):
     graph_module, _ = coded
     save_graph(graph_module, tmp_path / "plain")
