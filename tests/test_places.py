@@ -27,6 +27,7 @@ from chainfx.passes import (
 )
 from chainfx.passes.pruning import importance_names
 from chainfx.training import Augment, Trainer
+from tests.budget import mostly_slow
 from tests.nets import images, small_resnet
 from tests.trainers import few_digits
 
@@ -163,8 +164,9 @@ def test_every_pass_is_in_a_chain():
     assert {*names, "prune-heads"} == set(pass_names())
 
 
-@pytest.mark.parametrize("chain", TUNED.values(), ids=TUNED)
-def test_chains_with_the_default_trainer(chain, device, tmp_path):
+@pytest.mark.parametrize("name", mostly_slow(TUNED, ("distilled", "exits")))
+def test_chains_with_the_default_trainer(name, device, tmp_path):
+    chain = TUNED[name]
     model, x = small_resnet().to(device), images(32).to(device)
     with astray(device):
         trainer = Trainer(few_digits(), epochs=1, batch_size=64, augment=Augment(padding=1))

@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from chainfx.bitops import count
 from chainfx.bitops.crosscheck import cross_check
 from chainfx.ir.capture import ways as capturing
+from tests.budget import mostly_slow
 from tests.ir.capture.test_capture_models import CLASSIFICATION, SEGMENTATION, on_meta
 from tests.nets import small_resnet
 
 VIDEO = torchvision.models.list_models(module=torchvision.models.video)
-QUICK = (
+FAMILIES = (
     "alexnet",
     "convnext_tiny",
     "mobilenet_v3_small",
@@ -53,13 +54,13 @@ def agrees_with_torch(name):
     return check
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", mostly_slow(FAMILIES, ("resnet18", "convnext_tiny", "swin_v2_t", "r3d_18")))
 def test_one_network_of_every_family(name):
     agrees_with_torch(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in [*CLASSIFICATION, *SEGMENTATION, *VIDEO] if name not in QUICK])
+@pytest.mark.parametrize("name", [name for name in [*CLASSIFICATION, *SEGMENTATION, *VIDEO] if name not in FAMILIES])
 def test_every_other_torchvision_network(name):
     agrees_with_torch(name)
 

@@ -11,6 +11,7 @@ from chainfx.errors import PassError
 from chainfx.ir.graph import layers_of
 from chainfx.passes import EarlyExit, Encode, Fuse, PassContext, PruneWeights, Quantize, ShareWeights
 from chainfx.scheduler import plan
+from tests.budget import mostly_slow
 from tests.nets import graph_of, images, small_resnet
 
 CHAINS = {
@@ -27,7 +28,7 @@ def saved(small, folder):
     return sum(path.stat().st_size for path in folder.iterdir() if path.name != "report.json")
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", mostly_slow(CHAINS, ("shared", "all")))
 def test_the_file_is_as_small_as_the_table_says_and_decodes_into_the_same_network(name, tmp_path):
     x = images()
     small = chainfx.compile(small_resnet(width=16), CHAINS[name], example_inputs=x, calibration=[x])

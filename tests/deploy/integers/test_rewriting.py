@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import nn
 
 import chainfx
@@ -12,6 +12,7 @@ from chainfx.deploy.integers.layers import IntegerLayer, IntegerMaxPool
 from chainfx.errors import ChainfxError
 from chainfx.ir.graph import edit, ops
 from chainfx.passes import EarlyExit, PassContext, PruneWeights, Quantize
+from tests.budget import examples
 from tests.deploy.integers.nets import NARROW, distance, on_integers, quantized, rows_of, run
 from tests.deploy.integers.reference import compared
 from tests.nets import graph_of, images, small_resnet, warm
@@ -226,7 +227,7 @@ def test_the_last_reader_of_a_skip_tensor_may_write_over_it():
     assert torch.equal(run(small, x), run(small, x))
 
 
-@settings(max_examples=25)
+@examples(1)
 @given(plan=plans())
 def test_random_networks_are_exact_layer_by_layer(plan):
     torch.manual_seed(0)
