@@ -94,7 +94,7 @@ def _repeated(samples: Tensor, batch: int) -> Tensor:
 
 def _contenders(small: CompressedModel, against: nn.Module | None, compiled: bool) -> dict[str, nn.Module]:
     """What is timed, by name."""
-    found: dict[str, nn.Module] = {"int8": small} if small.engine == "int8" else {}
+    found: dict[str, nn.Module] = {} if small.engine == "float" else {small.engine: small}
     decoded, word = small.lower("float"), " compiled" if compiled else ""
     if compiled:
         decoded.compile(dynamic=False)

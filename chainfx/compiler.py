@@ -142,7 +142,7 @@ def compile(
             accuracy), names the likely causes in the report and in a :class:`~chainfx.errors.DropWarning`; ``None`` for
             never.
         refuse: ``"errors"`` to stop, before anything is trained, if lint finds an error.
-        engine: what the result runs on: ``"int8"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
+        engine: what the result runs on: ``"int8"``, ``"sparse"``, ``"float"``, or ``"auto"`` for what pays; see
             :class:`CompressedModel`.
         tuning: how passes are tuned other than they ask, by the name of the pass or ``"*"`` for all:
             ``{"quantize": {"loss": "task", "epochs": 5}}``; the options are the fields of

@@ -111,7 +111,7 @@ def _times(models: list[CompressedModel], images: Tensor) -> list[tuple[float, f
 
 
 def _engines(model: CompressedModel) -> list[CompressedModel]:
-    return [model, model.lower("float")] if model.engine == "int8" else [model]
+    return [model] if model.engine == "float" else [model, model.lower("float")]
 
 
 def _one_by_one(model: CompressedModel, images: Tensor) -> Callable[[], Tensor]:

@@ -130,7 +130,7 @@ def _facts_from_dict(data: Mapping[str, Any]) -> LayerFacts:
 
 def _format(text: str) -> Format:
     kind = text.rstrip("0123456789")
-    return Format(int(text.removeprefix(kind)), cast(Literal["float", "int"], kind))
+    return Format(int(text.removeprefix(kind)), cast(Literal["float", "int", "shift"], kind))
 
 
 def _plain(value: int | Fraction) -> int | str:

@@ -6,6 +6,9 @@ agree that element-wise work, normalization, pooling and softmax cost nothing; t
 How much the choice matters: the pruned student of the paper (arXiv 2403.17447) for ResNet-34/CIFAR-10, every layer at
 1 x 8 bits, costs 1/413.6 of its float original under ``mac_bw_ba``, 1/405.3 under ``hawq_v3`` and 1/132.0 under
 ``uniq_bops``; 1/301.2 under ``strict`` if its first and last layer stay in float.
+
+A weight that is a power of two costs what a weight of one bit does: b_w is 1 in every product below, since a shift of
+an activation of b_a bits is b_a bit operations (:attr:`chainfx.ir.graph.Format.factor_bits`).
 """
 
 import math
@@ -108,7 +111,7 @@ def mac_bw_ba(layer: LayerFacts) -> int:
     at 1w8a, 4w8a and 8w8a any network alone 1/128, 1/32 and 1/16.
     """
     weight, activation = layer.nominal
-    return layer.macs * weight.bits * activation.bits
+    return layer.macs * weight.factor_bits * activation.bits
 
 
 @register_convention("strict")
@@ -119,7 +122,7 @@ def strict(layer: LayerFacts) -> int:
     M * K), without an exemption. Check: as ``mac_bw_ba`` where all layers are equal; of the paper's ResNet-34/CIFAR-10
     student at 1w8a with float ends 1/301.2 of the original.
     """
-    return layer.macs * layer.weight.bits * layer.activation.bits
+    return layer.macs * layer.weight.factor_bits * layer.activation.bits
 
 
 @register_convention("hawq_v3")
@@ -144,15 +147,16 @@ def bayesian_bits(layer: LayerFacts) -> int | Fraction:
     activation = layer.activation.bits
     if layer.quantized_network and layer.first:
         activation = min(activation, 8)
-    return layer.kept_outputs * layer.kept_inputs * layer.macs * layer.weight.bits * activation
+    return layer.kept_outputs * layer.kept_inputs * layer.macs * layer.weight.factor_bits * activation
 
 
 @register_convention("uniq_bops")
 def uniq_bops(layer: LayerFacts) -> Fraction:
     """MACs * (b_a b_w + b_a + b_w + log2 fan_in): the additions count too (Baskin et al., UNIQ, arXiv 1804.10969).
 
-    An accumulator has b_a + b_w + log2 fan_in bits, fan_in = C_in / groups * kernel size. Check: ResNet-34 for 32 x 32
-    pixels costs 1/39.8 of float at 1w8a, 1/20.1 at 4w8a and 1/12.1 at 8w8a.
+    An accumulator has b_a + b_w + log2 fan_in bits, fan_in = C_in / groups * kernel size; its b_w is the longest shift
+    where weights are powers of two (:attr:`chainfx.ir.graph.Format.spread`). Check: ResNet-34 for 32 x 32 pixels costs
+    1/39.8 of float at 1w8a, 1/20.1 at 4w8a and 1/12.1 at 8w8a.
     """
     return _uniq(layer, Fraction(1))
 
@@ -168,8 +172,9 @@ def uniq_bops_sparse(layer: LayerFacts) -> Fraction:
 
 
 def _uniq(layer: LayerFacts, nonzero: Fraction) -> Fraction:
-    weight, activation = layer.weight.bits, layer.activation.bits
-    return layer.macs * (nonzero * activation * weight + activation + weight + Fraction(math.log2(layer.fan_in)))
+    weight, activation = layer.weight, layer.activation.bits
+    product = nonzero * activation * weight.factor_bits
+    return layer.macs * (product + activation + weight.spread + Fraction(math.log2(layer.fan_in)))
 
 
 @register_convention("fixops64")
@@ -182,4 +187,4 @@ def fixops64(layer: LayerFacts) -> int | Fraction:
     ends = layer.quantized_network and (layer.first or layer.last)
     if ends or FLOAT32 in (layer.weight, layer.activation):
         return layer.macs
-    return Fraction(layer.macs * layer.weight.bits * layer.activation.bits, 64)
+    return Fraction(layer.macs * layer.weight.factor_bits * layer.activation.bits, 64)

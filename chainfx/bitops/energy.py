@@ -16,8 +16,8 @@ class EnergyTable:
     """Picojoules (pJ) of arithmetic and of memory, under a name that says where they are from.
 
     ``float32`` and ``float16``: a floating point multiplication and addition. ``multiply8``: an 8-bit integer
-    multiplication; other widths scale with the product of both, as the area of a multiplier does. ``add32``: the
-    addition into a 32-bit sum. ``byte``: a byte read from or written to main memory.
+    multiplication; other widths scale with the product of both, as the area of a multiplier does, and a power of two
+    counts as one bit. ``add32``: the addition into a 32-bit sum. ``byte``: a byte read from or written to main memory.
     """
 
     name: str
@@ -32,7 +32,7 @@ class EnergyTable:
         floats = [each.bits for each in (weight, activation) if each.kind == "float"]
         if floats:
             return self.float16 if max(floats) <= 16 else self.float32
-        return self.multiply8 * weight.bits * activation.bits / 64 + self.add32
+        return self.multiply8 * weight.factor_bits * activation.bits / 64 + self.add32
 
     def of(self, row: CostRow) -> float:
         """The pJ of one row of a cost report: its MACs, and the bytes that it moves."""

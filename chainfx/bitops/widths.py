@@ -42,9 +42,10 @@ def widest(formats: list[Format]) -> Format:
 def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
     """The format of the elements of every node that holds tensors, after ``propagate_shapes``, in one forward pass.
 
-    Quantizers give their literal bits; moving values, masking, max-pooling, ReLU and dropout keep the (widest) format
-    of their tensor inputs; everything else gives the width of its dtype, which is FLOAT32 for ordinary networks. Raises
-    :class:`CostError` on a quantizer whose bits are not a literal whole number of at least 1.
+    Quantizers give their literal bits, as shifts where weights are powers of two; moving values, masking, max-pooling,
+    ReLU and dropout keep the (widest) format of their tensor inputs; everything else gives the width of its dtype,
+    which is FLOAT32 for ordinary networks. Raises :class:`CostError` on a quantizer whose bits are not a literal whole
+    number of at least 1.
     """
     formats: dict[Node, Format] = {}
     for node in graph_module.graph.nodes:
@@ -52,11 +53,16 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
         if node.op == "output" or not tensors:
             continue
         if node.op == "call_function" and node.target in _BITS:
-            formats[node] = Format(literal(node, _BITS[node.target], "bits"))
+            formats[node] = _format_of_quantizer(node)
             continue
         incoming = [formats[source] for source in _moved(graph_module, node) if source in formats]
         formats[node] = widest(incoming) if incoming else format_of_dtype(tensors[0].dtype)
     return formats
+
+
+def _format_of_quantizer(node: Node) -> Format:
+    bits = literal(node, _BITS[node.target], "bits")
+    return Format(bits, "shift" if bits > 1 and "exponential" in node.args else "int")
 
 
 def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:

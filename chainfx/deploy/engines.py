@@ -1,6 +1,7 @@
-"""What a compressed network runs on: the graph of codes lowered to integers or to float, cut into segments."""
+"""What a compressed network runs on: the graph of codes lowered to integers, sparse products or float, in segments."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -8,13 +9,14 @@ from torch.fx import GraphModule
 
 from chainfx.deploy.integers import Lowered, Lowering, Machine, lower_to_integers, mark_overwrites, why_in_float
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
+from chainfx.deploy.sparse import lower_to_sparse
 from chainfx.errors import InputError
 from chainfx.ir.graph import operator_of, propagate_shapes
 
 __all__ = ["EngineChoice", "lower_to"]
 
-EngineChoice = Literal["auto", "int8", "float"]
-"""What a network shall run on; ``"auto"`` is integers where the machine can."""
+EngineChoice = Literal["auto", "int8", "sparse", "float"]
+"""What a network shall run on; ``"auto"`` is integers where the machine can, and sparse products where they pay."""
 
 _LISTED = 3  # reasons that an error has
 
@@ -24,8 +26,10 @@ def lower_to(
 ) -> tuple[list[GraphModule], Lowering]:
     """The segments of a network with codes of weights on an engine, over its tensors, and what runs how.
 
-    ``"auto"`` is ``"int8"`` where at least one layer can run in integers on the machine. Raises
-    :class:`~chainfx.errors.InputError` for ``"int8"`` where none can, with the reasons, and for an unknown engine.
+    ``"auto"`` is ``"int8"`` where at least one layer can run in integers on the machine, else ``"sparse"`` where one
+    pays as a sparse product (:func:`~chainfx.deploy.sparse.largest_batch`), else ``"float"``; layers that are not in
+    integers may be sparse products under ``"int8"`` too. Raises :class:`~chainfx.errors.InputError` for ``"int8"`` and
+    ``"sparse"`` where no layer can, with the reasons, and for an unknown engine.
     """
     if engine not in get_args(EngineChoice):
         raise InputError(f"engine is {engine!r}; give one of {', '.join(map(repr, get_args(EngineChoice)))}.")
@@ -34,18 +38,30 @@ def lower_to(
     reasons = why_in_float(lowered, machine)
     if engine == "int8" and all(reasons.values()):
         raise InputError(_refusal([f"{layer.path}: {reason}" for layer, reason in reasons.items()]))
-    if engine == "float" or all(reasons.values()):
+    if engine in ("sparse", "float") or all(reasons.values()):
         rows = [
-            Lowered(layer.path, operator_of(layer.node).spelling, "float", reason or "engine='float' was asked for")
+            Lowered(layer.path, operator_of(layer.node).spelling, "float", reason or f"{engine=} was asked for")
             for layer, reason in reasons.items()
         ]
         lowering = Lowering(machine.instructions, tuple(rows))
     else:
         lowering = lower_to_integers(lowered, machine)
+    sparse = {} if engine == "float" else lower_to_sparse(lowered, machine)
+    if engine == "sparse" and not sparse:
+        raise InputError(
+            "engine='sparse' was asked for, but no layer pays as a sparse product here: that takes a linear layer in "
+            "float32 on a CPU with MKL, of at least 1,048,576 weights of which 90 % are zero; use engine='auto' or "
+            "'float'."
+        )
     segments = split_segments(fold_codes(lowered))
     for segment in segments:
         mark_overwrites(segment)
-    return segments, lowering
+    return segments, _with_rows(lowering, sparse)
+
+
+def _with_rows(lowering: Lowering, rows: Mapping[str, Lowered]) -> Lowering:
+    """The table with other rows for some layers, by their paths."""
+    return dataclasses.replace(lowering, rows=tuple(rows.get(row.name, row) for row in lowering.rows))
 
 
 def _refusal(reasons: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from torch.fx.node import map_arg
 
 from chainfx.ir.graph import edit, exits_of, ops, output_node, segments, value_of
 
-__all__ = ["fold_codes", "sharing_copy", "split_segments", "to_codes"]
+__all__ = ["fold_codes", "read_by", "sharing_copy", "split_segments", "to_codes"]
 
 # in the order a graph has them, each reads stored tensors once those before it are folded
 _FOLDED = (ops.dequantize_weight, ops.look_up, ops.mask_weight)
@@ -30,7 +30,7 @@ def to_codes(graph_module: GraphModule, *, shared: bool = False) -> GraphModule:
         bits, scheme, axis = node.args[1:]
         if weight.op != "get_attr" and not shared:
             continue
-        key = (*_read_by(weight), bits, scheme, axis)
+        key = (*read_by(weight), bits, scheme, axis)
         if key not in made:
             with torch.no_grad():
                 codes, scale = ops.encode_weight(value_of(lowered, weight), bits, scheme, axis)
@@ -53,11 +53,11 @@ def _take_marks_away(graph_module: GraphModule) -> None:
         graph_module.graph.erase_node(node)
 
 
-def _read_by(node: Node) -> tuple[object, ...]:
+def read_by(node: Node) -> tuple[object, ...]:
     """What the value of a node is made of: the paths of stored tensors and the ops on them."""
     if node.op == "get_attr":
         return (node.target,)
-    return node.target, *(part for each in node.all_input_nodes for part in _read_by(each))
+    return node.target, *(part for each in node.all_input_nodes for part in read_by(each))
 
 
 def fold_codes(graph_module: GraphModule) -> GraphModule:

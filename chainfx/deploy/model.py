@@ -39,10 +39,11 @@ class CompressedModel(nn.Module):
     A network without exits is one segment.
 
     It runs on an *engine*: ``"int8"`` hands uint8 codes from layer to layer and computes in integers what the
-    quantizers say; ``"float"`` computes with decoded weights and rounded activations. ``engine`` names the present one,
+    quantizers say; ``"sparse"`` multiplies by the weights that are not zero in large linear layers that are mostly
+    zeros, and ``"float"`` computes with decoded weights and rounded activations. ``engine`` names the present one,
     ``lowering`` says of each layer which it runs on and why, and :meth:`lower` gives the same network on another.
     ``engine="auto"`` takes integers where at least one layer can run in them on ``machine``, which is this one unless
-    said otherwise.
+    said otherwise, and sparse products in float where they pay.
 
     ``graph_module`` is the whole network with integer weight codes (what :meth:`save` writes), ``report`` the account
     of the chain. The deploy form is for inference: it stays in eval mode, and what is rounded has no gradient, which
@@ -82,13 +83,14 @@ class CompressedModel(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """What the network runs on: ``"int8"``, also where some layers stay in float, or ``"float"``."""
+        """What the network runs on: ``"int8"`` or ``"sparse"`` where some layers do, or ``"float"``."""
         return self.lowering.engine
 
     def lower(self, engine: EngineChoice) -> "CompressedModel":
-        """The same network, over the same tensors, on another engine: ``"int8"``, ``"float"`` or ``"auto"``.
+        """The same network over the same tensors on another engine: ``"int8"``, ``"sparse"``, ``"float"``, ``"auto"``.
 
-        Raises :class:`~chainfx.errors.InputError` for ``"int8"`` where no layer can run in integers.
+        Raises :class:`~chainfx.errors.InputError` for ``"int8"`` where no layer can run in integers, and for
+        ``"sparse"`` where no layer pays as a sparse product.
         """
         return CompressedModel(
             self.graph_module, self.example_inputs, self.report, self.signature, engine, self.machine
@@ -109,7 +111,7 @@ class CompressedModel(nn.Module):
         self.example_inputs = tuple(map(fn, self.example_inputs))
         self.signature = self.signature.with_dtypes_of(self.example_inputs)
         if _place_of(self.graph_module) != before:  # weights are decoded in the new precision, as after load
-            self._place_segments("auto" if self.engine == "int8" else "float")
+            self._place_segments("float" if self.engine == "float" else "auto")
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -262,7 +264,7 @@ def _written(answers: Tensor | None, rows: Tensor, logits: Tensor) -> Tensor:
 def load(path: str | Path, engine: EngineChoice = "auto") -> CompressedModel:
     """The network that :meth:`CompressedModel.save` wrote: same outputs, bit for bit, on the same engine.
 
-    ``engine``: ``"int8"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
+    ``engine``: ``"int8"``, ``"sparse"``, ``"float"``, or ``"auto"`` for integers where this machine can; see
     :class:`CompressedModel`. Nothing in the folder is executed. Raises :class:`~chainfx.errors.ArtifactError` if it is
     not as it was saved.
     """

@@ -28,7 +28,9 @@ class Quantize(Pass):
     clipped at a learnt value (Choi et al. 2018) that starts where the squared error on the calibration batches is
     least, not at 1. At 8 bits ``dorefa`` becomes ``tanh``, the same function on the 255 values of an int8, because its
     own 256 have no zero and fit into no kernel. ``scheme="uniform"`` is symmetric rounding without tanh; it is what
-    ``None`` means when nothing will be tuned, because tanh moves trained weights.
+    ``None`` means when nothing will be tuned, because tanh moves trained weights. ``scheme="exponential"`` makes each
+    weight 0 or a power of two with a sign (Zhou et al. 2017, INQ, arXiv 1702.03044, all weights at once), so that a
+    product is a shift and costs ``activations`` bit operations, whatever the bits; up to 4 bits they fit into an int8.
 
     The addition at the end of a skip connection reads the quantized value that the layers beside it read, so that a
     block needs no float tensor; ``residuals=False`` leaves it the value itself, as most papers on few bits do.
@@ -39,7 +41,8 @@ class Quantize(Pass):
 
     A second ``Quantize`` replaces the quantizers of the first; masks stay, above them. Exact only at 32 bits. Biases,
     BatchNorm and products of two activations (attention scores) stay in float. Bit operations fall by
-    ``1024 / (weights * activations)`` per layer; stored weights to ``weights / 32``.
+    ``1024 / (weights * activations)`` per layer (``1024 / activations`` with powers of two); stored weights to
+    ``weights / 32``.
 
     Options: ``first`` and ``last`` are the bits of the first and last layers (weights and inputs), ``None`` for the
     same as the rest; 8 is the usual choice (APoT, HAWQ). ``skip``: patterns (``fnmatch``) of layers to leave in
@@ -50,7 +53,7 @@ class Quantize(Pass):
     activations: int = 8
     first: int | None = 8
     last: int | None = 8
-    scheme: Literal["dorefa", "tanh", "uniform"] | None = None
+    scheme: Literal["dorefa", "tanh", "uniform", "exponential"] | None = None
     granularity: Literal["tensor", "channel"] = "channel"
     skip: tuple[str, ...] = ()
     residuals: bool = True

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from chainfx import zoo
-from chainfx.bitops import LayerFacts, convention_names, count, get_convention, register_convention
+from chainfx.bitops import CostReport, LayerFacts, convention_names, count, get_convention, register_convention
+from chainfx.deploy.lower import to_codes
 from chainfx.errors import CostError, InputError
 from chainfx.ir.capture.ways import capture
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.formats import FLOAT32, Format
-from chainfx.passes import Distill, PruneChannels
+from chainfx.passes import Distill, PassContext, PruneChannels, Quantize
 from chainfx.scheduler.planning import plan
 from chainfx.scheduler.runner import run
 from tests.bitops.graphs import quantize_layers
@@ -48,6 +49,34 @@ def test_hawq_v3_prints_these_for_resnet18(bits, giga):
 @pytest.mark.parametrize(("bits", "mega"), [(None, 1814), (5, 781), (4, 542)])
 def test_fixops64_of_resnet18(bits, mega):
     assert round(count(resnet18(bits, bits or 0), IMAGE, "fixops64").bitops / 1e6) == mega
+
+
+@pytest.mark.parametrize(
+    ("convention", "cost"),
+    [
+        ("mac_bw_ba", 8),
+        ("strict", 8),
+        ("hawq_v3", 8),
+        ("bayesian_bits", 8),
+        ("uniq_bops", 8 + 8 + 6 + 6),  # shifts by up to 6 places, sums of 64
+        ("uniq_bops_sparse", 4 + 8 + 6 + 6),  # half of the weights are zero
+        ("fixops64", Fraction(8, 64)),
+    ],
+)
+def test_a_product_with_a_power_of_two_is_a_shift(convention, cost):
+    pair = Format(4, "shift"), Format(8)
+    layer = LayerFacts(1000, Fraction(64), *pair, nominal=pair, nonzero=Fraction(1, 2))
+    assert get_convention(convention)(layer) == 1000 * cost
+
+
+def test_exponential_weights_are_counted_as_shifts_in_every_form_and_survive_json():
+    graph_module = capture(torch.nn.Linear(64, 10), (torch.zeros(1, 64),))
+    one = Quantize(4, 8, first=None, last=None, scheme="exponential")
+    one.apply(graph_module, PassContext(graph_module, (torch.zeros(1, 64),), calibration=[(torch.ones(1, 64),)]))
+    report = count(graph_module, (torch.zeros(1, 64),), "strict")
+    assert report.bitops == 640 * 8
+    assert CostReport.from_dict(report.to_dict()) == report
+    assert count(to_codes(graph_module), (torch.zeros(1, 64),), "strict").bitops == 640 * 8
 
 
 def test_without_quantizers_mac_bw_ba_is_1024_a_mac_and_at_w4a8_a_32nd():

@@ -265,6 +265,7 @@ CASES = [
     Case("weights-alone", Quantize(4, 32, first=None, last=None), Vectors, VECTORS),
     Case("activations-alone-one-scale", Quantize(32, 8, first=None, last=None, granularity="tensor"), Vectors, VECTORS),
     Case("one-scale-a-tensor", Quantize(4, 32, first=None, last=None, granularity="tensor"), Vectors, VECTORS),
+    Case("powers-of-two", Quantize(4, 8, first=None, last=None, scheme="exponential"), Vectors, VECTORS),
     Case("two-layers-read-one-quantizer", Quantize(8, 8), Joined, WIDE),
     Case("the-second-replaces-the-first", Quantize(8, 8), Vectors, VECTORS, (Quantize(2, 3, scheme="dorefa"),)),
     Case("float-takes-the-quantizers-away", FLOAT, Vectors, VECTORS, (Quantize(2, 3),)),

@@ -346,7 +346,10 @@ def test_products_of_activations_are_named_as_left_in_float():
         ({"weights": 0}, "quantize: weights=0 is out of range; use 1..8 bits, or 32 for float."),
         ({"activations": 9}, "quantize: activations=9 is out of range; use 1..8 bits, or 32 for float."),
         ({"weights": True}, "quantize: weights=True is out of range; use 1..8 bits, or 32 for float."),
-        ({"scheme": "lsq"}, "quantize: scheme='lsq' is out of range; use None or one of dorefa, tanh, uniform."),
+        (
+            {"scheme": "lsq"},
+            "quantize: scheme='lsq' is out of range; use None or one of dorefa, tanh, uniform, exponential.",
+        ),
         ({"granularity": "group"}, "quantize: granularity='group' is out of range; use 'channel' or 'tensor'."),
     ],
 )

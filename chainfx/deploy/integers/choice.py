@@ -29,6 +29,8 @@ def obstacle(layer: Layer, machine: Machine) -> str:
     bits, scheme = width_of(coded)
     if scheme == "dorefa" and bits == 8:
         return "the values of dorefa at 8 bits are no int8; quantize with 7 bits or scheme='tanh'"
+    if scheme == "exponential" and bits > 4:
+        return f"the powers of two of {bits} bits are no int8; quantize with 4 bits or fewer"
     if layer.bias is None and layer.bias_read is not None:
         return "its bias is computed"
     if layer.tensor.device.type != "cpu":

@@ -90,9 +90,13 @@ def weight_range(bits: int, scheme: str) -> int:
 
     >>> weight_range(8, "uniform"), weight_range(6, "dorefa"), weight_range(1, "uniform")
     (127, 63, 1)
+    >>> weight_range(4, "exponential")
+    64
     """
     if bits == 1:
         return 1
+    if scheme == "exponential":
+        return int(2 ** (2 ** (bits - 1) - 2))
     return int(2**bits - 1 if scheme == "dorefa" else 2 ** (bits - 1) - 1)
 
 
@@ -107,6 +111,9 @@ def decode_weights(codes: Tensor, bits: int, scheme: str) -> Tensor:
     """
     greatest = weight_range(bits, scheme)
     wide = codes.to(torch.int16)
+    if bits > 1 and scheme == "exponential":
+        places = wide - (2 ** (bits - 1) - 1)
+        return (places.sign() * 2 ** (places.abs() - 1).clamp_min(0)).to(torch.int8)
     integers = wide * 2 - greatest if bits == 1 or scheme == "dorefa" else wide - greatest
     return integers.to(torch.int8)
 

@@ -8,14 +8,14 @@ from chainfx.rendering import rendered
 
 __all__ = ["Engine", "Lowered", "Lowering"]
 
-Engine = Literal["int8", "float"]
+Engine = Literal["int8", "sparse", "float"]
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """One operation of a network: a layer by its path, any other by its node, and the ``engine`` that it runs on.
 
-    ``reason``: why it is in float, or what the kernel of a layer in integers does besides.
+    ``reason``: why it is in float, what the kernel of a layer in integers does besides, or when a sparse one is dense.
     """
 
     name: str
@@ -36,8 +36,9 @@ class Lowering:
 
     @property
     def engine(self) -> Engine:
-        """``"int8"`` if any operation runs in integers, else ``"float"``."""
-        return "int8" if any(row.engine == "int8" for row in self.rows) else "float"
+        """``"int8"`` if any operation runs in integers, else ``"sparse"`` if any layer does, else ``"float"``."""
+        found: set[Engine] = {row.engine for row in self.rows}
+        return "int8" if "int8" in found else "sparse" if "sparse" in found else "float"
 
     def __iter__(self) -> Iterator[Lowered]:
         return iter(self.rows)

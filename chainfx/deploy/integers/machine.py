@@ -19,11 +19,13 @@ class Machine:
 
     ``kernels``: whether oneDNN's integer operators are there. ``saturates``: whether they add the products of two
     neighbouring codes in 16 bits, where too large ones are cut off; processors with VNNI instructions add in 32.
+    ``sparse``: whether torch was built with the sparse products of MKL.
     """
 
     instructions: str
     kernels: bool
     saturates: bool
+    sparse: bool = True
 
     @classmethod
     def here(cls) -> Self:
@@ -53,12 +55,13 @@ class Machine:
 
 
 @functools.cache
-def _found() -> tuple[str, bool, bool]:
+def _found() -> tuple[str, bool, bool, bool]:
     capability = torch.backends.cpu.get_cpu_capability()
     known = capability in _NAMES and torch.backends.mkldnn.is_available()
     kernels = known and all(hasattr(torch.ops.onednn, name) for name in _OPERATORS)
     vnni = capability == "AVX512" and _has_vnni()
-    return f"{_NAMES.get(capability, capability)}{' VNNI' if vnni else ''}", kernels, not vnni
+    instructions = f"{_NAMES.get(capability, capability)}{' VNNI' if vnni else ''}"
+    return instructions, kernels, not vnni, torch.backends.mkl.is_available()
 
 
 def _has_vnni() -> bool:

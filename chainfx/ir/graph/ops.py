@@ -35,7 +35,7 @@ __all__ = [
     "round_activation",
 ]
 
-SCHEMES = ("dorefa", "tanh", "uniform")
+SCHEMES = ("dorefa", "tanh", "uniform", "exponential")
 CRITERIA = ("entropy", "margin", "max-sigmoid", "max-softmax")
 
 WIDTHS = range(1, 9)
@@ -72,11 +72,13 @@ def _reduce(weight: Tensor, axis: int | None, reduction: Callable[..., Tensor]) 
 def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> tuple[Tensor, Tensor]:
     """The integer codes (0 .. 2**bits - 1, float tensor, shape of ``weight``) and the scale of a quantized weight.
 
-    ``bits == 1`` is ``sign(w) * mean|w|`` with ``sign(0) = +1`` in both schemes (Zhou et al. 2016, sec. 2.3).
+    ``bits == 1`` is ``sign(w) * mean|w|`` with ``sign(0) = +1`` in all schemes (Zhou et al. 2016, sec. 2.3).
     ``dorefa``, 2..8 bits: ``2 * round((tanh(w) / (2 m) + 1/2) n) / n - 1`` with ``n = 2**bits - 1`` and
     ``m = max|tanh(w)|`` kept as the scale (Zhou et al. 2016, eq. 9). ``uniform``, 2..8 bits: symmetric,
     ``round(w / m * n)`` with ``n = 2**(bits-1) - 1`` and ``m = max|w|``. ``tanh``, 2..8 bits: ``uniform`` of
     ``tanh(w)``; at 8 bits, where the values of ``dorefa`` are odd multiples of 1/255 and so no int8, it stands for it.
+    ``exponential``, 2..8 bits: the nearest of 0 and the ``2**(bits-1) - 1`` powers of two ``m, m / 2, ...`` of either
+    sign, where m is the one nearest to ``max|w|`` (Zhou et al. 2017, arXiv 1702.03044, eq. 1 to 4).
     The scale has shape () for ``axis=None``, else the size of ``axis`` there and 1 elsewhere, and the dtype of
     ``weight``; codes are computed in float32 (float64 for a float64 weight).
     """
@@ -87,10 +89,31 @@ def encode_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) -> t
         squashed = torch.tanh(exact)
         scale = _reduce(squashed.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
         return torch.round((squashed / (2 * scale) + 0.5) * _steps(bits)), scale.to(weight.dtype)
+    if scheme == "exponential":
+        scale = _nearest_power(_reduce(exact.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE))
+        return _exponents(exact / scale, _steps(bits - 1)), scale.to(weight.dtype)
     exact = torch.tanh(exact) if scheme == "tanh" else exact
     levels = _steps(bits - 1)
     scale = _reduce(exact.abs(), axis, torch.amax).clamp_min(_SMALLEST_SCALE)
     return torch.round(exact / scale * levels) + levels, scale.to(weight.dtype)
+
+
+def _nearest_power(values: Tensor) -> Tensor:
+    """The nearest power of two of each positive number, of two that are as near the greater."""
+    return torch.exp2(_exponent(values).to(values.dtype))
+
+
+def _exponent(values: Tensor) -> Tensor:
+    """The exponent of the nearest power of two, as an integer: 2**e is nearest from 3/4 to 3/2 of itself."""
+    return torch.frexp(values / 0.75).exponent - 1
+
+
+def _exponents(shares: Tensor, levels: int) -> Tensor:
+    """Codes of shares of the scale: ``levels`` for 0, and from there up and down the powers of two, least first."""
+    size = shares.abs()
+    place = (_exponent(size) + levels).clamp(1, levels)
+    place = torch.where(size >= 2.0**-levels, place, 0)
+    return levels + torch.sign(shares) * place
 
 
 def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tensor:
@@ -102,6 +125,9 @@ def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tenso
     if scheme == "dorefa":
         return codes.mul(2).div(_steps(bits)).sub(1).mul(exact).to(scale.dtype)
     levels = _steps(bits - 1)
+    if scheme == "exponential":
+        places = codes.sub(levels)
+        return torch.exp2(places.abs().sub(levels)).mul(places.sign()).mul(exact).to(scale.dtype)
     return codes.sub(levels).div(levels).mul(exact).to(scale.dtype)
 
 
@@ -112,7 +138,7 @@ def quantize_weight(weight: Tensor, bits: int, scheme: str, axis: int | None) ->
     The gradient passes straight through the rounding (for ``dorefa`` and ``tanh`` it is that of ``tanh``).
     """
     quantized = decode_weight(*encode_weight(weight, bits, scheme, axis), bits, scheme)
-    return _straight_through(quantized, weight if scheme == "uniform" or bits == 1 else torch.tanh(weight))
+    return _straight_through(quantized, torch.tanh(weight) if scheme in ("dorefa", "tanh") and bits > 1 else weight)
 
 
 @one_node

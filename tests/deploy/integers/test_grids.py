@@ -51,7 +51,7 @@ def test_images_are_encoded_channels_last():
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("axis", [None, 0])
 def test_weights_as_integers_times_their_scale_are_the_decoded_weights(bits, scheme, axis):
-    if (bits, scheme) == (8, "dorefa"):
+    if (bits, scheme) == (8, "dorefa") or (scheme == "exponential" and bits > 4):
         return  # its integers are no int8, and such layers stay in float
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     codes, scale = ops.encode_weight(weight, bits, scheme, axis)

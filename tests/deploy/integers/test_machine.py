@@ -30,22 +30,24 @@ def test_the_reason_names_the_alternatives():
 @pytest.mark.parametrize(
     ("capability", "vnni", "expected"),
     [
-        ("AVX2", True, ("AVX2", True, True)),
-        ("AVX512", False, ("AVX-512", True, True)),
-        ("AVX512", True, ("AVX-512 VNNI", True, False)),
-        ("DEFAULT", True, ("DEFAULT", False, True)),
+        ("AVX2", True, ("AVX2", True, True, False)),
+        ("AVX512", False, ("AVX-512", True, True, False)),
+        ("AVX512", True, ("AVX-512 VNNI", True, False, False)),
+        ("DEFAULT", True, ("DEFAULT", False, True, False)),
     ],
 )
 def test_the_processor_is_read_from_what_torch_says(capability, vnni, expected, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": vnni}, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     assert _found.__wrapped__() == expected
 
 
 def test_a_processor_whose_torch_cannot_say_counts_as_one_without_vnni(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.delattr(torch.cpu, "_is_vnni_supported", raising=False)
-    assert _found.__wrapped__() == ("AVX-512", True, True)
+    assert _found.__wrapped__() == ("AVX-512", True, True, True)

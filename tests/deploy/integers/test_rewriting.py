@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -93,8 +94,10 @@ def test_batchnorms_with_negative_and_zero_scales_are_folded_exactly():
     assert distance(run(small, x), run(copy.deepcopy(graph_module).double(), x.double())) < 1e-5
 
 
-@pytest.mark.parametrize("scheme", ["dorefa", "tanh", "uniform"])
-@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize(
+    ("scheme", "bits"),
+    [*itertools.product(["dorefa", "tanh", "uniform"], range(1, 8)), *(("exponential", bits) for bits in (2, 3, 4))],
+)
 def test_every_width_and_scheme_of_weights_maps_to_integers(scheme, bits):
     x = image()
     one = Quantize(bits, 7 if bits == 7 else 8, first=None, last=None, scheme=scheme, granularity="tensor")

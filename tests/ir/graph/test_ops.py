@@ -68,6 +68,30 @@ def test_uniform_weights_keep_zero_and_the_largest_magnitude():
     assert ops.quantize_weight(weight, 4, "uniform", None).tolist()[:2] == [-0.5, 0.0]
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_exponential_weights_are_the_nearest_of_zero_and_the_powers_of_two(bits):
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(500, dtype=torch.float64, generator=generator).abs().log2().mul(3).exp2()
+    weight *= torch.randn(500, generator=generator).sign()
+    greatest = min(range(-60, 60), key=lambda power: abs(2.0**power - float(weight.abs().max())))
+    powers = [2.0 ** (greatest - step) for step in range(2 ** (bits - 1) - 1)]
+    levels = torch.tensor([0.0, *powers, *(-power for power in powers)], dtype=torch.float64)
+    nearest = levels[(weight[:, None] - levels).abs().argmin(1)]
+    quantized = ops.quantize_weight(weight, bits, "exponential", None)
+    assert torch.equal(quantized, nearest)
+    assert torch.equal(ops.quantize_weight(quantized, bits, "exponential", None), nearest)
+
+
+def test_exponential_weights_by_hand():
+    weight = torch.tensor([3.1, 1.4, -0.8, 0.3, 0.24, -0.1, 0.0])  # 4 is nearest to 3.1; at 4 bits down to 4 / 64
+    assert ops.quantize_weight(weight, 4, "exponential", None).tolist() == [4, 1, -1, 0.25, 0.25, -0.125, 0]
+    assert ops.quantize_weight(weight, 3, "exponential", None).tolist() == [4, 1, -1, 0, 0, 0, 0]
+    assert ops.encode_weight(weight, 3, "exponential", None)[0].tolist() == [6, 4, 2, 3, 3, 3, 3]
+    weight.requires_grad_()
+    ops.quantize_weight(weight, 4, "exponential", None).sum().backward()
+    assert torch.equal(weight.grad, torch.ones(7))
+
+
 def test_gradients_go_straight_through_the_rounding():
     weight = torch.randn(20, requires_grad=True)
     ops.quantize_weight(weight, 1, "dorefa", None).sum().backward()
