@@ -161,7 +161,8 @@ TUNED = {
 
 def test_every_pass_is_in_a_chain():
     names = {one.info.name for chain in (*CHAINS.values(), *TUNED.values()) for one in chain}
-    assert {*names, "prune-heads"} == set(pass_names())
+    # torchao's own factories choose their device
+    assert {*names, "prune-heads", "torchao-quantize"} == set(pass_names())
 
 
 @pytest.mark.parametrize("name", mostly_slow(TUNED, ("distilled", "exits")))

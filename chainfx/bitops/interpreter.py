@@ -18,7 +18,7 @@ from chainfx.bitops.rates import Rates
 from chainfx.bitops.rows import CostRow, Uncounted
 from chainfx.bitops.sparsity import DENSE, Zeros, zeros_of
 from chainfx.bitops.storage import Storage, storage_of
-from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, tensors_in, widest
+from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, literal, tensors_in, widest
 from chainfx.errors import CostError
 from chainfx.ir.graph import (
     DEPTHWISE,
@@ -33,6 +33,7 @@ from chainfx.ir.graph import (
     origin,
     propagate_shapes,
     segments,
+    torchao_weight_of,
 )
 
 __all__ = ["count"]
@@ -218,7 +219,7 @@ def _multiplied(
         0,
         Fraction(macs, max(outputs, 1)),
         _operand_format(written, formula.weight, formats),
-        _operand_format(written, formula.activation, formats),
+        _read_in(node, _operand_format(written, formula.activation, formats), formats),
         zeros_of(graph_module, weights[0], groups, transposed=key == "conv_transpose") if len(weights) == 1 else DENSE,
         _weight_path(node, weights[0]) if layer else "",
         (_read(written, call, formula.weight, batch, varies), _read(written, call, formula.activation, batch, varies)),
@@ -234,6 +235,13 @@ def _read(written: Call, call: Call, slots: tuple[Slot, ...], batch: int, varies
     return total
 
 
+def _read_in(node: Node, given: Format, formats: Mapping[Node, Format]) -> Format:
+    """The format that a layer reads its input in: kernels of torchao may round it to fewer bits than it has."""
+    weight = torchao_weight_of(node)
+    reads = given.bits if weight is None else literal(weight, 3, "reads")
+    return given if weight is None or reads >= given.bits else Format(reads, formats[weight].kind)
+
+
 def _groups(node: Node, call: Call) -> int:
     """The number of groups of a convolution; 1 for linear."""
     if node.target in DEPTHWISE.values():
@@ -245,7 +253,8 @@ def _weight_path(node: Node, weight: Any) -> str:
     """The path of a layer's own weight, empty if it is computed."""
     if node.op == "call_module":
         return f"{node.target}.weight"
-    stored = origin(weight)
+    of_torchao = torchao_weight_of(node)
+    stored = origin(weight) if of_torchao is None else of_torchao.all_input_nodes[0]
     return "" if stored is None else str(stored.target)
 
 

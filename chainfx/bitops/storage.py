@@ -28,7 +28,7 @@ from chainfx.bitops.encodings import Stored, find_encoding
 from chainfx.bitops.sparsity import stored_beside
 from chainfx.bitops.widths import LAYER_KEYS, literal
 from chainfx.ir.artifact import manifest_bytes
-from chainfx.ir.graph import get_tensor, modules_by_path, operator_of, ops
+from chainfx.ir.graph import get_tensor, modules_by_path, operator_of, ops, torchao_weight
 
 __all__ = ["Storage", "storage_of"]
 
@@ -132,6 +132,9 @@ def _read(graph_module: GraphModule, tensor: Tensor, node: Node, chain: tuple[No
     if first.target in _SIDE and len(first.args) > 1 and first.args[1] is node:
         role = _SIDE[first.target]
         return Stored(tensor, path, 1 if role == "mask" else _width(tensor), role=role, coder=_marked(first.users))
+    if first.target is torchao_weight:  # as torchao lays them out, several in a byte or one
+        is_code = first.all_input_nodes[0] is node
+        return Stored(tensor, path, _width(tensor), role="code" if is_code else "scale")
     coder = next((user for user in chain if user.target in _CODED), None)
     masks = tuple(stored_beside(graph_module, user) for user in chain if user.target is ops.mask_weight)
     read_as_weight = len(end.args) > 1 and end.args[1] is (chain[-2] if len(chain) > 1 else node)

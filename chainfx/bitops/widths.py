@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.bitops.branches import either
 from chainfx.errors import CostError
-from chainfx.ir.graph import FLOAT32, Format, Trait, names_with, operator_of, ops
+from chainfx.ir.graph import FLOAT32, Format, Trait, names_with, operator_of, ops, torchao_weight
 
 __all__ = ["LAYER_KEYS", "format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
 
@@ -54,6 +54,9 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
             continue
         if node.op == "call_function" and node.target in _BITS:
             formats[node] = _format_of_quantizer(node)
+            continue
+        if node.target is torchao_weight:  # of integers or of floats with few bits, as its codes are
+            formats[node] = Format(literal(node, 2, "bits"), formats[node.all_input_nodes[0]].kind)
             continue
         incoming = [formats[source] for source in _moved(graph_module, node) if source in formats]
         formats[node] = widest(incoming) if incoming else format_of_dtype(tensors[0].dtype)

@@ -7,7 +7,15 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.fx import GraphModule
 
-from chainfx.deploy.integers import Lowered, Lowering, Machine, lower_to_integers, mark_overwrites, why_in_float
+from chainfx.deploy.integers import (
+    Lowered,
+    Lowering,
+    Machine,
+    lower_to_integers,
+    mark_overwrites,
+    of_torchao,
+    why_in_float,
+)
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.deploy.sparse import lower_to_sparse
 from chainfx.errors import InputError
@@ -42,6 +50,11 @@ def lower_to(
         rows = [
             Lowered(layer.path, operator_of(layer.node).spelling, "float", reason or f"{engine=} was asked for")
             for layer, reason in reasons.items()
+        ]
+        rows += [
+            Lowered(node.name, operator_of(node).spelling, "float", of_torchao(node))
+            for node in lowered.graph.nodes
+            if of_torchao(node)
         ]
         lowering = Lowering(machine.instructions, tuple(rows))
     else:

@@ -6,12 +6,12 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.graph import edit, exits_of, ops, output_node, segments, value_of
+from chainfx.ir.graph import edit, exits_of, ops, output_node, segments, torchao_weight, value_of
 
 __all__ = ["fold_codes", "read_by", "sharing_copy", "split_segments", "to_codes"]
 
 # in the order a graph has them, each reads stored tensors once those before it are folded
-_FOLDED = (ops.dequantize_weight, ops.look_up, ops.mask_weight)
+_FOLDED = (ops.dequantize_weight, ops.look_up, ops.mask_weight, torchao_weight)
 
 
 def to_codes(graph_module: GraphModule, *, shared: bool = False) -> GraphModule:
@@ -72,11 +72,9 @@ def fold_codes(graph_module: GraphModule) -> GraphModule:
     for node in folded.graph.nodes:
         if node.target not in _FOLDED:
             continue
-        key = node.target, *(each.target if isinstance(each, Node) else each for each in node.args)
+        key = node.target, *map_arg(node.args, lambda each: str(each.target))
         if key not in made:
-            stored = [
-                edit.get_tensor(folded, str(each.target)) if isinstance(each, Node) else each for each in node.args
-            ]
+            stored = map_arg(node.args, lambda each: edit.get_tensor(folded, str(each.target)))
             made[key] = f"{edit.fresh_path(folded, f'decoded_{node.name}')}.weight"
             with torch.no_grad():
                 edit.set_tensor(folded, made[key], node.target(*stored), parameter=False)

@@ -33,6 +33,7 @@ from chainfx.passes.quantize import Quantize
 from chainfx.passes.registry import PassSummary, get_pass, pass_from_spec, pass_names
 from chainfx.passes.share_weights import ShareWeights
 from chainfx.passes.tasks import Metric, Task, classification, soft_labels
+from chainfx.passes.torchao_quantize import TorchaoQuantize
 
 __all__ = [
     "NEEDS",
@@ -65,6 +66,7 @@ __all__ = [
     "ShareWeights",
     "Skipped",
     "Task",
+    "TorchaoQuantize",
     "Trainer",
     "TuneRequest",
     "Tunings",

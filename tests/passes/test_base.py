@@ -24,6 +24,7 @@ from chainfx.passes import (
     PruneWeights,
     Quantize,
     ShareWeights,
+    TorchaoQuantize,
     registry,
 )
 from chainfx.passes.base import PassContext, PassResult
@@ -41,6 +42,7 @@ PASSES = [
     PostTrainingQuantize(7, clips="min-max", skip=("fc.*",)),
     ShareWeights(3, budget=2.5, groups=("fc.*",), rounds=2),
     Encode(coder="adaptive"),
+    TorchaoQuantize("Int8WeightOnlyConfig()", skip=("fc",)),
 ]
 
 
@@ -70,6 +72,7 @@ def test_the_passes_declare_what_the_paper_says():
         "encode": (Kind.STATIC, Granularity.BIT),
         "post-training-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
         "optimize-graph": (Kind.STATIC, Granularity.LAYER),
+        "torchao-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
     }
     assert registry.pass_names() == tuple(sorted(declared))
 
@@ -92,7 +95,7 @@ def test_unknown_options_and_names():
     assert str(caught.value) == (
         "there is no pass named 'quantise'; did you mean 'quantize'? "
         "installed are distill, early-exit, encode, fuse, low-rank, optimize-graph, post-training-quantize, "
-        "prune-channels, prune-heads, prune-weights, quantize, share-weights."
+        "prune-channels, prune-heads, prune-weights, quantize, share-weights, torchao-quantize."
     )
 
 

@@ -27,6 +27,7 @@ from chainfx.passes import (
     PruneWeights,
     Quantize,
     ShareWeights,
+    TorchaoQuantize,
     pass_names,
 )
 from tests.golden_text import FOLDER, compare, graph_text, result_text
@@ -349,6 +350,8 @@ CASES = [
     Case("a-norm-before-a-layer", OptimizeGraph(), NormedTokens, VECTORS),
     Case("a-masked-pair-stays", OptimizeGraph(), Narrowed, WIDE, (PruneWeights(0.5),), unchanged=True),
     Case("nothing-to-do", OptimizeGraph(), Plain, unchanged=True),
+    Case("codes-and-scales-of-torchao", TorchaoQuantize("Int8WeightOnlyConfig()", skip=("b",)), Vectors, VECTORS),
+    Case("in-the-place-of-quantizers", TorchaoQuantize("Int8WeightOnlyConfig()"), Vectors, VECTORS, (Quantize(4, 4),)),
     Case("blocks-of-a-residual-network", Distill(depth=(1,)), Residual, trainer=True),
     Case("layers-of-a-plain-network", Distill(depth=(1,)), Plain, trainer=True),
     Case("width", Distill(width=0.5), Plain, trainer=True),
@@ -384,6 +387,8 @@ def file_of(case):
 
 @pytest.mark.parametrize("case", CASES, ids=file_of)
 def test_the_graph_is_the_golden_one(case, request):
+    if case.one.info.name == "torchao-quantize":
+        pytest.importorskip("torchao", reason="the extra 'torchao' is not installed")
     before, result = applied(case)
     compare(file_of(case), result_text(before, result), accept=request.config.getoption("accept"))
     same = before == graph_text(result.graph_module)

@@ -19,7 +19,7 @@ from chainfx.deploy.lower import split_segments, to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import make_folder
 from chainfx.ir.capture import Signature
-from chainfx.ir.graph import exits_of, propagate_shapes
+from chainfx.ir.graph import exits_of, propagate_shapes, torchao_weight_of
 from chainfx.version import __version__
 
 __all__ = ["ExportFormat", "write_export"]
@@ -82,6 +82,12 @@ def _check(graph_module: GraphModule, file_format: str, calibration: Sequence[An
             f"calibration is a {type(calibration).__name__} for format={file_format!r}; give a list of at least one "
             "batch of inputs, for format='onnx', or leave it out."
         )
+    for node in graph_module.graph.nodes:
+        if torchao_weight_of(node) is not None:
+            raise InputError(
+                f"the weight of {node.name!r} is a tensor of torchao, which has no form in {file_format}; "
+                f"quantize with PostTrainingQuantize to export."
+            )
     if file_format != "onnx":
         return
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]

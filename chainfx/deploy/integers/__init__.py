@@ -7,6 +7,15 @@ where values are made (``moving``), finds what goes into one kernel (``chains``)
 
 from chainfx.deploy.integers.lowering import Engine, Lowered, Lowering
 from chainfx.deploy.integers.machine import Machine
-from chainfx.deploy.integers.rewriting import lower_to_integers, mark_overwrites, why_in_float
+from chainfx.deploy.integers.rewriting import lower_to_integers, mark_overwrites, of_torchao, why_in_float
 
-__all__ = ["Engine", "Lowered", "Lowering", "Machine", "lower_to_integers", "mark_overwrites", "why_in_float"]
+__all__ = [
+    "Engine",
+    "Lowered",
+    "Lowering",
+    "Machine",
+    "lower_to_integers",
+    "mark_overwrites",
+    "of_torchao",
+    "why_in_float",
+]

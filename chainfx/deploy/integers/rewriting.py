@@ -15,9 +15,19 @@ from chainfx.deploy.integers.layers import IntegerLayer, IntegerMaxPool
 from chainfx.deploy.integers.lowering import Lowered, Lowering
 from chainfx.deploy.integers.machine import Machine
 from chainfx.deploy.integers.moving import grid_at, holds_codes, keeps_codes, move_quantizers, operands, window_of
-from chainfx.ir.graph import Layer, affine_of, changes_in_place, edit, input_of, layers_of, operator_of, value_of
+from chainfx.ir.graph import (
+    Layer,
+    affine_of,
+    changes_in_place,
+    edit,
+    input_of,
+    layers_of,
+    operator_of,
+    torchao_weight_of,
+    value_of,
+)
 
-__all__ = ["lower_to_integers", "mark_overwrites", "why_in_float"]
+__all__ = ["lower_to_integers", "mark_overwrites", "of_torchao", "why_in_float"]
 
 
 def why_in_float(graph_module: GraphModule, machine: Machine) -> dict[Layer, str]:
@@ -52,6 +62,12 @@ def lower_to_integers(graph_module: GraphModule, machine: Machine) -> Lowering:
     edit.drop_unused_nodes(graph_module)
     _reshape_in_any_layout(graph_module)
     return Lowering(machine.instructions, tuple(rows))
+
+
+def of_torchao(node: Node) -> str:
+    """What runs a linear call whose weight is a tensor of torchao; empty for any other node."""
+    weight = torchao_weight_of(node)
+    return "" if weight is None else f"torchao runs it, with {str(weight.args[1]).partition('(')[0]}"
 
 
 def _reshape_in_any_layout(graph_module: GraphModule) -> None:
@@ -129,7 +145,8 @@ def _rewrite(work: _Rewriting, node: Node) -> None:
                 node.replace_input_with(source, work.value(source, node))
         if node.op != "output" and isinstance(node.meta.get("val"), Tensor) and not edit.is_dialect(node):
             spelling = operator_of(node, work.graph_module.get_submodule).spelling
-            work.rows.append((node, Lowered(node.name, spelling, "float", "it has no integer form")))
+            reason = of_torchao(node) or "it has no integer form"
+            work.rows.append((node, Lowered(node.name, spelling, "float", reason)))
 
 
 def _is_wanted(work: _Rewriting, node: Node) -> bool:

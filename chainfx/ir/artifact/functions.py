@@ -10,13 +10,13 @@ from torch.fx import Node
 
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact.vocabulary import ATEN, ATTRIBUTES, BUILTINS, FUNCTIONS, METHODS
-from chainfx.ir.graph import DEPTHWISE, DIALECT, assign_
+from chainfx.ir.graph import DEPTHWISE, DIALECT, assign_, torchao_weight
 
 __all__ = ["OWN_NAMES", "check_call", "function", "function_name"]
 
 # what chainfx defines itself goes by a name that does not say in which file; 0.1 wrote the file of its day
 OWN_NAMES = ("chainfx", "chainfx.ir.ops", "chainfx.ir.leaves", "chainfx.ir.depthwise")
-_OWN_OPS: tuple[Callable[..., Any], ...] = (*DIALECT, *DEPTHWISE.values(), assign_)
+_OWN_OPS: tuple[Callable[..., Any], ...] = (*DIALECT, *DEPTHWISE.values(), assign_, torchao_weight)
 _OWN = {op.__name__: op for op in _OWN_OPS}
 
 

@@ -69,6 +69,13 @@ from chainfx.ir.graph.running import called, has_inference_tensors, lacks_memory
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 from chainfx.ir.graph.sums import summands_of
 from chainfx.ir.graph.tables import Table, open_embedding, tables_of
+from chainfx.ir.graph.torchao_tensors import (
+    read_torchao,
+    torchao_parts,
+    torchao_text,
+    torchao_weight,
+    torchao_weight_of,
+)
 
 __all__ = [
     "AUGMENTED",
@@ -146,6 +153,7 @@ __all__ = [
     "origin",
     "output_node",
     "propagate_shapes",
+    "read_torchao",
     "recording",
     "segments",
     "select",
@@ -154,6 +162,10 @@ __all__ = [
     "summands_of",
     "tables_of",
     "tensors_of",
+    "torchao_parts",
+    "torchao_text",
+    "torchao_weight",
+    "torchao_weight_of",
     "value_of",
     "verify",
     "without_data",

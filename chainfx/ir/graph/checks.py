@@ -11,6 +11,7 @@ from chainfx.errors import GraphError
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.exits import exits_of, output_node
 from chainfx.ir.graph.shapes import propagate_shapes
+from chainfx.ir.graph.torchao_tensors import torchao_weight
 
 __all__ = ["check_rules", "verify"]
 
@@ -22,6 +23,7 @@ _ARGUMENTS: dict[object, int] = {
     ops.look_up: 2,
     ops.coded_weight: 2,
     ops.exit_point: 4,
+    torchao_weight: 4,
 }
 
 
@@ -96,11 +98,23 @@ def _rules(node: Node) -> list[tuple[str, bool]]:
         return [("codebook must be a tensor of the network", _is_tensor(literals[0]))]
     if node.target is ops.coded_weight:
         return [(f"coder must be one of {', '.join(CODERS)}", literals[0] in CODERS)]
+    if node.target is torchao_weight:
+        text, bits, reads = literals
+        return [
+            ("its parts must be tensors of the network", all(map(_is_tensor, _sequence(node.args[0])))),
+            ("its text must be a literal", isinstance(text, str)),
+            ("bits must be a literal 1..8", bits in ops.WIDTHS),
+            ("what it reads must be a literal 1..32", isinstance(reads, int) and 1 <= reads <= 32),
+        ]
     bits, scheme = literals[1:]
     return [
         ("bits must be a literal 1..8", bits in ops.WIDTHS),
         (f"scheme must be one of {', '.join(ops.SCHEMES)}", scheme in ops.SCHEMES),
     ]
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -19,6 +19,7 @@ from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.exits import exits_of
 from chainfx.ir.graph.layer import Layer, Weighted, layers_of
 from chainfx.ir.graph.tables import embeddings_of
+from chainfx.ir.graph.torchao_tensors import torchao_weight_of
 
 __all__ = [
     "FACTS",
@@ -67,7 +68,8 @@ class BitWidths:
     """How a layer is quantized: the bits of its weight and of its input, 32 for float.
 
     ``scheme`` and ``axis`` are those of the weight's quantizer (``None`` for a weight in float; the deploy form has the
-    axis in the shape of its scales), ``signed`` that of the input's.
+    axis in the shape of its scales), ``signed`` that of the input's. A weight that is a tensor of torchao has the name
+    of its class as ``scheme``.
     """
 
     weight: int = _FLOAT
@@ -142,7 +144,7 @@ class Facts:
     """The facts of a graph: of each layer, by the name of its node, and of each exit, by its own name.
 
     ``layers``: the nodes of all convolution and linear layers in graph order, whether or not a fact is known of them,
-    then those of embeddings that are calls.
+    then those of embeddings that are calls, and linear layers whose weight is a tensor of torchao.
     """
 
     layers: tuple[str, ...]
@@ -194,8 +196,13 @@ def facts_of(graph_module: GraphModule) -> Facts:
     for layer in layers:
         for kind, fact in _of_layer(layer):
             found[kind][layer.name] = fact
+    of_torchao = {node.name: weight for node in graph_module.graph.nodes if (weight := torchao_weight_of(node))}
+    for name, weight in of_torchao.items():
+        literals: tuple[Any, ...] = weight.args[1:]
+        text, bits, reads = literals
+        found["bit_widths"][name] = BitWidths(bits, reads, text.partition("(")[0])
     exits = {mark.name: ExitRule(mark.threshold, mark.criterion) for mark in exits_of(graph_module)}
-    return Facts(tuple(layer.name for layer in layers), **found, exits=exits)
+    return Facts((*(layer.name for layer in layers), *of_torchao), **found, exits=exits)
 
 
 def _of_layer(layer: Weighted) -> Iterator[tuple[str, Fact]]:
