@@ -8,6 +8,7 @@ from chainfx.deploy import CompressedModel, load
 from chainfx.ir.capture import capture
 from chainfx.linting import LintReport, lint
 from chainfx.scheduler import Plan, plan
+from chainfx.search import Range, Search, SearchResult
 from chainfx.version import __version__ as __version__
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "CostReport",
     "LintReport",
     "Plan",
+    "Range",
+    "Search",
+    "SearchResult",
     "bench",
     "bitops",
     "capture",

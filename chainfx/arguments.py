@@ -8,8 +8,9 @@ from torch import Tensor
 from chainfx.errors import InputError
 from chainfx.passes import Execution, Metric, is_number
 from chainfx.scheduler import Plan
+from chainfx.search import Search
 
-__all__ = ["check_options", "check_trainer", "checked", "listed"]
+__all__ = ["check_options", "check_search", "check_trainer", "checked", "listed"]
 
 _OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
 
@@ -51,6 +52,15 @@ def check_trainer(trainer: Any, part: str | None) -> None:
             f"trainer.metric is a {type(metric).__name__}; give a chainfx.passes.Metric, which names what the trainer "
             f"measures, or leave it out for accuracy."
         )
+
+
+def check_search(search: Any, trainer: Any, part: str | None) -> None:
+    """Raise :class:`InputError` for what is no search, and for one that nothing measures."""
+    if not isinstance(search, Search):
+        raise InputError(f"search is a {type(search).__name__}; give a chainfx.Search, or leave it out.")
+    if trainer is None:
+        why = f"part={part!r} is compiled without one" if part is not None else "there is none"
+        raise InputError(f"a search needs a trainer, which measures its trials, and {why}; give trainer=....")
 
 
 def listed(calibration: Any) -> list[Any]:

@@ -4,13 +4,14 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor, device, nn
 from torch.fx import GraphModule
 
-from chainfx.arguments import check_options, check_trainer, checked, listed
+from chainfx.arguments import check_options, check_search, check_trainer, checked, listed
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel, EngineChoice
@@ -32,6 +33,7 @@ from chainfx.part import Part, put_in_place
 from chainfx.passes import Execution, Pass, Trainer, Tunings, metric_of
 from chainfx.progress import TerminalListener
 from chainfx.scheduler import ChainReport, Ground, Plan, Stage, StageStore, open_stage, plan, run
+from chainfx.search import Search, SearchResult, searched
 
 __all__ = ["compile", "count"]
 
@@ -86,7 +88,13 @@ def compile(
 ) -> _M: ...
 
 
+@overload
 def compile(
+    model: nn.Module, passes: Sequence[Pass] | Plan, *, example_inputs: Inputs, search: Search, **options: Any
+) -> SearchResult: ...
+
+
+def compile(  # type: ignore[misc]  # with a search its options are not listed again
     model: nn.Module,
     passes: Sequence[Pass] | Plan,
     *,
@@ -105,7 +113,8 @@ def compile(
     engine: EngineChoice = "auto",
     tuning: Mapping[str, Mapping[str, Any]] | None = None,
     execution: Execution | None = None,
-) -> nn.Module:
+    search: Search | None = None,
+) -> nn.Module | SearchResult:
     """Compress a trained network by a chain of passes, in the order the scheduler finds.
 
     Does the same inside ``torch.no_grad()`` and ``torch.inference_mode()``, and the result can be used outside of them.
@@ -150,6 +159,9 @@ def compile(
             what determines a stage.
         execution: where the run computes, and in what precision it measures: an :class:`~chainfx.passes.Execution`. By
             default on CUDA where torch has it, else where ``model`` is; the result is where ``model`` was.
+        search: which options of the passes to try, and how much accuracy may be lost: a :class:`chainfx.Search`. Every
+            trial is a call of this function with a trainer, and the result is a :class:`chainfx.SearchResult` with all
+            of them and the best compressed network. With ``workdir`` a second call finds the stages of the first.
 
     Raises:
         ChainfxError: with one sentence that says what to do. Stages finished before a failure of any kind (memory that
@@ -168,16 +180,31 @@ def compile(
     check_options(passes, seed, warn_drop, refuse, execution)
     if trainer is not None:
         check_trainer(trainer, part)
+    if search is not None:
+        check_search(search, trainer, part)
+        compiled = partial(
+            compile,
+            model,
+            example_inputs=example_inputs,
+            batch_dim=batch_dim,
+            trainer=trainer,
+            calibration=calibration,
+            on_stage=on_stage,
+            tuning=tuning,
+            execution=execution,
+            order=order,
+            seed=seed,
+            start=start,
+            warn_drop=warn_drop,
+            refuse=refuse,
+        )
+        return searched(search, passes, compiled, engine, workdir)
     given_batches = None if calibration is None else listed(calibration)
     tunes = trainer is not None
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
     if tuning and not tunes:
         raise InputError("tuning says how passes are tuned, and there is no trainer; give one, or leave it out.")
     tunings = Tunings.of(tuning or {}, [one.info.name for one in chain.passes])
-    if tuning and not tunes:
-        raise InputError(
-            "tuning says how passes are tuned, and there is no trainer; give trainer=..., or leave it out."
-        )
     first, store = _stage(start), None if workdir is None else StageStore(Path(workdir))
     with recording():
         model = _own_copy(model) if has_inference_tensors(model) else model

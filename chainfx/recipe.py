@@ -105,7 +105,7 @@ class _Top(_Section):
 
 _SOURCES: Mapping[str, type[_Source]] = {
     "digits": _source(),
-    "npz": _source(**_PLACES),
+    "npz": _source(**_PLACES, samples=(int | None, None), test_samples=(int | None, None)),
     "folder": _source(**_PLACES, size=(int | None, None)),
 }
 _TORCHVISION = _source(root=(RecipePath, ...))

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -13,6 +13,7 @@ from chainfx.report import write_plots
 from chainfx.study import (
     CaseRecord,
     Design,
+    Endpoint,
     StudyResult,
     StudyStore,
     Subject,
@@ -34,6 +35,10 @@ study_app = typer.Typer(no_args_is_help=True, help="Measure in what order passes
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Data = Annotated[str, typer.Option(help="What a design that ships is run on: digits, mnist or cifar10.")]
+DataFolder = Annotated[
+    Path | None, typer.Option("--folder", help="Where train.npz and test.npz of mnist or cifar10 are.")
+]
 Law = Annotated[Path | None, typer.Option("--law", help="Write the measured order as an evidence file for plan.")]
 
 
@@ -41,7 +46,8 @@ Law = Annotated[Path | None, typer.Option("--law", help="Write the measured orde
 def run(
     design: Annotated[str, typer.Argument(metavar="DESIGN", help="pairwise, control, ... or a YAML file.")],
     store: Annotated[Path, typer.Option(help="The folder of the study; one that is not finished goes on.")],
-    data: Annotated[str, typer.Option(help="What a design that ships with chainfx is run on: digits.")] = "digits",
+    data: Data = "digits",
+    folder: DataFolder = None,
     seeds: Annotated[
         str | None, typer.Option(help="How many, or from:to as in 8:12. More seeds of a study go on in its folder.")
     ] = None,
@@ -49,6 +55,9 @@ def run(
         int | None, typer.Option(help="So many configurations of an order at most: a reduced grid, and labelled so.")
     ] = None,
     training: Annotated[str | None, typer.Option(help="paper or equal alone, in place of both.")] = None,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Also measure latency, bytes and memory of each point.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
     minutes: Annotated[float | None, typer.Option(help="Stop after the stage in flight when they are over.")] = None,
     records_only: Annotated[bool, typer.Option("--records-only", help="Delete the networks when it is done.")] = False,
@@ -59,11 +68,13 @@ def run(
 
     It prints the design before it begins. After Ctrl-C, --minutes or a crash the same command goes on.
     """
-    chosen = _seeded(_design(design, data), seeds)
+    chosen = _seeded(_design(design, data, folder), seeds)
     if cases is not None:
         chosen = dataclasses.replace(chosen, cases=cases)
     if training is not None:
         chosen = dataclasses.replace(chosen, trainings=(training,))  # type: ignore[arg-type]  # refused if it is none
+    if measured:
+        chosen = dataclasses.replace(chosen, measured=True)
     subject = Subject.of(chosen)
     if not as_json:
         typer.echo(f"{chosen}\n{_of_data(chosen, subject)}\n")
@@ -81,13 +92,14 @@ def run(
 @study_app.command()
 def show(
     design: Annotated[str, typer.Argument(metavar="DESIGN", help="pairwise, control, ... or a YAML file.")],
-    data: Annotated[str, typer.Option(help="What a design that ships with chainfx is run on: digits.")] = "digits",
+    data: Data = "digits",
+    folder: DataFolder = None,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="As a file to begin a design of one's own with.")] = False,
 ) -> None:
     """Print what a design will do, and run nothing."""
     import yaml
 
-    chosen = _design(design, data)
+    chosen = _design(design, data, folder)
     typer.echo(yaml.safe_dump(chosen.to_dict(), sort_keys=False) if as_yaml else str(chosen))
 
 
@@ -101,11 +113,17 @@ def status(folder: Folder, as_json: Json = False) -> None:
 @study_app.command()
 def analyse(
     folder: Annotated[Path, typer.Argument(help="The folder of a study, or the file that pack wrote.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help=f"Judge by another cost: {', '.join(get_args(Endpoint))}.")
+    ] = None,
     law: Law = None,
     as_json: Json = False,
 ) -> None:
     """Print the verdicts and the law from the records of a study, finished or not; nothing is run."""
-    _show(analyse_study(folder), law, as_json)
+    result = analyse_study(folder)
+    if endpoint is not None:
+        result = result.judged_by(endpoint)  # type: ignore[arg-type]  # refused if it is none
+    _show(result, law, as_json)
 
 
 @study_app.command()
@@ -195,10 +213,10 @@ def report(
     typer.echo(f"written to {output}")
 
 
-def _design(name: str, data: str) -> Design:
+def _design(name: str, data: str, folder: Path | None) -> Design:
     if Path(name).suffix in (".yaml", ".yml"):
         return load_design(name)
-    return shipped_design(name, data)
+    return shipped_design(name, data, folder=folder)
 
 
 def _seeded(design: Design, seeds: str | None) -> Design:

@@ -192,7 +192,7 @@ PASSES = ", ".join(pass_names())
         (
             MODEL + "passes: []\ndata:\n  source: npz\n  pth: x\n",
             "recipe.yaml:3: data has no 'path'; its keys are "
-            "mean, path, seed, source, std, test, test_share, validation.",
+            "mean, path, samples, seed, source, std, test, test_samples, test_share, validation.",
         ),
         (
             MODEL + "passes: []\ndata:\n  source: digits\n  size: 3\n",

@@ -116,7 +116,7 @@ def test_seeds_are_a_number_or_a_range(folder, run):
     ("arguments", "message"),
     [
         (("run", "all", "--store", "x"), "StudyError: there is no design 'all'; use one of pairwise, "),
-        (("run", "pairwise", "--store", "x", "--data", "mnist"), "StudyError: no design ships for data 'mnist'; "),
+        (("run", "pairwise", "--store", "x", "--data", "svhn"), "StudyError: no design ships for data 'svhn'; "),
         (
             ("run", "pairwise", "--store", "x", "--seeds", "many"),
             "StudyError: --seeds 'many' is no number; give how many, as in 8, or from:to, as in 8:12.",

@@ -29,12 +29,14 @@ from chainfx.report.lint_report import lint_text
 from chainfx.report.lowering import lowering_text
 from chainfx.report.pass_summary import summary_text
 from chainfx.report.plan import edge_text, finding_text, plan_text
+from chainfx.report.search import search_text
 from chainfx.report.study import design_text, law_text, result_text, status_text
 from chainfx.report.study_claims import claim_text
 from chainfx.report.study_html import result_html
 from chainfx.report.study_png import write_plots
 from chainfx.report.study_prediction import prediction_text
 from chainfx.scheduler import ChainReport, Edge, Finding, Plan
+from chainfx.search import SearchResult
 from chainfx.study import Claim, Design, MeasuredLaw, Prediction, Status, StudyResult
 
 __all__ = ["DemoRow", "demo_headline", "demo_table", "render", "write_plots"]
@@ -61,6 +63,7 @@ register_renderer(MeasuredLaw, "text", law_text)
 register_renderer(PassSummary, "text", summary_text)
 register_renderer(Plan, "text", plan_text)
 register_renderer(Prediction, "text", prediction_text)
+register_renderer(SearchResult, "text", search_text)
 register_renderer(Status, "text", status_text)
 register_renderer(StudyResult, "text", result_text)
 register_renderer(StudyResult, "html", result_html)

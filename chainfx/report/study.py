@@ -7,7 +7,7 @@ from rich.table import Table
 from chainfx.report.text_tables import plain_table, text_of, times
 from chainfx.study import Design, LawEdge, MeasuredLaw, Status, StudyResult, Verdict, detectable, least_p
 
-__all__ = ["design_text", "law_text", "outcome_text", "result_text", "status_text"]
+__all__ = ["design_text", "endpoint_text", "law_text", "outcome_text", "result_text", "status_text"]
 
 _WIDTH = 120
 _TRAININGS = {
@@ -23,18 +23,30 @@ def design_text(design: Design) -> str:
     primary, seeds = sum(each.primary for each in design.comparisons), len(design.seeds)
     few = ", a reduced grid: the paper tries about 20" if design.reduced else ""
     lines = [
-        f"study {design.orders!r} of {design.network.get('name')} on {design.data.get('source')}",
+        f"study {design.orders!r} of {design.network.get('name')} on {design.data_name}",
         *grids,
         f"{len(design.arms)} arms ({', '.join(map(str, design.arms))})",
         *([f"{' or '.join(map(str, counts))} configurations of an order{few}"] if counts else []),
         f"{seeds} seeds, each with its own original; trainings: {', '.join(design.trainings)}; budget {design.budget}",
         f"{design.stages} stages to train; {design.stages_unshared} if beginnings were not shared",
-        f"primary endpoint: BitOps ({design.convention}), mean of the best log-ratio over losses of accuracy up to "
+        f"primary endpoint: {endpoint_text(design)}, mean of the best log-ratio over losses of accuracy up to "
         f"{design.reference:.1%}; {primary} comparisons a training",
         f"equivalent within {design.margin:.0%}; {design.test} test over seeds, Holm correction, alpha {design.alpha}",
         *(_power(design, primary) if primary else ["nothing is compared: the points of each pass alone are measured"]),
     ]
     return "\n".join(lines)
+
+
+def endpoint_text(design: Design) -> str:
+    """What verdicts are about, in words."""
+    return {
+        "bitops": f"BitOps ({design.convention})",
+        "storage": "storage",
+        "latency-1": "time of one sample",
+        "latency-64": "time of 64 samples",
+        "bytes": "bytes on disk",
+        "memory": "memory at its peak",
+    }[design.endpoint]
 
 
 def _power(design: Design, primary: int) -> list[str]:

@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from chainfx.report.study import law_text, outcome_text
+from chainfx.report.study import endpoint_text, law_text, outcome_text
 from chainfx.report.text_tables import times
 from chainfx.study import Arm, ArmPoint, Claim, Comparison, StudyResult, Verdict, claims_on, front_of
 
@@ -94,7 +94,9 @@ def _figure(result: StudyResult, comparison: Comparison, verdict: Verdict) -> st
     alone = [Arm((letter,)) for letter in dict.fromkeys(comparison.first.letters)]
     arms = [("alone", alone), ("first", [comparison.first]), ("second", [comparison.second])]
     shown = {name: [point for arm in each for point in result.points(arm, verdict.training)] for name, each in arms}
-    axes = _Axes([point for points in shown.values() for point in points], result.design.reference)
+    axes = _Axes(
+        [point for points in shown.values() for point in points], result.design.reference, endpoint_text(result.design)
+    )
     marks = "".join(_marks(name, points, axes) for name, points in shown.items())
     names = f'<span class="first">{escape(verdict.first)}</span>, <span class="second">{escape(verdict.second)}</span>'
     text = f"{names}: {escape(outcome_text(verdict))}; grey: each pass alone"
@@ -105,8 +107,8 @@ def _figure(result: StudyResult, comparison: Comparison, verdict: Verdict) -> st
 class _Axes:
     """Where points stand: compression to the right, in decades, loss of accuracy downwards to the reference."""
 
-    def __init__(self, points: Sequence[ArmPoint], reference: float) -> None:
-        self.reference = reference
+    def __init__(self, points: Sequence[ArmPoint], reference: float, what: str) -> None:
+        self.reference, self.what = reference, what
         self.decades = max([1.0, *(math.log10(point.ratio) for point in points if point.ratio > 0)])
 
     def x(self, ratio: float) -> float:
@@ -129,7 +131,8 @@ class _Axes:
             loss = self.reference * part / 4
             parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{self.y(loss):.1f}" y2="{self.y(loss):.1f}"/>')
             parts.append(f'<text x="{_LEFT - 4}" y="{self.y(loss) + 4:.1f}" text-anchor="end">{-loss:.1%}</text>')
-        parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">times fewer BitOps; accuracy against the original</text>')
+        label = f"{self.what}: times less than the original; accuracy against it"
+        parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{escape(label)}</text>')
         return "".join(parts)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chainfx.errors import StudyError
-from chainfx.report.study import outcome_text
+from chainfx.report.study import endpoint_text, outcome_text
 from chainfx.study import Arm, ArmPoint, Comparison, StudyResult, Verdict, front_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _draw(axes: "Axes", result: StudyResult, comparison: Comparison, verdict: Ve
         _scatter(axes, points, _COLOURS[name], labels[name])
     axes.set_xscale("log")
     axes.set_ylim(-result.design.reference, result.design.reference / 20)
-    axes.set_xlabel(f"times fewer BitOps ({result.design.convention})")
+    axes.set_xlabel(f"{endpoint_text(result.design)}: times less than the original")
     axes.set_ylabel("accuracy against the original")
     axes.set_title(f"{verdict.first} / {verdict.second}: {outcome_text(verdict)} ({verdict.training})", fontsize=10)
     axes.grid(alpha=0.3)

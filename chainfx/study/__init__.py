@@ -9,8 +9,9 @@ is there. :func:`analyse` makes a :class:`StudyResult` of the records: a :class:
 
 from chainfx.study.analysis import ArmPoint, Status, StudyResult, analyse, status_of
 from chainfx.study.claims import CLAIMS, Claim, ClaimTest, claims_on
-from chainfx.study.design import Case, Design, load_design
+from chainfx.study.design import Case, Design, Endpoint, load_design
 from chainfx.study.fronts import area_under_front, front_of
+from chainfx.study.measuring import MEASURED
 from chainfx.study.order_law import LawEdge, MeasuredLaw
 from chainfx.study.orders import ORDERS, Arm, Comparison
 from chainfx.study.points import Point
@@ -37,6 +38,7 @@ from chainfx.study.verdicts import Verdict
 
 __all__ = [
     "CLAIMS",
+    "MEASURED",
     "ORDERS",
     "RULES",
     "Arm",
@@ -48,6 +50,7 @@ __all__ = [
     "Comparison",
     "Decision",
     "Design",
+    "Endpoint",
     "FreshStudent",
     "LawEdge",
     "MeasuredLaw",

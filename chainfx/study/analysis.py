@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from chainfx.rendering import rendered
 from chainfx.scheduler import Ground
-from chainfx.study.design import Design
+from chainfx.study.design import Design, Endpoint
 from chainfx.study.order_law import MeasuredLaw, law_of
 from chainfx.study.orders import Arm
 from chainfx.study.records import CaseRecord, Origin
@@ -47,8 +47,8 @@ class Status:
 class ArmPoint:
     """A point of an arm: the chain of passes of a seed that gave it, at a threshold of its exits.
 
-    ``ratio``: times fewer bit operations than the original of the seed, under the convention of the design; ``loss``:
-    accuracy lost against it, on the part that judges.
+    ``ratio``: how many times cheaper than the original of the seed by the endpoint of the design, such as times fewer
+    bit operations; ``loss``: accuracy lost against it, on the part that judges.
     """
 
     seed: int
@@ -83,13 +83,14 @@ class StudyResult:
         found = []
         for seed, records in self.records.items():
             cases = [records.get(case.hash) for case in self.design.cases_of(arm, seed, training)]
-            (origin,) = next(each for each in records.values() if not each.passes).points
+            original = next(each for each in records.values() if not each.passes)
+            (origin,) = original.points
             found += [
                 ArmPoint(
                     seed,
                     record.passes,
                     point.threshold,
-                    origin.bitops[self.design.convention] / point.bitops[self.design.convention],
+                    original.cost(origin, self.design.cost) / record.cost(point, self.design.cost),
                     origin.accuracy - point.accuracy,
                 )
                 for record in cases
@@ -97,6 +98,14 @@ class StudyResult:
                 for point in record.points
             ]
         return tuple(found)
+
+    def judged_by(self, endpoint: Endpoint) -> Self:
+        """The same records with verdicts by another endpoint; what the design fixed beforehand is the primary one.
+
+        Raises :class:`~chainfx.errors.StudyError` for what was not measured.
+        """
+        design = dataclasses.replace(self.design, endpoint=endpoint)
+        return dataclasses.replace(self, design=design, verdicts=verdicts_on(design, self.records))
 
     def law(self, training: Training | None = None) -> MeasuredLaw:
         """The order that the primary verdicts on pairs give, under a training; the first of the design unless said.
@@ -127,7 +136,7 @@ class StudyResult:
 
     def source(self, training: Training) -> str:
         """The study in words: network, data, seeds, training, machine and versions."""
-        network, data = self.design.network.get("name", "a network"), self.design.data.get("source", "data")
+        network, data = self.design.network.get("name", "a network"), self.design.data_name
         options = dict(self.design.network.get("options", {}))
         machines = ", ".join(sorted({f"{each.machine}, torch {each.torch}" for each in self.origins})) or "no machine"
         return (

@@ -19,13 +19,16 @@ from chainfx.study.claim_tests import (
     studies_of,
     where_of,
 )
+from chainfx.study.design import Endpoint
 from chainfx.study.fronts import area_under_front
 from chainfx.study.orders import Arm
 from chainfx.study.statistics import LEAST_SEEDS
 from chainfx.study.tuning import Training
 from chainfx.study.verdicts import Verdict
 
-__all__ = ["easier_tasks", "stability"]
+__all__ = ["easier_tasks", "stability", "stable_under_latency"]
+
+_LATENCIES: tuple[Endpoint, ...] = ("latency-1", "latency-64")
 
 
 def stability(field: int) -> Callable[[Results, Training], Iterator[ClaimTest]]:
@@ -67,6 +70,31 @@ def _direction(result: StudyResult, verdict: Verdict) -> str | None:
     return result.design.passes[_arm(result, verdict.better).steps[0]][0].info.name
 
 
+def stable_under_latency(results: Results, training: Training) -> Iterator[ClaimTest]:
+    """Pairs that bit operations decide, judged by the measured time of a batch of 1 and of 64 samples instead.
+
+    The same pass first speaks for the claim, the other one or equivalence against it.
+    """
+    for result in (each for each in results if each.design.measured):
+        counted = {(each.first, each.second): each for _, each in pair_verdicts([result.judged_by("bitops")], training)}
+        for endpoint in _LATENCIES:
+            for _, timed in pair_verdicts([result.judged_by(endpoint)], training):
+                by_bits = counted[timed.first, timed.second]
+                if by_bits.better is None:
+                    continue
+                undecided = timed.decision.outcome == "undecided"
+                says: Says = "nothing" if undecided else "for" if timed.better == by_bits.better else "against"
+                yield ClaimTest(
+                    f"{by_bits.better} is better by BitOps; by the time of {endpoint.removeprefix('latency-')} samples "
+                    f"{timed.first} against {timed.second}",
+                    where_of(result),
+                    says,
+                    f"{timed.factor:.2f} times further",
+                    timed.decision.confidence,
+                    len(timed.seeds),
+                )
+
+
 def easier_tasks(results: Results, training: Training) -> Iterator[ClaimTest]:
     """The same passes in the same order on two data sets: does the one with the better originals compress further?"""
     from scipy.stats import ttest_ind
@@ -91,7 +119,7 @@ def easier_tasks(results: Results, training: Training) -> Iterator[ClaimTest]:
         gain = float(np.mean(areas[0]) - np.mean(areas[1]))
         says: Says = "nothing" if not sure else "for" if gain > 0 else "against"
         yield ClaimTest(
-            f"{chain} on {easy.design.data.get('source')} against {hard.design.data.get('source')}",
+            f"{chain} on {easy.design.data_name} against {hard.design.data_name}",
             str(easy.design.network.get("name")),
             says,
             f"{10**gain:.2f} times further",

@@ -82,7 +82,7 @@ class Sample:
 def where_of(result: StudyResult) -> str:
     """Network and data of a study in words."""
     options = dict(result.design.network.get("options", {}))
-    return f"{result.design.network.get('name')} {options} on {result.design.data.get('source')}"
+    return f"{result.design.network.get('name')} {options} on {result.design.data_name}"
 
 
 def setting_of(result: StudyResult) -> tuple[str, str]:
@@ -103,7 +103,7 @@ def is_plain(arm: Arm) -> bool:
 def _difference(result: StudyResult, training: Training, first: Arm, second: Arm) -> Array:
     """For each seed that has both arms, by how many decades the first compresses further."""
     design = result.design
-    arms = arms_of(design, result.records, training, Comparison(first, second), "accuracy", design.convention)
+    arms = arms_of(design, result.records, training, Comparison(first, second), "accuracy", design.cost)
     return paired(arms.first, arms.second, design.reference)
 
 
@@ -302,7 +302,7 @@ def _area(result: StudyResult, records: Mapping[str, CaseRecord], case: Case) ->
     record = records.get(case.hash)
     if record is None or len(record.points) != 1:
         return None
-    before, after = (each.points[0].bitops[result.design.convention] for each in (original_of(records), record))
+    before, after = (each.cost(each.points[0], result.design.cost) for each in (original_of(records), record))
     return float(area_under_front([[math.log10(before / after), _loss(records, record)]], result.design.reference))
 
 

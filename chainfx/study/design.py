@@ -6,19 +6,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from chainfx.bitops import get_convention
 from chainfx.errors import ChainfxError, StudyError, why_no_file
 from chainfx.ir.graph import content_hash
 from chainfx.passes import Distill, Pass, pass_from_spec
 from chainfx.rendering import rendered
+from chainfx.study.measuring import MEASURED
 from chainfx.study.orders import MARKS, ORDERS, Arm, Comparison, Orders, letter_of, orders_of
 from chainfx.study.strength import as_strong_as_two, milder
 from chainfx.study.students import FreshStudent, Recovery, UntaughtStudent
 from chainfx.study.tuning import Training, Tuning
 
-__all__ = ["Case", "Design", "load_design"]
+__all__ = ["Case", "Design", "Endpoint", "load_design"]
+
+Endpoint = Literal["bitops", "storage", "latency-1", "latency-64", "bytes", "memory"]
 
 PAPER_CASES = 20
 """About how many configurations the paper tries of every order (section 3.1)."""
@@ -72,6 +75,9 @@ class Design:
         thresholds: of networks with exits each one gives a point, the same for all exits; 1.01 is above every
             confidence.
         convention: under which bit operations are counted for the primary verdict; ``"strict"`` is recorded too.
+        measured: whether each point also carries what :data:`~chainfx.study.MEASURED` lists: latency beside the
+            original, bytes on disk and memory. Such a study should have the machine to itself.
+        endpoint: the cost that the primary verdicts are about: ``"bitops"``, ``"storage"``, or one of what is measured.
         reference: the largest loss of accuracy, against the original of the seed, that counts for anything.
         margin: orders whose ratios differ by less than this share are equivalent: 0.05 is five percent.
         tiers: losses of accuracy at which the best ratio is shown.
@@ -92,6 +98,8 @@ class Design:
     cases: int | None = None
     thresholds: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.01)
     convention: str = "mac_bw_ba"
+    measured: bool = False
+    endpoint: Endpoint = "bitops"
     reference: float = 0.1
     margin: float = 0.05
     tiers: tuple[float, ...] = (0.002, 0.006, 0.01, 0.02)
@@ -120,6 +128,9 @@ class Design:
         self._check(all(0 <= tier <= self.reference for tier in self.tiers), "tiers", "losses from 0 to reference")
         self._check(self.test in ("t", "sign-flip"), "test", "'t' or 'sign-flip'")
         self._check(0 < self.alpha < 0.5, "alpha", "a chance in (0, 0.5)")
+        endpoints = get_args(Endpoint)
+        self._check(self.endpoint in endpoints, "endpoint", f"one of {', '.join(endpoints)}")
+        self._check(self.measured or self.endpoint not in MEASURED, "endpoint", "measured=True with it")
         get_convention(self.convention)
         for arm in self.arms:
             self.chain(arm, dict.fromkeys(arm.letters, 0))  # raises where a step has no stronger form
@@ -127,6 +138,17 @@ class Design:
     def _check(self, holds: bool, option: str, allowed: str) -> None:
         if not holds:
             raise StudyError(f"design: {option}={getattr(self, option)!r} cannot be; use {allowed}.")
+
+    @property
+    def cost(self) -> str:
+        """The name of the cost that verdicts are about, see :meth:`~chainfx.study.CaseRecord.cost`."""
+        return self.convention if self.endpoint == "bitops" else self.endpoint
+
+    @property
+    def data_name(self) -> str:
+        """The data in a word: their source, and of files the folder that they lie in."""
+        source = str(self.data.get("source", "data"))
+        return Path(self.data["path"]).parent.name or source if source == "npz" and "path" in self.data else source
 
     @cached_property
     def _orders(self) -> Orders:

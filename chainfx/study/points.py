@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from chainfx.ir.graph import choose, device_of, evaluating, exits_of
 from chainfx.scheduler import Stage
+from chainfx.study.measuring import Bench
 from chainfx.training import Batches
 
 __all__ = ["CONVENTIONS", "Point", "points_of"]
@@ -25,24 +26,33 @@ class Point:
 
     ``threshold``: of all its exits, ``None`` without exits. ``accuracy`` in [0, 1] on the part that judges, ``test``
     on the test part, for reports alone. ``bitops``: expected for one sample, by convention, with the exit rates that
-    were measured on the part that judges.
+    were measured on the part that judges. ``measured``: by name what :data:`~chainfx.study.MEASURED` lists, where the
+    design asks for it.
     """
 
     threshold: float | None
     accuracy: float
     test: float
     bitops: Mapping[str, float] = dataclasses.field(hash=False)
+    measured: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """The point that ``dataclasses.asdict`` wrote."""
-        return cls(plain["threshold"], plain["accuracy"], plain["test"], plain["bitops"])
+        return cls(
+            plain["threshold"], plain["accuracy"], plain["test"], plain["bitops"], dict(plain.get("measured", {}))
+        )
 
 
 def points_of(
-    stage: Stage, judging: Batches, testing: Batches, thresholds: Sequence[float], conventions: Iterable[str]
+    stage: Stage,
+    judging: Batches,
+    testing: Batches,
+    thresholds: Sequence[float],
+    conventions: Iterable[str],
+    bench: Bench | None = None,
 ) -> tuple[Point, ...]:
-    """The points of a stage: one, or one for each threshold if it has exits."""
+    """The points of a stage: one, or one for each threshold if it has exits; with a bench, times and sizes too."""
     graph_module, report = stage.graph_module, stage.record.report
     assert report is not None  # only records of chainfx 0.1 have none
     marks = exits_of(graph_module)
@@ -55,7 +65,8 @@ def points_of(
         counts = torch.bincount(chosen[0], minlength=len(marks) + 1)
         rates = {mark.name: int(count) / len(chosen[0]) for mark, count in zip(marks, counts, strict=False)}
         bitops = {name: float(report.reprice(name, exit_rates=rates).expected_bitops) for name in conventions}
-        points.append(Point(threshold, accuracies[0], accuracies[1], bitops))
+        measured = {} if bench is None else bench.measured(stage, threshold)
+        points.append(Point(threshold, accuracies[0], accuracies[1], bitops, measured))
     return tuple(points)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from chainfx.errors import StudyError
 from chainfx.ir.graph import content_hash
 from chainfx.study.design import Case
 from chainfx.study.points import Point
@@ -61,6 +62,21 @@ class CaseRecord:
     def name(self) -> str:
         """The name of its file: another machine, version or original is another record of the same case."""
         return record_name(self.case, self.origin)
+
+    def cost(self, point: Point, name: str) -> float:
+        """What a point of the case costs: under a convention of bit operations, ``"storage"``, or what was measured.
+
+        Raises :class:`~chainfx.errors.StudyError` for what the record does not have.
+        """
+        if name == "storage":
+            return self.storage_bits
+        known = {**point.bitops, **point.measured}
+        if name not in known:
+            raise StudyError(
+                f"the record of {' > '.join(self.passes) or 'the original'} has no {name!r}; it has storage, "
+                f"{', '.join(known)}."
+            )
+        return known[name]
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON."""

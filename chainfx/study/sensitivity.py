@@ -65,10 +65,10 @@ def _area(result: StudyResult, seed: int, record: CaseRecord | None) -> float | 
     """The area under the front of one case, whatever thresholds it has; ``None`` if it failed or is not there."""
     if record is None or record.failed is not None:
         return None
-    convention = result.design.convention
-    (origin,) = next(each for each in result.records[seed].values() if not each.passes).points
+    cost, original = result.design.cost, next(each for each in result.records[seed].values() if not each.passes)
+    (origin,) = original.points
     points = [
-        (math.log10(origin.bitops[convention] / point.bitops[convention]), origin.accuracy - point.accuracy)
+        (math.log10(original.cost(origin, cost) / record.cost(point, cost)), origin.accuracy - point.accuracy)
         for point in record.points
     ]
     return float(area_under_front(points, result.design.reference))

@@ -1,6 +1,7 @@
 """The designs that ship: the paper's experiments and ours, on data that every installation has."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from chainfx.errors import StudyError
@@ -62,22 +63,53 @@ _GRIDS: Mapping[str, Grids] = {
 """What a design has in place of two strengths of each of the paper's passes."""
 
 
-def shipped_design(orders: str, data: str = "digits", seeds: int = 8) -> Design:
-    """The design of that name for that data: ``"digits"``, on a ResNet of 2+2 blocks.
+_SMALL = {"validation": 0.4, "samples": 1500, "test_samples": 1000}
 
-    Few strengths of each pass instead of the paper's twenty cases, and four epochs a stage instead of 200. Raises
-    :class:`~chainfx.errors.StudyError` on a name that is not known, and on data for which no design ships.
+_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "digits": {
+        "network": {"name": "zoo.resnet", "options": {"blocks": [2, 2], "width": 8, "in_channels": 1}},
+        "data": {"source": "digits", "validation": 0.4},
+        "tuning": Tuning(epochs=4, original_epochs=12, batch_size=64),
+        "tiers": (0.006, 0.01, 0.02),
+    },
+    "mnist": {
+        "network": {"name": "zoo.resnet", "options": {"blocks": [2, 2], "width": 8, "in_channels": 1}},
+        "data": _SMALL,
+        "tuning": Tuning(epochs=2, original_epochs=6, batch_size=32),
+        "tiers": (0.006, 0.01, 0.02),
+    },
+    "cifar10": {
+        "network": {"name": "zoo.resnet", "options": {"blocks": [3, 3, 3], "width": 8, "shortcut": "A"}},
+        "data": _SMALL,
+        "tuning": Tuning(epochs=2, original_epochs=12, batch_size=32),
+        "tiers": (0.01, 0.02, 0.05),
+    },
+}
+"""By data: the network, how much of the data is used, and the training of every stage."""
+
+
+def shipped_design(orders: str, data: str = "digits", seeds: int = 8, folder: str | Path | None = None) -> Design:
+    """The design of that name for that data.
+
+    ``data``: ``"digits"`` or ``"mnist"``, on a ResNet of 2+2 blocks, or ``"cifar10"``, on a ResNet-20 of half the
+    width. The last two use 1,500 images of ``train.npz`` and 1,000 of ``test.npz`` in ``folder``, each with ``images``
+    and ``labels``.
+
+    Few strengths of each pass instead of the paper's twenty cases, and few epochs a stage instead of 200. Raises
+    :class:`~chainfx.errors.StudyError` on a name that is not known, on data for which no design ships, and without the
+    folder that they need.
     """
     if orders not in ORDERS:
         raise StudyError(f"there is no design {orders!r}; use one of {', '.join(ORDERS)}, or a YAML file of your own.")
-    if data != "digits":
-        raise StudyError(f"no design ships for data {data!r}; use 'digits', or write a YAML file, see docs/study.md.")
-    return Design(
-        orders=orders,
-        passes=_GRIDS.get(orders, _TWO_STRENGTHS),
-        network={"name": "zoo.resnet", "options": {"blocks": [2, 2], "width": 8, "in_channels": 1}},
-        data={"source": "digits", "validation": 0.4},
-        seeds=tuple(range(seeds)),
-        tuning=Tuning(epochs=4, original_epochs=12, batch_size=64),
-        tiers=(0.006, 0.01, 0.02),
-    )
+    if data not in _SETTINGS:
+        known = ", ".join(map(repr, _SETTINGS))
+        raise StudyError(
+            f"no design ships for data {data!r}; use one of {known}, or write a YAML file, see docs/study.md."
+        )
+    settings = dict(_SETTINGS[data])
+    if "source" not in settings["data"]:
+        if folder is None:
+            raise StudyError(f"{data!r} is read from files; give the folder of its train.npz and test.npz.")
+        files = {name: f"{folder}/{part}.npz" for name, part in (("path", "train"), ("test", "test"))}
+        settings["data"] = {"source": "npz", **files, **settings["data"]}
+    return Design(orders=orders, passes=_GRIDS.get(orders, _TWO_STRENGTHS), seeds=tuple(range(seeds)), **settings)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -11,6 +12,7 @@ from chainfx.ir.capture import capture
 from chainfx.ir.graph import content_hash, lacks_memory
 from chainfx.scheduler import Stage, StageRunner, machine_kind
 from chainfx.study.design import Case, Design
+from chainfx.study.measuring import Bench
 from chainfx.study.points import CONVENTIONS, points_of
 from chainfx.study.records import CaseRecord, Origin
 from chainfx.study.store import StudyStore
@@ -120,10 +122,18 @@ class Unit:
             case,
             self.origin,
             stage=stage.record.fingerprint,
-            points=points_of(stage, judging, testing, self.design.thresholds, conventions),
+            points=points_of(stage, judging, testing, self.design.thresholds, conventions, self._bench),
             storage_bits=stage.record.after.storage_bits,
             seconds=stage.record.seconds,
         )
+
+    @cached_property
+    def _bench(self) -> Bench | None:
+        """What times networks, where the design asks for it."""
+        if not self.design.measured:
+            return None
+        samples, _ = next(iter(self.subject.judging(256)))
+        return Bench(self._original, self.subject.example_inputs, samples)
 
 
 def _original(design: Design, subject: Subject, store: StudyStore, seed: int) -> Stage:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from chainfx.study.design import Design
 from chainfx.study.fronts import area_at_equal_numbers, area_under_front, best_ratio
+from chainfx.study.measuring import MEASURED
 from chainfx.study.orders import Comparison
 from chainfx.study.records import CaseRecord
 from chainfx.study.statistics import Decision, decide
@@ -86,7 +87,7 @@ def verdicts_on(design: Design, found: Mapping[int, Found]) -> tuple[Verdict, ..
 def _family(
     design: Design, found: Mapping[int, Found], training: Training, family: Sequence[Comparison]
 ) -> list[Verdict]:
-    arms = [arms_of(design, found, training, each, "accuracy", design.convention) for each in family]
+    arms = [arms_of(design, found, training, each, "accuracy", design.cost) for each in family]
     differences = [paired(each.first, each.second, design.reference) for each in arms]
     decisions = decide(differences, math.log10(1 + design.margin), design.alpha, design.test)
     return [_verdict(design, found, training, *each) for each in zip(family, arms, differences, decisions, strict=True)]
@@ -102,7 +103,8 @@ def _verdict(
     decision: Decision,
 ) -> Verdict:
     also = {}
-    for name, part, cost in (*_OTHERS, ("test set", "test", design.convention)):
+    measured: list[tuple[str, Part, str]] = [(name, "accuracy", name) for name in MEASURED] if design.measured else []
+    for name, part, cost in (*_OTHERS, *measured, ("test set", "test", design.cost)):
         there = arms_of(design, found, training, comparison, part, cost)
         also[name] = _factor(paired(there.first, there.second, design.reference))
     return Verdict(
@@ -173,10 +175,8 @@ def _points(record: CaseRecord, original: CaseRecord, part: Part, cost: str) -> 
     (origin,) = original.points
     rows = []
     for point in record.points:
-        before, after = origin.bitops.get(cost, 0.0), point.bitops.get(cost, 0.0)
-        if cost == "storage":
-            before, after = original.storage_bits, record.storage_bits
-        rows.append((math.log10(before / after), getattr(origin, part) - getattr(point, part)))
+        ratio = original.cost(origin, cost) / record.cost(point, cost)
+        rows.append((math.log10(ratio), getattr(origin, part) - getattr(point, part)))
     return np.asarray(rows)
 
 

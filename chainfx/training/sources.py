@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from chainfx.errors import DataError
 from chainfx.ir.graph import content_hash, derived_generator
 from chainfx.passes import Task
-from chainfx.training.data import Arrays, Data, Samples, SplitOptions, build
+from chainfx.training.data import Arrays, Data, Samples, SplitOptions, build, stratified_split
 
 __all__ = [
     "Options",
@@ -118,10 +118,20 @@ def from_arrays(
     return build("arrays", _arrays("arrays", images, labels), held, SplitOptions(**options))
 
 
-def from_npz(path: str | Path, test: str | Path | None = None, **options: Unpack[Options]) -> Data:
-    """A ``.npz`` file with ``images`` (N, H, W, C) or (N, H, W) uint8 and ``labels`` (N,); ``test`` is such a file."""
-    held = None if test is None else _npz(Path(test))
-    return build(str(path), _npz(Path(path)), held, SplitOptions(**options))
+def from_npz(
+    path: str | Path,
+    test: str | Path | None = None,
+    samples: int | None = None,
+    test_samples: int | None = None,
+    **options: Unpack[Options],
+) -> Data:
+    """A ``.npz`` file with ``images`` (N, H, W, C) or (N, H, W) uint8 and ``labels`` (N,); ``test`` is such a file.
+
+    ``samples`` and ``test_samples``: so many of each file at most, the same ones at every call, with every class in its
+    share. Raises :class:`~chainfx.errors.DataError` on what is no such file.
+    """
+    held = None if test is None else _fewer(_npz(Path(test)), test_samples)
+    return build(str(path), _fewer(_npz(Path(path)), samples), held, SplitOptions(**options))
 
 
 def from_folder(
@@ -205,6 +215,17 @@ def _npz(path: Path) -> Arrays:
         if key not in arrays:
             raise DataError(f"{path}: has no array {key!r}, only {names}; it needs 'images' and 'labels'.")
     return _arrays(str(path), arrays["images"], arrays["labels"])
+
+
+def _fewer(arrays: Arrays, samples: int | None) -> Arrays:
+    """So many of the samples at most, drawn by classes."""
+    images, labels = arrays
+    if samples is None or samples >= len(labels):
+        return arrays
+    if samples < 1:
+        raise DataError(f"npz: {samples} samples cannot be taken; give a number from 1, or leave it out for all.")
+    _, chosen = stratified_split(labels, samples / len(labels), derived_generator(0, "fewer"))
+    return images[chosen], labels[chosen]
 
 
 def _folder(path: Path, size: int | None) -> tuple[Arrays, list[str]]:

@@ -13,8 +13,9 @@ from chainfx.bitops import CrossCheck
 from chainfx.deploy import BenchReport, Latency, Lowered, Lowering
 from chainfx.ir.channels import analyse_channels
 from chainfx.linting import explain
-from chainfx.passes import PassSummary, PruneChannels, Quantize
+from chainfx.passes import Metric, PassSummary, PruneChannels, Quantize
 from chainfx.scheduler import ChainReport, plan
+from chainfx.search import Search, SearchResult, Trial
 from chainfx.study import Claim, Prediction, Status, StudyResult, shipped_design
 from tests.bitops.graphs import linear_report
 from tests.fresh import fresh
@@ -44,7 +45,8 @@ def one_of_each():
     several += [chainfx.lint([Quantize()]), explain(graph_module, x)]
     study = StudyResult(shipped_design("pairwise"), {}, (), (), Status(1, 2, 3.0, 4.0, ()))
     several += [study, study.design, study.law(), study.status]
-    several += [Claim("order matters", "paper", "some", ()), Prediction(("fuse",), (), 0, 0, {})]
+    searched = SearchResult(Search({"fuse": {"skip": [()]}}, 0), Metric(), 0.5, (Trial({}, (), 0.5, 0.0, 0.5),))
+    several += [searched, Claim("order matters", "paper", "some", ()), Prediction(("fuse",), (), 0, 0, {})]
     return [report, report.diff(report), CrossCheck(1, ()), *several]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chainfx.passes import EarlyExit, PruneChannels, Quantize
-from chainfx.study import CaseRecord, Origin, Point, StudyStore, analyse, area_under_front
+from chainfx.study import MEASURED, CaseRecord, Origin, Point, StudyStore, analyse, area_under_front
 from chainfx.study.verdicts import paired
 from tests.study.designs import tiny
 
@@ -24,10 +24,11 @@ def design(seeds=8, **changes):
     return tiny(passes=GRIDS, seeds=tuple(range(seeds)), tiers=(0.0, 0.02), **changes)
 
 
-def record(case, points, *, origin=ORIGIN, failed=None):
-    """``points``: (ratio, loss, threshold) against an original with 90 % accuracy."""
+def record(case, points, *, origin=ORIGIN, failed=None, share=None):
+    """``points``: (ratio, loss, threshold) against an original with 90 % accuracy; ``share``: of its time."""
+    measured = {} if share is None else dict.fromkeys(MEASURED, share)
     made = [
-        Point(threshold, 0.9 - loss, 0.8 - loss, {"mac_bw_ba": SIZE / ratio, "strict": SIZE / ratio**0.5})
+        Point(threshold, 0.9 - loss, 0.8 - loss, {"mac_bw_ba": SIZE / ratio, "strict": SIZE / ratio**0.5}, measured)
         for ratio, loss, threshold in points
     ]
     return CaseRecord.of(
@@ -41,8 +42,13 @@ def record(case, points, *, origin=ORIGIN, failed=None):
     )
 
 
-def filled(folder, study, gain, *, skip=lambda case: False, failed=lambda case: None, origin=lambda case: ORIGIN):
-    """A store with records of every case; ``gain(first letter, seed)`` is how much further a chain compresses."""
+def filled(
+    folder, study, gain, *, skip=lambda case: False, failed=lambda case: None, origin=lambda case: ORIGIN, timed=None
+):
+    """A store with records of every case; ``gain(first letter, seed)`` is how much further a chain compresses.
+
+    ``timed``: which share of the original's time, bytes and memory a chain takes.
+    """
     store = StudyStore.create(folder, study, "subject")
     for case in study.all_cases():
         if skip(case):
@@ -54,7 +60,8 @@ def filled(folder, study, gain, *, skip=lambda case: False, failed=lambda case: 
         if "E" in letters:
             rows = [(ratio * (2 - threshold), 0.05 * (1 - threshold), threshold) for threshold in study.thresholds[:3]]
         rows = rows if case.passes else [(1.0, 0.0, None)]
-        store.keep(record(case, rows, failed=failed(case), origin=origin(case)))
+        share = None if timed is None else (timed(letters) if case.passes else 1.0)
+        store.keep(record(case, rows, failed=failed(case), origin=origin(case), share=share))
     return store
 
 

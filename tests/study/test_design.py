@@ -1,11 +1,12 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import yaml
 
 from chainfx.errors import CostError, StudyError
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
-from chainfx.study import ORDERS, Arm, Design, FreshStudent, load_design, shipped_design
+from chainfx.study import ORDERS, Arm, Design, FreshStudent, Subject, load_design, shipped_design
 from tests.study.designs import TINY, tiny
 
 FOUR = {
@@ -190,10 +191,22 @@ def test_shipped_designs():
     with pytest.raises(StudyError, match="there is no design 'all'; use one of pairwise, "):
         shipped_design("all")
     with pytest.raises(StudyError) as caught:
-        shipped_design("pairwise", "cifar10")
+        shipped_design("pairwise", "svhn")
     assert str(caught.value) == (
-        "no design ships for data 'cifar10'; use 'digits', or write a YAML file, see docs/study.md."
+        "no design ships for data 'svhn'; use one of 'digits', 'mnist', 'cifar10', or write a YAML file, "
+        "see docs/study.md."
     )
+
+
+def test_designs_for_data_in_files_name_the_files(tmp_path):
+    with pytest.raises(StudyError) as caught:
+        shipped_design("pairwise", "mnist")
+    assert str(caught.value) == "'mnist' is read from files; give the folder of its train.npz and test.npz."
+    images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40) % 4
+    for name in ("train", "test"):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
+    subject = Subject.of(shipped_design("pairwise", "mnist", folder=tmp_path))
+    assert subject.data.input_shape == (1, 28, 28) and len(subject.data.test) == 40
 
 
 def test_designs_are_frozen():

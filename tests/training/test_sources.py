@@ -48,6 +48,20 @@ def test_npz_with_and_without_a_test_file(tmp_path):
     assert torch.equal(data.test.images[:, 0], torch.from_numpy(IMAGES[:10, ..., 1]))
 
 
+def test_of_npz_files_some_samples_can_be_taken_by_classes(tmp_path):
+    path = tmp_path / "train.npz"
+    np.savez(path, images=IMAGES, labels=LABELS)
+    data = from_npz(path, path, samples=20, test_samples=8)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (20, 8)
+    assert data.test.labels.bincount().tolist() == [2, 2, 2, 2]
+    assert from_npz(path, path, samples=20, test_samples=8).fingerprint == data.fingerprint
+    assert from_npz(path, samples=40).fingerprint == from_npz(path).fingerprint
+    refused(
+        lambda: from_npz(path, samples=0),
+        "npz: 0 samples cannot be taken; give a number from 1, or leave it out for all.",
+    )
+
+
 def test_wrong_npz_files_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     refused(lambda: from_npz(path), f"{path}: there is no such file; give a .npz with arrays 'images' and 'labels'.")
