@@ -4,7 +4,7 @@ All tools count the same network in the same process on one thread, in turn, ``-
 does not count; the median is what stands in the table. Each is called as its documentation says, silently. A ratio
 above 1 is how many times longer a tool takes than chainfx; ``fastest`` is the quickest of the others on that network,
 either backend of ptflops included (``pytorch`` is its default). What the imports of all five left on the heap is
-frozen (:func:`gc.freeze`), and the garbage of one is collected before the next one's turn, so that each pays for its own
+frozen (:func:`gc.freeze`), and the garbage of one is collected before the next one's turn, so each pays for its own
 alone; the collector itself stays on. Memory is what the first count in a fresh process adds at its peak to what the
 process with the network in it holds, imports of the counter included.
 """

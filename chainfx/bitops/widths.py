@@ -25,7 +25,7 @@ LAYER_KEYS = names_with(Trait.LAYER)
 _TRANSPARENT = names_with(Trait.KEEPS_FORMAT)
 
 # the position of the literal ``bits`` among the arguments of each quantizer
-_BITS = {ops.quantize_weight: 1, ops.quantize_activation: 2, ops.dequantize_weight: 2}
+_BITS: dict[Any, int] = {ops.quantize_weight: 1, ops.quantize_activation: 2, ops.dequantize_weight: 2}
 
 
 @functools.lru_cache(64)
