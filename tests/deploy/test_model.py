@@ -8,7 +8,7 @@ from torch import nn
 
 import chainfx
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
-from chainfx.deploy.model import CompressedModel
+from chainfx.deploy.model import CompressedModel, _zeros
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import write_document
 from chainfx.ir.graph import ops
@@ -78,6 +78,16 @@ def test_staged_execution_gives_each_sample_the_answer_of_the_first_sure_exit(x,
     small = CompressedModel(graph_module, (x.double(),), None)
     for inputs in (x[:1].double(), x.double()):
         torch.testing.assert_close(small(inputs), Answer(graph_module)(inputs), atol=1e-12, rtol=1e-12)
+
+
+def test_a_file_may_ask_for_example_inputs_of_a_bounded_size():
+    assert _zeros([2, 3], "float32").shape == (2, 3)
+    for shape in ([2**28 + 1], [2**15, 2**15], [-1], [True]):
+        with pytest.raises(ArtifactError) as caught:
+            _zeros(shape, "uint8")
+        assert str(caught.value) == (
+            f"the saved network has an example input of shape {shape}, which is none; save it again."
+        )
 
 
 def test_samples_that_left_are_not_computed(x):

@@ -1,8 +1,9 @@
+import itertools
 import time
 
 import pytest
 
-from chainfx.deploy import BenchReport, Latency, machine_facts, time_in_turns
+from chainfx.deploy import BenchReport, Latency, machine_facts, time_in_turns, timing
 
 
 def test_percentiles_and_the_interval_of_the_median_are_those_of_the_sorted_times():
@@ -29,6 +30,24 @@ def test_calls_take_turns_until_their_time_is_over():
     assert order == ["slow"] * 3 + ["fast"] * 3 + ["slow", "fast"] * 7
     assert [(each.network, each.batch, each.calls) for each in found] == [("slow", 2, 7), ("fast", 2, 7)]
     assert found[0].p50 >= 0.03 and 0.021 <= found[1].p50 < found[0].p50
+
+
+class Clock:
+    """A clock that a call moves on, by one second and by one and a half in turns."""
+
+    def __init__(self, *seconds):
+        self.now, self.seconds = 0.0, itertools.cycle(seconds)
+
+    def call(self):
+        self.now += next(self.seconds)
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [((1.0,), 7), ((1.0, 1.03), 7), ((1.0, 1.5), 100)])
+def test_it_ends_early_if_every_median_is_known_to_three_percent(seconds, rounds, monkeypatch):
+    clock = Clock(*seconds)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
+    (found,) = time_in_turns({"net": clock.call}, 1, 124.5)
+    assert found.calls == rounds
 
 
 def test_speedups_are_ratios_of_medians_to_the_last_network():

@@ -55,6 +55,15 @@ def test_thirty_two_bits_is_exactly_the_identity():
     assert torch.equal(result.graph_module(x), graph_module(x))
 
 
+@pytest.mark.parametrize("first", [PostTrainingQuantize(4, 32), PostTrainingQuantize(32, 4)], ids=lambda one: one.label)
+def test_thirty_two_bits_take_other_widths_away(first):
+    x = images()
+    graph_module, result = quantized(small_resnet(), x, first)
+    again = Quantize(32, 32, first=32, last=32)
+    result = again.apply(result.graph_module, PassContext(graph_module, (x,), calibration=[(x,)]))
+    assert result.modified and torch.equal(result.graph_module(x), graph_module(x))
+
+
 @pytest.mark.parametrize("scheme", ["uniform", "dorefa"])
 def test_every_quantized_weight_takes_at_most_2_to_the_b_values_a_channel(scheme):
     x = images()
