@@ -4,6 +4,8 @@ CR = P / P' * 32 / b_w, where P are all parameters, those of the exit heads incl
 weight width: what chainfx calls the ``nominal`` storage. BitOpsCR of the static part is under ``mac_bw_ba``.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -22,25 +24,25 @@ VGG13, VGG_EXITS = (2, 2, 2, 2, 2), ("features_5", "features_16", "features_29")
 
 # network, student, exits behind convolution D/4-1, D/2-1 and 3D/4-1, share pruned, weight bits, printed CR, BitOpsCR
 LINES = {
-    "ResNet-34 CIFAR-10": (zoo.resnet34(), RESNET30, RESNET_EXITS, 0.40, 1, 113.850, 413.6),
-    "ResNet-34 CIFAR-100 1w8a": (zoo.resnet34(100), RESNET30, RESNET_EXITS, 0.20, 1, 64.170, 231.5),
-    "ResNet-34 CIFAR-100 4w8a": (zoo.resnet34(100), RESNET30, RESNET_EXITS, 0.15, 4, 14.209, 51.4),
-    "VGG-19 CIFAR-10": (zoo.vgg19(), VGG13, VGG_EXITS, 0.20, 1, 105.136, 350.4),
-    "VGG-19 CIFAR-100": (zoo.vgg19(100), VGG13, VGG_EXITS, 0.20, 1, 104.446, 350.3),
-    "VGG-19 SVHN": (zoo.vgg19(), VGG13, VGG_EXITS, 0.40, 1, 184.997, 624.3),
+    "ResNet-34 CIFAR-10": (zoo.resnet34, RESNET30, RESNET_EXITS, 0.40, 1, 113.850, 413.6),
+    "ResNet-34 CIFAR-100 1w8a": (partial(zoo.resnet34, 100), RESNET30, RESNET_EXITS, 0.20, 1, 64.170, 231.5),
+    "ResNet-34 CIFAR-100 4w8a": (partial(zoo.resnet34, 100), RESNET30, RESNET_EXITS, 0.15, 4, 14.209, 51.4),
+    "VGG-19 CIFAR-10": (zoo.vgg19, VGG13, VGG_EXITS, 0.20, 1, 105.136, 350.4),
+    "VGG-19 CIFAR-100": (partial(zoo.vgg19, 100), VGG13, VGG_EXITS, 0.20, 1, 104.446, 350.3),
+    "VGG-19 SVHN": (zoo.vgg19, VGG13, VGG_EXITS, 0.40, 1, 184.997, 624.3),
 }
 
 
 @pytest.mark.parametrize("line", mostly_slow(LINES, ["VGG-19 SVHN"]))
 def test_the_storage_ratio_and_the_static_bit_operations_of_the_paper(line):
-    model, depth, exits, ratio, bits, storage_ratio, bitops_ratio = LINES[line]
+    make, depth, exits, ratio, bits, storage_ratio, bitops_ratio = LINES[line]
     passes = [
         EarlyExit(exits, threshold=0.9, keep=True),
         Quantize(bits, 8),
         PruneChannels(ratio, round_to=1),
         Distill(depth=depth),
     ]
-    stages = list(run(capture(model.eval(), (X,)), plan(passes), example_inputs=(X,), trainer=FakeTrainer(X)))
+    stages = list(run(capture(make().eval(), (X,)), plan(passes), example_inputs=(X,), trainer=FakeTrainer(X)))
     assert [stage.record.name for stage in stages[1:]] == ["distill", "prune-channels", "quantize", "early-exit"]
     original, static, final = (count(stages[at].graph_module, (X,)) for at in (0, 3, 4))
     assert original.storage["nominal"] / final.storage["nominal"] == pytest.approx(storage_ratio, abs=0.005)
