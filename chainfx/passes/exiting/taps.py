@@ -54,7 +54,7 @@ def _places(graph_module: GraphModule, inputs: Sequence[Tensor]) -> tuple[dict[i
     cuts = set(_cuts(graph_module))
     for node in graph_module.graph.nodes:
         before += macs.get(node.name, 0)
-        if node in cuts and before > 0:  # no cut is behind the last layer
+        if node in cuts:
             last_with[before] = node
     return last_with, total
 
