@@ -113,7 +113,9 @@ def decode_weights(codes: Tensor, bits: int, scheme: str) -> Tensor:
     wide = codes.to(torch.int16)
     if bits > 1 and scheme == "exponential":
         places = wide - (2 ** (bits - 1) - 1)
-        return (places.sign() * 2 ** (places.abs() - 1).clamp_min(0)).to(torch.int8)
+        powers: Tensor = 2 ** (places.abs() - 1).clamp_min(0)
+        signed: Tensor = places.sign() * powers
+        return signed.to(torch.int8)
     integers = wide * 2 - greatest if bits == 1 or scheme == "dorefa" else wide - greatest
     return integers.to(torch.int8)
 
