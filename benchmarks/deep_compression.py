@@ -104,10 +104,10 @@ PLAIN = Recipe(
 )
 SHIFTED_300 = Recipe(
     "lenet_300_100",
-    epochs=40,
-    tuning=15,
+    epochs=20,
+    tuning=8,
     rate=0.1,
-    shift=2,
+    shift=1,
     chains={"60x": tight(0.94, 4, rounds=4), "9.4 kB": tight(0.965, 4, rounds=5, length=2e-5)},
 )
 SHIFTED_5 = Recipe(

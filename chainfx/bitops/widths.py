@@ -53,7 +53,8 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
         if node.op == "output" or not tensors:
             continue
         if node.op == "call_function" and node.target in _BITS:
-            formats[node] = _format_of_quantizer(node)
+            bits = literal(node, _BITS[node.target], "bits")
+            formats[node] = Format(bits, "shift" if bits > 1 and "exponential" in node.args else "int")
             continue
         if node.target is torchao_weight:  # of integers or of floats with few bits, as its codes are
             formats[node] = Format(literal(node, 2, "bits"), formats[node.all_input_nodes[0]].kind)
@@ -61,11 +62,6 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
         incoming = [formats[source] for source in _moved(graph_module, node) if source in formats]
         formats[node] = widest(incoming) if incoming else format_of_dtype(tensors[0].dtype)
     return formats
-
-
-def _format_of_quantizer(node: Node) -> Format:
-    bits = literal(node, _BITS[node.target], "bits")
-    return Format(bits, "shift" if bits > 1 and "exponential" in node.args else "int")
 
 
 def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:

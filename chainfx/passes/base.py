@@ -233,6 +233,14 @@ class Pass(abc.ABC):
             value = getattr(self, option)
             raise PassError(f"{self.info.name}: {option}={value!r} is out of range; use {allowed}.")
 
+    def _tuned_by(self, option: str, context: PassContext) -> None:
+        """Raise one sentence for an option that works while the network is tuned, if nothing will tune it."""
+        if not context.tunes:
+            raise PassError(
+                f"{self.info.name}: {option}={getattr(self, option)!r} works while the network is tuned, and there is "
+                f"no trainer; give trainer=..., or leave {option} out."
+            )
+
 
 def _options(kind: type[Pass]) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(kind)  # type: ignore[arg-type]  # Pass is no dataclass, but every concrete one is

@@ -24,10 +24,13 @@ from chainfx.passes.base import (
     is_number,
 )
 from chainfx.passes.factoring import Factor, SpatialFactors, TuckerFactors, factors_of
+from chainfx.passes.objectives import Pull
 
 __all__ = ["LowRank"]
 
 _STEPS = 60  # halvings of the interval of energies; float64 tells no more apart
+_GROWTH = 4  # of the pull, from round to round
+_WHOLE = "no rank of it is worth its error at this price"
 _Choice = tuple[Factor, ...]
 
 
@@ -46,10 +49,17 @@ class LowRank(Pass):
     ``conv1.1.weight``, ...); the bias stays where it is. Linear layers and 1x1 convolutions are cut by a singular value
     decomposition under both schemes; see :mod:`chainfx.passes.factoring.factors` for the formulas.
 
-    Exactly one of: ``energy``, the share in (0, 1] of the squared singular values that every layer keeps (the least
-    rank that does); ``macs``, the share in (0, 1) of the network's MACs that may remain: the largest energy, the same
-    for all layers, that reaches it, found by bisection on the shapes. Of the ranks that keep the energy the cheapest
-    are taken, and a layer that would not become cheaper stays whole.
+    Exactly one of ``energy``, ``macs`` and ``price``. ``energy``: the share in (0, 1] of the squared singular values
+    that every layer keeps (the least rank that does). ``macs``: the share in (0, 1) of the network's MACs that may
+    remain: the largest energy, the same for all layers, that reaches it, found by bisection on the shapes. Of the ranks
+    that keep the energy the cheapest are taken, and a layer that would not become cheaper stays whole.
+
+    ``price`` lets each layer learn its rank, by the LC algorithm (Idelbayev and Carreira-Perpinan 2020, "Low-rank
+    compression of neural nets: learning the rank of each layer"; ``scheme="spatial"``): a rank r costs ``price`` times
+    its share of the network's MACs, in units of the loss, beside ``pull / 2`` times the squared error of the weight,
+    and the rank of least sum is taken, or the whole layer. Before each of the ``rounds`` but the last the weights are
+    tuned while ``pull / 2 ||w - w_r||^2`` draws them to those of that round's ranks; the pull grows fourfold from round
+    to round. That takes a trainer.
 
     With singular values s_i, the squared error of a weight is the sum of the dropped s_i^2 (SVD, spatial), or at most
     the sum over both unfoldings (Tucker); exact where nothing but zeros is dropped. Left alone, with the reason:
@@ -72,19 +82,32 @@ class LowRank(Pass):
 
     energy: float | None = None
     macs: float | None = None
+    price: float | None = None
+    rounds: int = 1
+    pull: float = 0.01
     scheme: Literal["tucker", "spatial"] = "tucker"
     skip: tuple[str, ...] = ()
     keep: bool = False
 
     def __post_init__(self) -> None:
-        if (self.energy is None) == (self.macs is None):
-            said = "neither is" if self.energy is None else "both are"
-            raise PassError(f"low-rank: give exactly one of energy and macs; {said} given.")
+        given = [name for name in ("energy", "macs", "price") if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} are" if given else "none is"
+            raise PassError(f"low-rank: give exactly one of energy, macs and price; {said} given.")
         for option, most in (("energy", "up to 1"), ("macs", "below 1")):
             value = getattr(self, option)
             fits = value is None or (is_number(value, 0) and 0 < value <= 1 and (value < 1 or option == "energy"))
             self._check(fits, option, f"a share above 0 and {most}")
         self._check(self.scheme in ("tucker", "spatial"), "scheme", "'tucker' or 'spatial'")
+        self._check(self.price is None or (is_number(self.price, 0) and self.price > 0), "price", "a number above 0")
+        self._check(type(self.rounds) is int and self.rounds >= 1, "rounds", "an integer of at least 1")
+        self._check(is_number(self.pull, 0) and self.pull > 0, "pull", "a number above 0")
+        if self.price is not None and self.scheme != "spatial":
+            raise PassError("low-rank: price learns the rank of one decomposition; use scheme='spatial' with it.")
+        if self.price is None and self.rounds > 1:
+            raise PassError(
+                f"low-rank: rounds={self.rounds!r} is for ranks that are learnt; give price, or leave it out."
+            )
         self._check(isinstance(self.skip, tuple), "skip", "a tuple of patterns")
         self._check(isinstance(self.keep, bool), "keep", "true or false")
 
@@ -94,7 +117,9 @@ class LowRank(Pass):
         return not self.keep
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
-        """Find the ranks and replace the layers; see the class."""
+        """Find the ranks and replace the layers, in the last round; see the class."""
+        if self.rounds > 1:
+            self._tuned_by("rounds", context)
         layers, skipped = select(graph_module, self.info.name, skip=self.skip)
         report = count(graph_module, context.example_inputs)  # also puts the shapes into the nodes
         working = {row.node for row in report.rows if row.macs}
@@ -103,18 +128,28 @@ class LowRank(Pass):
             reason = _obstacle(graph_module, calls, working)
             skipped += [Skipped(call.name, reason) for call in calls if reason]
             weights += [] if reason else [_weight(name, calls, self.scheme)]
-        batch = len(context.example_inputs[0])
-        energy = self._energy(weights, report.macs * batch)
+        total = report.macs * len(context.example_inputs[0])
+        if self.price is not None:
+            pull = self.pull * _GROWTH**context.round
+            choices = [weight.learnt(self.price / total, pull) for weight in weights]
+            if context.round + 1 < self.rounds:
+                return _drawn(graph_module, weights, choices, pull, tuple(skipped))
+            reasons = [_WHOLE] * len(weights)
+            profile: dict[str, Any] = {}
+        else:
+            energy = self._energy(weights, total)
+            choices = [weight.cheapest(energy) for weight in weights]
+            reasons = [_too_dear(weight, energy) for weight in weights]
+            profile = {"energy": energy}
         ranks = {}
-        for weight in weights:
-            choice = weight.cheapest(energy)
+        for weight, choice, reason in zip(weights, choices, reasons, strict=True):
             if choice is None:
-                skipped += [Skipped(call.name, _too_dear(weight, energy)) for call in weight.calls]
+                skipped += [Skipped(call.name, reason) for call in weight.calls]
             else:
                 _replace(graph_module, weight, choice)
                 ranks[weight.name] = [factor.shape[0] for factor in choice[:-1]]
         edit.tidy(graph_module)
-        profile = {"energy": energy, "ranks": ranks} if ranks else {}
+        profile = {**profile, "ranks": ranks} if ranks else {}
         return PassResult(graph_module, bool(ranks), TuneRequest() if ranks else None, tuple(skipped), profile)
 
     def _energy(self, weights: Sequence["_Weight"], total: int) -> float:
@@ -160,6 +195,17 @@ class _Weight:
         """The factors that keep ``energy`` with the fewest MACs; ``None`` if the whole layer has no more."""
         best = min(self.factors.choices(energy), key=self.macs, default=None)
         return best if best is not None and self.macs(best) < self.whole() else None
+
+    def learnt(self, price: float, pull: float) -> _Choice | None:
+        """The factors of the rank that costs least, MACs at ``price`` each and the error; ``None`` for all of it."""
+        assert isinstance(self.factors, SpatialFactors)
+        ranks = [self.factors.of_rank(rank) for rank in range(1, len(self.factors.dropped))]
+        costs = [
+            price * self.macs(choice) + pull / 2 * float(error)
+            for choice, error in zip(ranks, self.factors.dropped[1:], strict=True)
+        ]
+        best = min(range(len(ranks)), key=costs.__getitem__)
+        return ranks[best] if costs[best] < price * self.whole() else None
 
     def saved(self, energy: float) -> int:
         """How many MACs go at ``energy``."""
@@ -227,6 +273,23 @@ def _macs(call: Layer, choice: _Choice) -> int:
         sizes = [result[axis - axes] if mine else sizes[axis] for axis, mine in enumerate(factor.axes)]
         total += lead * math.prod(sizes) * math.prod(factor.shape)
     return total
+
+
+def _drawn(
+    graph_module: GraphModule,
+    weights: Sequence[_Weight],
+    choices: Sequence[_Choice | None],
+    pull: float,
+    skipped: tuple[Skipped, ...],
+) -> PassResult:
+    """The network as it is, with a request to draw the weights to those of the ranks that were chosen."""
+    targets = {}
+    for weight, choice in zip(weights, choices, strict=True):
+        if choice is not None and isinstance(weight.factors, SpatialFactors):
+            old = edit.get_tensor(graph_module, weight.name)
+            targets[weight.name] = weight.factors.nearest(choice[0].shape[0]).to(old), torch.ones_like(old)
+    penalties = (Pull(targets, pull),) if targets else ()
+    return PassResult(graph_module, False, TuneRequest(penalties=penalties) if weights else None, skipped)
 
 
 def _too_dear(weight: _Weight, energy: float) -> str:

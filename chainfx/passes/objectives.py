@@ -3,16 +3,18 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from chainfx.errors import InputError
+from chainfx.ir.graph import edit
 
-__all__ = ["Objective", "Penalty", "Schedule", "TuneRequest", "Tunings"]
+__all__ = ["Objective", "Penalty", "Pull", "Schedule", "TuneRequest", "Tunings"]
 
 EVERY = "*"
 """The key of options for every pass of a chain."""
@@ -45,6 +47,32 @@ class Penalty(abc.ABC):
         own parameters trained with those of the network, without weight decay; they are dropped afterwards. It must
         not hold the network as a submodule.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class Pull(Penalty):
+    """What draws weights to given values: half the squared distance, times ``strength``.
+
+    ``targets``: by the path of a weight the value that it is drawn to, and which elements are; they follow from the
+    options of the pass and the network that it works on, by which the stage is known.
+    """
+
+    targets: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
+    strength: float
+
+    def term(self, graph_module: GraphModule) -> Callable[[], Tensor]:
+        """The penalty of a network whose weights are at these paths."""
+        drawn = [
+            (weight, target.to(weight.device), kept.to(weight.device))
+            for path, (target, kept) in self.targets.items()
+            for weight in (edit.get_tensor(graph_module, path),)
+        ]
+
+        def penalty() -> Tensor:
+            errors = [((weight - target) * kept).square().sum() for weight, target, kept in drawn]
+            return self.strength / 2 * torch.stack(errors).sum()
+
+        return penalty
 
 
 def _check(value: Any, holds: bool, option: str, allowed: str) -> None:

@@ -56,7 +56,7 @@ class PruneWeights(Pass):
     deviation of its layer as the network came. It pulls small weights to 0 and leaves large ones alone, as sparse
     variational dropout does, whose divergence has this form (Molchanov et al. 2017, arXiv 1701.05369, with the noise
     held at d). Of n training samples, ``0.69 / n`` weighs the code against the data as equals. It is worth more than
-    any coder behind it.
+    any coder behind it, and takes a trainer.
 
     ``scale_dropout`` multiplies the rate of each ``nn.Dropout`` that a layer reads by the square root of the share of
     its weights that stay (Han et al. 2015, sec. 3.3): fewer weights need less of it.
@@ -131,6 +131,8 @@ class PruneWeights(Pass):
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Rank the weights and put the masks of this round in place; see the class."""
+        if self.length:
+            self._tuned_by("length", context)
         layers, skipped = select(graph_module, self.info.name, skip=self.skip)
         reached = 1 - (1 - (context.round + 1) / self.rounds) ** 3
         weights = []

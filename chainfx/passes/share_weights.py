@@ -1,7 +1,7 @@
 """Weight sharing: the weights of a layer become entries of a small codebook, and the codebook is what trains."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, final
 
@@ -24,7 +24,7 @@ from chainfx.passes.base import (
     TuneRequest,
     is_number,
 )
-from chainfx.passes.objectives import Penalty
+from chainfx.passes.objectives import Pull
 from chainfx.passes.sharing import INITS, Init, Values, allocate, cluster, members
 
 __all__ = ["ShareWeights"]
@@ -51,12 +51,14 @@ class ShareWeights(Pass):
 
     ``rounds`` over 1 refreshes the places: after each round but the last the weights themselves are tuned, drawn to
     their entries by ``pull / 2 ||w - C_I||^2`` beside the loss, and clustered anew; the pull grows fourfold from round
-    to round (Carreira-Perpinan and Idelbayev 2017, arXiv 1707.04319, with one learning step a round).
+    to round (Carreira-Perpinan and Idelbayev 2017, arXiv 1707.04319, with one learning step a round). That takes a
+    trainer.
 
     ``bits``: of the places, 1 to 8. ``budget`` in its stead: a mean number of bits for each weight that is not masked,
     codebooks of 32-bit floats included; bits of 1 to 8 for each codebook are then chosen so that the sum over the
     codebooks of squared error / sum of squares is least, by an exact solver. ``groups``: patterns of layers; those that
-    a pattern matches have one codebook together. ``biases``: biases get codebooks of ``bits`` too. ``skip``: patterns
+    a pattern matches have one codebook together. ``biases``: biases get codebooks of ``bits`` too, those of more than
+    ``2**bits`` finite numbers; the others are named in ``skipped``. ``skip``: patterns
     (``fnmatch``) of layers to leave alone.
 
     Masked weights are in no codebook: the mask stays on top of the look-up, zeros stay zeros, and a later quantizer
@@ -102,6 +104,8 @@ class ShareWeights(Pass):
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Cluster the weights; put the codebooks in place in the last round, and draw the weights to them before."""
+        if self.rounds > 1:
+            self._tuned_by("rounds", context)
         layers, skipped = select(graph_module, self.info.name, skip=self.skip)
         weights = []
         for weight in _weights(layers):
@@ -112,13 +116,13 @@ class ShareWeights(Pass):
         bits = self._bits_of(groups)
         books = [self._book(group, width, context) for group, width in zip(groups, bits, strict=True)]
         if context.round + 1 < self.rounds:
-            pull = _Pull(_targets(groups, books), self.pull * _GROWTH**context.round)
+            pull = Pull(_targets(groups, books), self.pull * _GROWTH**context.round)
             return PassResult(graph_module, False, TuneRequest(penalties=(pull,)) if weights else None)
         for group, book in zip(groups, books, strict=True):
             _put(graph_module, group, book)
         profile = {weight.path: width for group, width in zip(groups, bits, strict=True) for weight in group}
         if self.biases:
-            self._share_biases(graph_module, layers, context)
+            skipped += self._share_biases(graph_module, layers, context)
         edit.tidy(graph_module)
         request = TuneRequest() if weights else None
         return PassResult(graph_module, bool(weights), request, tuple(skipped), {"bits": profile})
@@ -169,20 +173,27 @@ class ShareWeights(Pass):
         seed = context.rng(f"share-weights {name}").initial_seed() % 2**63
         return cluster(Values.of(values), entries, self.init, np.random.default_rng(seed))
 
-    def _share_biases(self, graph_module: GraphModule, layers: Sequence[Layer], context: PassContext) -> None:
-        """Give each bias that is a stored tensor of more values than entries a codebook of its own."""
+    def _share_biases(
+        self, graph_module: GraphModule, layers: Sequence[Layer], context: PassContext
+    ) -> Iterator[Skipped]:
+        """Give each bias that is a stored tensor of more values than entries a codebook; the others, with reasons."""
         done: dict[str, tuple[str, str]] = {}
         for layer in layers:
             if layer.bias is None or layer.bias_read is not layer.bias:
                 continue
             path = str(layer.bias.target)
             bias = edit.get_tensor(graph_module, path).detach()
-            if path not in done and bias.numel() > 2**self.bits and bool(bias.isfinite().all()):
+            if bias.numel() <= 2**self.bits:
+                yield Skipped(path, f"its {bias.numel()} numbers are no more than the {2**self.bits} of a codebook")
+                continue
+            if not bool(bias.isfinite().all()):
+                yield Skipped(path, "it is not finite everywhere")
+                continue
+            if path not in done:
                 book = self._clustered(_numbers(bias), 2**self.bits, path, context)
                 done[path] = _stored(graph_module, path, members(_numbers(bias), book), book, bias)
-            if path in done:
-                with layer.node.graph.inserting_before(layer.node):
-                    layer.node.update_arg(2, _look_up(layer, *done[path]))
+            with layer.node.graph.inserting_before(layer.node):
+                layer.node.update_arg(2, _look_up(layer, *done[path]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,32 +209,6 @@ class _Weight:
     def path(self) -> str:
         """The path of the first layer that reads it."""
         return layer_path(self.name)
-
-
-@dataclass(frozen=True, eq=False)
-class _Pull(Penalty):
-    """What draws weights to the entries of their codebooks: half the squared distance, times ``strength``.
-
-    ``targets``: by the path of a weight the value that it is drawn to, and which elements are; they follow from the
-    options of the pass and the network that it works on, by which the stage is known.
-    """
-
-    targets: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
-    strength: float
-
-    def term(self, graph_module: GraphModule) -> Callable[[], Tensor]:
-        """The penalty of a network whose weights are at these paths."""
-        drawn = [
-            (weight, target.to(weight.device), kept.to(weight.device))
-            for path, (target, kept) in self.targets.items()
-            for weight in (edit.get_tensor(graph_module, path),)
-        ]
-
-        def penalty() -> Tensor:
-            errors = [((weight - target) * kept).square().sum() for weight, target, kept in drawn]
-            return self.strength / 2 * torch.stack(errors).sum()
-
-        return penalty
 
 
 def _weights(layers: Sequence[Layer]) -> Iterator[_Weight]:

@@ -19,6 +19,7 @@ from chainfx.passes.factoring.factors import SpatialFactors, TuckerFactors, drop
 from chainfx.passes.low_rank import LowRank
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.testing import check_pass
+from chainfx.training import Trainer, digits
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
 
@@ -364,8 +365,13 @@ def test_info():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give exactly one of energy and macs; neither is given."),
-        ({"energy": 0.5, "macs": 0.5}, "give exactly one of energy and macs; both are given."),
+        ({}, "give exactly one of energy, macs and price; none is given."),
+        ({"energy": 0.5, "macs": 0.5}, "give exactly one of energy, macs and price; energy and macs are given."),
+        ({"price": 0, "scheme": "spatial"}, "price=0 is out of range; use a number above 0."),
+        ({"price": 1, "scheme": "spatial", "pull": 0}, "pull=0 is out of range; use a number above 0."),
+        ({"price": 1, "scheme": "spatial", "rounds": 0}, "rounds=0 is out of range; use an integer of at least 1."),
+        ({"price": 1}, "price learns the rank of one decomposition; use scheme='spatial' with it."),
+        ({"macs": 0.5, "rounds": 2}, "rounds=2 is for ranks that are learnt; give price, or leave it out."),
         ({"energy": 0.0}, "energy=0.0 is out of range; use a share above 0 and up to 1."),
         ({"energy": 1.5}, "energy=1.5 is out of range; use a share above 0 and up to 1."),
         ({"macs": 1.0}, "macs=1.0 is out of range; use a share above 0 and below 1."),
@@ -397,3 +403,75 @@ def test_weights_that_are_not_finite():
     assert str(caught.value) == (
         "low-rank: the weight 'conv1.weight' is not finite everywhere; train the network again before factorising."
     )
+
+
+@pytest.fixture
+def spectra():
+    """Two linear layers with singular values 8, 4, 2, 1, ...; together they take 2 x 16 x 16 MACs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False)).double()
+    for layer, largest in ((model[0], 8.0), (model[2], 80.0)):
+        left, right = (torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q for _ in range(2))
+        values = largest * 0.5 ** torch.arange(16, dtype=torch.float64)
+        layer.weight.data.copy_(left * values @ right)
+    return model, torch.randn(3, 16, dtype=torch.float64)
+
+
+def learnt(pull, price, largest):
+    """The rank of least cost: rank r takes 32 r of all 512 MACs, and drops the squares of all values behind."""
+    squares = [(largest * 0.5**place) ** 2 for place in range(16)]
+    costs = {rank: price * 32 * rank / 512 + pull / 2 * sum(squares[rank:]) for rank in range(1, 17)}
+    best = min(costs, key=costs.get)
+    return best if costs[best] < price * 256 / 512 else None
+
+
+@pytest.mark.parametrize(("price", "pull"), [(0.1, 0.01), (1.0, 0.01), (10.0, 0.01), (1.0, 1.0)])
+def test_learnt_ranks_are_those_of_least_price_and_error(spectra, price, pull):
+    _, result = applied(LowRank(price=price, pull=pull, scheme="spatial", keep=True), *spectra)
+    expected = {"0.weight": learnt(pull, price, 8.0), "2.weight": learnt(pull, price, 80.0)}
+    assert expected["0.weight"] is None or expected["0.weight"] < (expected["2.weight"] or 16)
+    assert result.profile["ranks"] == {name: [rank] for name, rank in expected.items() if rank}
+    whole = [name for name, rank in expected.items() if not rank]
+    assert [item.reason for item in result.skipped] == ["no rank of it is worth its error at this price"] * len(whole)
+
+
+def test_rounds_draw_the_weights_to_the_nearest_of_their_rank_before_they_are_cut(spectra):
+    model, x = spectra
+    graph_module, one = graph_of(model, x), LowRank(price=1.0, rounds=2, pull=0.01, scheme="spatial")
+    context = PassContext(graph_module, (x,), tunes=True)
+    before = str(graph_module.graph)
+    result = one.apply(graph_module, context)
+    assert not result.modified and str(result.graph_module.graph) == before
+    (penalty,) = result.tune.penalties
+    dropped = 0.0
+    for largest in (8.0, 80.0):
+        rank = learnt(0.01, 1.0, largest) or 16
+        dropped += sum((largest * 0.5**place) ** 2 for place in range(rank, 16))
+    assert float(penalty.term(graph_module)().detach()) == pytest.approx(0.01 / 2 * dropped)
+    last = one.apply(graph_module, PassContext(graph_module, (x,), tunes=True, round=1))
+    expected = {"0.weight": learnt(0.04, 1.0, 8.0), "2.weight": learnt(0.04, 1.0, 80.0)}
+    assert last.profile["ranks"] == {name: [rank] for name, rank in expected.items() if rank}
+    assert last.modified and last.tune.penalties == ()
+    with pytest.raises(PassError) as caught:
+        applied(one, model, x)
+    assert str(caught.value) == (
+        "low-rank: rounds=2 works while the network is tuned, and there is no trainer; give trainer=..., or leave "
+        "rounds out."
+    )
+
+
+@pytest.mark.slow
+def test_a_rank_is_learnt_where_none_would_pay_at_once():
+    data = digits()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    trainer, stages = Trainer(data, epochs=3, fine_tune_scale=1.0), []
+    before = trainer.fit(net)
+    for rounds, pull in ((1, 0.64), (4, 0.01)):  # the last round has the same pull
+        chain = [LowRank(price=1.0, rounds=rounds, pull=pull, scheme="spatial")]
+        inputs = data.example_inputs(2)
+        chainfx.compile(net, chain, example_inputs=inputs, trainer=trainer, on_stage=stages.append, warn_drop=None)
+    at_once, learnt = (each.record for each in stages[1::2])
+    assert "ranks" not in at_once.profile
+    assert learnt.profile["rounds"][3]["ranks"]["1.weight"][0] < 20
+    assert learnt.metric > before - 0.02

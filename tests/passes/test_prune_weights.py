@@ -325,15 +325,21 @@ def test_rounds_before_the_last_are_tuned_for_few_bits():
     one = PruneWeights(0.5, rounds=3, length=2.0, skip=("[!f]*",))
     precision = 0.05 * float(edit.get_tensor(graph_module, "fc.weight").detach().std())
     entry = copy.deepcopy(graph_module)
-    applied_to, result = applied(one, None, x, graph_module=graph_module, entry=entry)
+    applied_to, result = applied(one, None, x, graph_module=graph_module, entry=entry, tunes=True)
     weight = edit.get_tensor(applied_to, "fc.weight")
     with torch.no_grad():
         weight.fill_(precision)
     assert float(result.tune.penalties[0].term(applied_to)().detach()) == pytest.approx(
         2.0 * weight.numel() / 2, rel=1e-4
     )
-    _, last = applied(one, None, x, graph_module=applied_to, entry=entry, round=2)
+    _, last = applied(one, None, x, graph_module=applied_to, entry=entry, round=2, tunes=True)
     assert last.tune.penalties == ()
+    with pytest.raises(PassError) as caught:
+        applied(one, None, x, graph_module=graph_module, entry=entry)
+    assert str(caught.value) == (
+        "prune-weights: length=2.0 works while the network is tuned, and there is no trainer; give trainer=..., or "
+        "leave length out."
+    )
 
 
 def test_dropout_goes_down_with_the_root_of_the_weights_that_stay():

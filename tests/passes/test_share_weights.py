@@ -15,9 +15,10 @@ from chainfx.passes import PassContext, PruneChannels, PruneWeights, Quantize, S
 from tests.nets import graph_of, images, small_resnet
 
 
-def applied(one, graph_module, x, round=0):
+def applied(one, graph_module, x, round=0, tunes=True):
     graph_module = copy.deepcopy(graph_module)
-    result = one.apply(graph_module, PassContext(graph_module, (x,), calibration=[(x,)], round=round))
+    context = PassContext(graph_module, (x,), calibration=[(x,)], round=round, tunes=tunes)
+    result = one.apply(graph_module, context)
     verify(result.graph_module, (x,))
     return result.graph_module, result
 
@@ -93,6 +94,29 @@ def test_rounds_draw_the_weights_to_their_entries_before_these_stand(vectors):
     assert torch.allclose(penalty_of(applied(one, graph_module, x, 1)[1], graph_module), error)
     last, result = applied(one, graph_module, x, 2)
     assert result.modified and result.tune.penalties == () and facts_of(last).codebooks
+
+
+def test_rounds_without_a_trainer_are_one_sentence(vectors):
+    with pytest.raises(PassError) as caught:
+        applied(ShareWeights(2, rounds=3), *vectors, tunes=False)
+    assert str(caught.value) == (
+        "share-weights: rounds=3 works while the network is tuned, and there is no trainer; give trainer=..., or leave "
+        "rounds out."
+    )
+
+
+def test_biases_that_have_no_codebook_are_named(vectors):
+    graph_module, x = vectors
+    with torch.no_grad():
+        graph_module.get_parameter("2.bias")[0] = torch.inf
+    _, result = applied(ShareWeights(4, biases=True), graph_module, x)
+    sizes = {layer.path: layer.bias.target for layer in layers_of(graph_module)}
+    assert [(item.node, item.reason) for item in result.skipped] == [
+        (sizes["0"], "its 12 numbers are no more than the 16 of a codebook"),
+        (sizes["2"], "its 5 numbers are no more than the 16 of a codebook"),
+    ]
+    _, result = applied(ShareWeights(2, biases=True), graph_module, x)
+    assert [(item.node, item.reason) for item in result.skipped] == [("2.bias", "it is not finite everywhere")]
 
 
 def test_a_budget_gives_bits_to_the_layer_that_needs_them(vectors):

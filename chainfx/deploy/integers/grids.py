@@ -112,9 +112,10 @@ def decode_weights(codes: Tensor, bits: int, scheme: str) -> Tensor:
     greatest = weight_range(bits, scheme)
     wide = codes.to(torch.int16)
     if bits > 1 and scheme == "exponential":
-        places: Tensor = wide - (2 ** (bits - 1) - 1)
-        sizes: Tensor = 2 ** (places.abs() - 1).clamp_min(0)
-        return (places.sign() * sizes).to(torch.int8)
+        places = wide - (2 ** (bits - 1) - 1)
+        powers: Tensor = 2 ** (places.abs() - 1).clamp_min(0)
+        signed: Tensor = places.sign() * powers
+        return signed.to(torch.int8)
     integers = wide * 2 - greatest if bits == 1 or scheme == "dorefa" else wide - greatest
     return integers.to(torch.int8)
 

@@ -76,11 +76,19 @@ class SpatialFactors:
 
     def choices(self, energy: float) -> list[tuple[Factor, ...]]:
         """The factors that keep ``energy``."""
+        return [self.of_rank(rank_for(self.dropped, energy))]
+
+    def of_rank(self, rank: int) -> tuple[Factor, ...]:
+        """The factors of a rank."""
         outputs, inputs = self._weight.shape[:2]
-        rank = rank_for(self.dropped, energy)
         one, other = self._sizes()
         rest = tuple(not mine for mine in self.first)
-        return [(Factor((rank, inputs, *one), self.first), Factor((outputs, rank, *other), rest))]
+        return Factor((rank, inputs, *one), self.first), Factor((outputs, rank, *other), rest)
+
+    def nearest(self, rank: int) -> Tensor:
+        """The weight of that rank that is nearest (float64)."""
+        first, second = self.weights(self.of_rank(rank))
+        return torch.einsum("or...,ri...->oi...", second, first)
 
     def weights(self, factors: tuple[Factor, ...]) -> list[Tensor]:
         """The values of the factors (float64); the singular values are shared out evenly."""
