@@ -14,6 +14,7 @@ from chainfx.study import (
     CaseRecord,
     Design,
     Endpoint,
+    RayCluster,
     StudyResult,
     StudyStore,
     Subject,
@@ -59,6 +60,9 @@ def run(
         bool, typer.Option("--measured", help="Also measure latency, bytes and memory of each point.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Run on a Ray cluster: its address, or 'local' for one of --workers CPUs.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after the stage in flight when they are over.")] = None,
     records_only: Annotated[bool, typer.Option("--records-only", help="Delete the networks when it is done.")] = False,
     law: Law = None,
@@ -79,7 +83,10 @@ def run(
     if not as_json:
         typer.echo(f"{chosen}\n{_of_data(chosen, subject)}\n")
     try:
-        done = run_study(chosen, store, subject=subject, workers=workers, minutes=minutes, watcher=_Teller(as_json))
+        cluster = None if ray is None else RayCluster(address=None if ray == "local" else ray)
+        done = run_study(
+            chosen, store, subject=subject, workers=workers, minutes=minutes, watcher=_Teller(as_json), ray=cluster
+        )
     except KeyboardInterrupt as error:
         error.add_note(f"finished stages and records are kept in {store}; the same command goes on after them")
         raise

@@ -12,6 +12,7 @@ from chainfx.study.claims import CLAIMS, Claim, ClaimTest, claims_on
 from chainfx.study.design import Case, Design, Endpoint, load_design
 from chainfx.study.fronts import area_under_front, front_of
 from chainfx.study.measuring import MEASURED
+from chainfx.study.on_ray import RayCluster
 from chainfx.study.order_law import LawEdge, MeasuredLaw
 from chainfx.study.orders import ORDERS, Arm, Comparison
 from chainfx.study.points import Point
@@ -59,6 +60,7 @@ __all__ = [
     "PairPrediction",
     "Point",
     "Prediction",
+    "RayCluster",
     "Recovery",
     "Status",
     "StrengthVerdict",
