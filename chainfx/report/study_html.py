@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 
 from chainfx.report.study import endpoint_text, law_text, outcome_text
+from chainfx.report.study_sensitivity import sensitivity_html
 from chainfx.report.text_tables import times
 from chainfx.study import Arm, ArmPoint, Claim, Comparison, StudyResult, Verdict, claims_on, front_of
 
@@ -15,13 +16,15 @@ __all__ = ["result_html"]
 _STYLE = """\
 body {font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; background: #fff}
 pre {white-space: pre-wrap; overflow-wrap: anywhere}
-table {border-collapse: collapse} td, th {padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #ddd}
-.wide {overflow-x: auto}
+table {border-collapse: collapse}
+td, th {padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap}
+.wide {overflow-x: auto} .map {margin: 0 0 1rem} .map caption {text-align: left; padding: .2rem 0}
 .plots {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem}
 figure {margin: 0} svg {width: 100%; height: auto} svg text {font-size: 11px; fill: #444}
-.first {fill: #0072b2; stroke: #0072b2} .second {fill: #d55e00; stroke: #d55e00} .alone {fill: #999; stroke: #999}
-circle {fill-opacity: .35; stroke: none; cursor: pointer} circle:hover {fill-opacity: 1}
-polyline {fill: none; stroke-width: 2} line {stroke: #ddd}
+.first {fill: #0072b2; stroke: #0072b2; color: #0072b2} .second {fill: #d55e00; stroke: #d55e00; color: #d55e00}
+.alone {fill: #999; stroke: #999} line {stroke: #ddd}
+polyline[class] {fill: none; stroke-width: 2; pointer-events: none}
+circle[class] {fill-opacity: .35; stroke: none; cursor: pointer} circle[class]:hover {fill-opacity: 1}
 #recipe {position: sticky; bottom: 0; background: #f4f4f4; padding: .5rem; margin: 0}
 """
 _SCRIPT = """\
@@ -44,6 +47,7 @@ def result_html(result: StudyResult) -> str:
             _table(verdicts, result.design.tiers),
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
             f'<div class="plots">{plots}</div>',
+            sensitivity_html(result, training),
         ]
     claims = claims_on([result])
     parts += [
@@ -130,7 +134,7 @@ class _Axes:
         for part in range(5):
             loss = self.reference * part / 4
             parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{self.y(loss):.1f}" y2="{self.y(loss):.1f}"/>')
-            parts.append(f'<text x="{_LEFT - 4}" y="{self.y(loss) + 4:.1f}" text-anchor="end">{-loss:.1%}</text>')
+            parts.append(f'<text x="{_LEFT - 4}" y="{self.y(loss) + 4:.1f}" text-anchor="end">{0 - loss:.1%}</text>')
         label = f"{self.what}: times less than the original; accuracy against it"
         parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{escape(label)}</text>')
         return "".join(parts)

@@ -32,9 +32,9 @@ from chainfx.study.sensitivity import StrengthVerdict, strengths_of
 from chainfx.study.shipped import shipped_design
 from chainfx.study.statistics import Decision, decide, detectable, least_p
 from chainfx.study.store import StudyStore
-from chainfx.study.students import FreshStudent, Recovery, UntaughtStudent
+from chainfx.study.students import ContrastedStudent, FreshStudent, Recovery, UntaughtStudent
 from chainfx.study.subject import Subject
-from chainfx.study.tuning import StudyTrainer, Tuning
+from chainfx.study.tuning import StudyTrainer, Training, Tuning
 from chainfx.study.verdicts import Verdict
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Claim",
     "ClaimTest",
     "Comparison",
+    "ContrastedStudent",
     "Decision",
     "Design",
     "Endpoint",
@@ -68,6 +69,7 @@ __all__ = [
     "StudyStore",
     "StudyTrainer",
     "Subject",
+    "Training",
     "Tuning",
     "UntaughtStudent",
     "Verdict",

@@ -88,7 +88,7 @@ def _family(
     design: Design, found: Mapping[int, Found], training: Training, family: Sequence[Comparison]
 ) -> list[Verdict]:
     arms = [arms_of(design, found, training, each, "accuracy", design.cost) for each in family]
-    differences = [paired(each.first, each.second, design.reference) for each in arms]
+    differences = [_informed(each, paired(each.first, each.second, design.reference), design) for each in arms]
     decisions = decide(differences, math.log10(1 + design.margin), design.alpha, design.test)
     return [_verdict(design, found, training, *each) for each in zip(family, arms, differences, decisions, strict=True)]
 
@@ -121,6 +121,12 @@ def _verdict(
         tiers={tier: (_best(arms.first, tier), _best(arms.second, tier)) for tier in design.tiers},
         also=also,
     )
+
+
+def _informed(arms: _Arms, differences: Array, design: Design) -> Array:
+    """The differences, none if no seed has a point of either arm that counts: two empty fronts are not equivalent."""
+    some = [area_under_front(np.concatenate(each), design.reference) > 0 for each in (*arms.first, *arms.second)]
+    return differences if any(some) else differences[:0]
 
 
 def paired(first: Sequence[Sequence[Array]], second: Sequence[Sequence[Array]], reference: float) -> Array:

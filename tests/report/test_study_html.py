@@ -59,3 +59,13 @@ def test_the_command_writes_the_page(folder, page, tmp_path):
         and f"StudyError: --output '{tmp_path}' cannot be written: it is a folder; name a file in a folder that exists."
         in failed.output
     )
+
+
+def test_maps_say_which_order_is_better_at_which_strengths(page):
+    maps = re.findall(r'<table class="map">.*?</table>', page)
+    captions = [re.search(r"<caption>(.*?)</caption>", each)[1] for each in maps]
+    assert captions[0] == "prune-channels (rows) before quantize (columns)" and len(captions) == 3
+    cells = re.findall(r'<td style="background: rgba\(([\d, ]+), ([\d.]+)\)">(.*?)</td>', maps[0])
+    assert len(cells) == 4 and {colour for colour, _, _ in cells} == {"0, 114, 178"}
+    assert all(text.endswith(" better") and float(text.split()[0]) > 1 for _, _, text in cells)
+    assert re.findall(r"<tr><th>(.*?)</th>", maps[0]) == ["", "ratio=0.25", "ratio=0.5"]
