@@ -36,7 +36,7 @@ study_app = typer.Typer(no_args_is_help=True, help="Measure in what order passes
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Data = Annotated[str, typer.Option(help="What a design that ships is run on: digits, mnist or cifar10.")]
+Data = Annotated[str, typer.Option(help="What a shipped design is run on: digits, diabetes, mnist or cifar10.")]
 DataFolder = Annotated[
     Path | None, typer.Option("--folder", help="Where train.npz and test.npz of mnist or cifar10 are.")
 ]

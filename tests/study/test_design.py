@@ -194,7 +194,7 @@ def test_shipped_designs():
     with pytest.raises(StudyError) as caught:
         shipped_design("pairwise", "svhn")
     assert str(caught.value) == (
-        "no design ships for data 'svhn'; use one of 'digits', 'mnist', 'cifar10', or write a YAML file, "
+        "no design ships for data 'svhn'; use one of 'digits', 'diabetes', 'mnist', 'cifar10', or write a YAML file, "
         "see docs/study.md."
     )
 
