@@ -37,7 +37,8 @@ class Verdict:
     many times further ``first`` compresses than ``second``, on average over losses of accuracy and seeds, and
     ``interval``: the same for 95 % of resamples of seeds and configurations, fronts made anew for each. ``tiers``: by
     loss of accuracy, the median over seeds of the best ratio of each arm. ``also``: the factor with other costs or
-    other data in place of the primary ones; descriptive.
+    other data in place of the primary ones; descriptive. ``empty``: no seed has a point of either arm that counts, all
+    lose more than the reference or compress nothing, so that nothing can be decided.
     """
 
     first: str
@@ -52,6 +53,7 @@ class Verdict:
     interval: tuple[float, float]
     tiers: Mapping[float, tuple[float, float]] = field(hash=False)
     also: Mapping[str, float] = field(hash=False)
+    empty: bool = False
 
     @property
     def better(self) -> str | None:
@@ -117,6 +119,7 @@ def _verdict(
         failed=arms.failed,
         decision=decision,
         factor=_factor(differences),
+        empty=bool(arms.seeds) and not len(differences),
         interval=_interval(arms, design.reference),
         tiers={tier: (_best(arms.first, tier), _best(arms.second, tier)) for tier in design.tiers},
         also=also,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from chainfx.passes import EarlyExit, PruneChannels, Quantize
+from chainfx.report.study import outcome_text
 from chainfx.study import MEASURED, CaseRecord, Origin, Point, StudyStore, analyse, area_under_front
 from chainfx.study.verdicts import paired
 from tests.study.designs import tiny
@@ -216,4 +217,5 @@ def test_orders_that_both_lose_too_much_are_undecided_and_not_equivalent(tmp_pat
             points = tuple(dataclasses.replace(point, accuracy=0.5) for point in found.points)
             store.keep(dataclasses.replace(found, points=points))
     (pq, *_) = analyse(store).verdicts
-    assert (pq.decision.outcome, pq.factor) == ("undecided", 1.0)
+    assert (pq.decision.outcome, pq.factor, pq.empty) == ("undecided", 1.0, True)
+    assert outcome_text(pq) == "undecided (all lose too much)"
