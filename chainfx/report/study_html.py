@@ -18,7 +18,8 @@ body {font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; backgroun
 pre {white-space: pre-wrap; overflow-wrap: anywhere}
 table {border-collapse: collapse}
 td, th {padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap}
-.wide {overflow-x: auto} .map {margin: 0 0 1rem} .map caption {text-align: left; padding: .2rem 0}
+.wide {overflow-x: auto} .maps {display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0}
+.map {align-self: start} .map caption {text-align: left; padding: .2rem 0; white-space: nowrap}
 .plots {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem}
 figure {margin: 0} svg {width: 100%; height: auto} svg text {font-size: 11px; fill: #444}
 .first {fill: #0072b2; stroke: #0072b2; color: #0072b2} .second {fill: #d55e00; stroke: #d55e00; color: #d55e00}
