@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 
 from chainfx.report.study import endpoint_text, law_text, outcome_text
+from chainfx.report.study_dag import dag_svg
 from chainfx.report.study_sensitivity import sensitivity_html
 from chainfx.report.text_tables import times
 from chainfx.study import Arm, ArmPoint, Claim, Comparison, StudyResult, Verdict, claims_on, front_of
@@ -23,6 +24,8 @@ td, th {padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #ddd; w
 .plots {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem}
 figure {margin: 0} svg {width: 100%; height: auto} svg text {font-size: 11px; fill: #444}
 .first {fill: #0072b2; stroke: #0072b2; color: #0072b2} .second {fill: #d55e00; stroke: #d55e00; color: #d55e00}
+.dag rect {fill: #fff; stroke: #444} .dag path {fill: none; stroke-width: 2}
+.measured {stroke: #222; fill: #222} .cited {stroke: #999; fill: #999; stroke-dasharray: 5 4}
 .alone {fill: #999; stroke: #999} line {stroke: #ddd}
 polyline[class] {fill: none; stroke-width: 2; pointer-events: none}
 circle[class] {fill-opacity: .35; stroke: none; cursor: pointer} circle[class]:hover {fill-opacity: 1}
@@ -46,6 +49,7 @@ def result_html(result: StudyResult) -> str:
         parts += [
             f"<h2>training: {training}</h2>",
             _table(verdicts, result.design.tiers),
+            f'<div class="wide">{dag_svg(result.law(training))}</div>',
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
             f'<div class="plots">{plots}</div>',
             sensitivity_html(result, training),
