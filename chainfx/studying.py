@@ -14,6 +14,7 @@ from chainfx.study import (
     CaseRecord,
     Design,
     Endpoint,
+    RayCluster,
     StudyResult,
     StudyStore,
     Subject,
@@ -35,7 +36,7 @@ study_app = typer.Typer(no_args_is_help=True, help="Measure in what order passes
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Data = Annotated[str, typer.Option(help="What a design that ships is run on: digits, mnist or cifar10.")]
+Data = Annotated[str, typer.Option(help="What a shipped design is run on: digits, diabetes, mnist or cifar10.")]
 DataFolder = Annotated[
     Path | None, typer.Option("--folder", help="Where train.npz and test.npz of mnist or cifar10 are.")
 ]
@@ -59,6 +60,9 @@ def run(
         bool, typer.Option("--measured", help="Also measure latency, bytes and memory of each point.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Run on a Ray cluster: its address, or 'local' for one of --workers CPUs.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after the stage in flight when they are over.")] = None,
     records_only: Annotated[bool, typer.Option("--records-only", help="Delete the networks when it is done.")] = False,
     law: Law = None,
@@ -79,7 +83,10 @@ def run(
     if not as_json:
         typer.echo(f"{chosen}\n{_of_data(chosen, subject)}\n")
     try:
-        done = run_study(chosen, store, subject=subject, workers=workers, minutes=minutes, watcher=_Teller(as_json))
+        cluster = None if ray is None else RayCluster(address=None if ray == "local" else ray)
+        done = run_study(
+            chosen, store, subject=subject, workers=workers, minutes=minutes, watcher=_Teller(as_json), ray=cluster
+        )
     except KeyboardInterrupt as error:
         error.add_note(f"finished stages and records are kept in {store}; the same command goes on after them")
         raise

@@ -113,7 +113,9 @@ def outcome_text(verdict: Verdict) -> str:
     """The verdict in words."""
     decision = verdict.decision
     text = f"{verdict.better} better" if verdict.better else decision.outcome
-    if decision.outcome == "undecided":
+    if verdict.empty:
+        text += " (all lose too much)"
+    elif decision.outcome == "undecided":
         text += " (more than 1,000 seeds)" if decision.more_seeds is None else f" (+{decision.more_seeds} seeds)"
     return text if verdict.primary else f"{text}, descriptive"
 

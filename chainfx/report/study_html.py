@@ -7,6 +7,8 @@ from html import escape
 import numpy as np
 
 from chainfx.report.study import endpoint_text, law_text, outcome_text
+from chainfx.report.study_dag import dag_svg
+from chainfx.report.study_sensitivity import sensitivity_html
 from chainfx.report.text_tables import times
 from chainfx.study import Arm, ArmPoint, Claim, Comparison, StudyResult, Verdict, claims_on, front_of
 
@@ -15,13 +17,18 @@ __all__ = ["result_html"]
 _STYLE = """\
 body {font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; background: #fff}
 pre {white-space: pre-wrap; overflow-wrap: anywhere}
-table {border-collapse: collapse} td, th {padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #ddd}
-.wide {overflow-x: auto}
+table {border-collapse: collapse}
+td, th {padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap}
+.wide {overflow-x: auto} .maps {display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0}
+.map {align-self: start} .map caption {text-align: left; padding: .2rem 0; white-space: nowrap}
 .plots {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem}
 figure {margin: 0} svg {width: 100%; height: auto} svg text {font-size: 11px; fill: #444}
-.first {fill: #0072b2; stroke: #0072b2} .second {fill: #d55e00; stroke: #d55e00} .alone {fill: #999; stroke: #999}
-circle {fill-opacity: .35; stroke: none; cursor: pointer} circle:hover {fill-opacity: 1}
-polyline {fill: none; stroke-width: 2} line {stroke: #ddd}
+.first {fill: #0072b2; stroke: #0072b2; color: #0072b2} .second {fill: #d55e00; stroke: #d55e00; color: #d55e00}
+.dag rect {fill: #fff; stroke: #444} .dag path {fill: none; stroke-width: 2}
+.measured {stroke: #222; fill: #222} .cited {stroke: #999; fill: #999; stroke-dasharray: 5 4}
+.alone {fill: #999; stroke: #999} line {stroke: #ddd}
+polyline[class] {fill: none; stroke-width: 2; pointer-events: none}
+circle[class] {fill-opacity: .35; stroke: none; cursor: pointer} circle[class]:hover {fill-opacity: 1}
 #recipe {position: sticky; bottom: 0; background: #f4f4f4; padding: .5rem; margin: 0}
 """
 _SCRIPT = """\
@@ -42,8 +49,10 @@ def result_html(result: StudyResult) -> str:
         parts += [
             f"<h2>training: {training}</h2>",
             _table(verdicts, result.design.tiers),
+            f'<div class="wide">{dag_svg(result.law(training))}</div>',
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
             f'<div class="plots">{plots}</div>',
+            sensitivity_html(result, training),
         ]
     claims = claims_on([result])
     parts += [
@@ -130,7 +139,7 @@ class _Axes:
         for part in range(5):
             loss = self.reference * part / 4
             parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{self.y(loss):.1f}" y2="{self.y(loss):.1f}"/>')
-            parts.append(f'<text x="{_LEFT - 4}" y="{self.y(loss) + 4:.1f}" text-anchor="end">{-loss:.1%}</text>')
+            parts.append(f'<text x="{_LEFT - 4}" y="{self.y(loss) + 4:.1f}" text-anchor="end">{0 - loss:.1%}</text>')
         label = f"{self.what}: times less than the original; accuracy against it"
         parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{escape(label)}</text>')
         return "".join(parts)

@@ -50,7 +50,7 @@ def _compared(result: StudyResult) -> Iterator[tuple[Comparison, Verdict]]:
 
 def _name(arm: str) -> str:
     """The name of an arm as part of a file name: marks in words."""
-    marks = {"+": "plus", "-": "mild", "~": "recovery", "*": "untaught", " ": "_", "(": "", ")": ""}
+    marks = {"+": "plus", "-": "mild", "~": "recovery", "*": "untaught", "^": "contrasted", " ": "_", "(": "", ")": ""}
     return "".join(marks.get(letter, letter) for letter in arm)
 
 

@@ -12,6 +12,7 @@ from chainfx.study.claims import CLAIMS, Claim, ClaimTest, claims_on
 from chainfx.study.design import Case, Design, Endpoint, load_design
 from chainfx.study.fronts import area_under_front, front_of
 from chainfx.study.measuring import MEASURED
+from chainfx.study.on_ray import RayCluster
 from chainfx.study.order_law import LawEdge, MeasuredLaw
 from chainfx.study.orders import ORDERS, Arm, Comparison
 from chainfx.study.points import Point
@@ -31,9 +32,9 @@ from chainfx.study.sensitivity import StrengthVerdict, strengths_of
 from chainfx.study.shipped import shipped_design
 from chainfx.study.statistics import Decision, decide, detectable, least_p
 from chainfx.study.store import StudyStore
-from chainfx.study.students import FreshStudent, Recovery, UntaughtStudent
+from chainfx.study.students import ContrastedStudent, FreshStudent, Recovery, UntaughtStudent
 from chainfx.study.subject import Subject
-from chainfx.study.tuning import StudyTrainer, Tuning
+from chainfx.study.tuning import StudyTrainer, Training, Tuning
 from chainfx.study.verdicts import Verdict
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Claim",
     "ClaimTest",
     "Comparison",
+    "ContrastedStudent",
     "Decision",
     "Design",
     "Endpoint",
@@ -59,6 +61,7 @@ __all__ = [
     "PairPrediction",
     "Point",
     "Prediction",
+    "RayCluster",
     "Recovery",
     "Status",
     "StrengthVerdict",
@@ -66,6 +69,7 @@ __all__ = [
     "StudyStore",
     "StudyTrainer",
     "Subject",
+    "Training",
     "Tuning",
     "UntaughtStudent",
     "Verdict",

@@ -16,7 +16,7 @@ from chainfx.rendering import rendered
 from chainfx.study.measuring import MEASURED
 from chainfx.study.orders import MARKS, ORDERS, Arm, Comparison, Orders, letter_of, orders_of
 from chainfx.study.strength import as_strong_as_two, milder
-from chainfx.study.students import FreshStudent, Recovery, UntaughtStudent
+from chainfx.study.students import ContrastedStudent, FreshStudent, Recovery, UntaughtStudent
 from chainfx.study.tuning import Training, Tuning
 
 __all__ = ["Case", "Design", "Endpoint", "load_design"]
@@ -195,13 +195,15 @@ class Design:
                 return Recovery(_distillation(one))
             case "*":
                 return UntaughtStudent(_distillation(one))
+            case "^":
+                return ContrastedStudent(_distillation(one))
         if place and arm.student == "fresh" and isinstance(one, Distill):
             return FreshStudent(one)
         return one
 
     def trains(self, arm: Arm) -> tuple[Training, ...]:
-        """The trainings that an arm is run with: where all are trained alike, a fresh or untaught student is none."""
-        other = arm.student == "fresh" or any(step.endswith("*") for step in arm.steps)
+        """The trainings that an arm is run with: trained like all others, a student has one reading."""
+        other = arm.student == "fresh" or any(step.endswith(("*", "^")) for step in arm.steps)
         return tuple(each for each in self.trainings if each == "paper" or not other)
 
     def cases_of(self, arm: Arm, seed: int, training: Training) -> list[Case]:

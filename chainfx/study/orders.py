@@ -22,7 +22,7 @@ __all__ = ["MARKS", "ORDERS", "Arm", "Comparison", "Orders", "letter_of", "order
 Student = Literal["derived", "fresh"]
 Passes = Mapping[str, Pass]
 
-MARKS = "+-~*"
+MARKS = "+-~*^"
 """What a step of an arm may have behind its letter, see :class:`Arm`."""
 
 
@@ -36,9 +36,10 @@ class Arm:
     """An order of passes that a study tries, with all their options.
 
     ``steps``: the letters that the design gives its passes; ``"P+"`` is one pass as strong as two of ``P``, ``"Q-"`` a
-    milder one, ``"D~"`` recovery by the distillation ``D`` without a smaller student, and ``"D*"`` its student without
-    a teacher (:mod:`chainfx.study.strength`, :mod:`chainfx.study.students`). ``student``: what a distillation behind
-    other passes trains: what is ``"derived"`` from the compressed network before it, or a ``"fresh"`` standard network.
+    milder one, ``"D~"`` recovery by the distillation ``D`` without a smaller student, ``"D*"`` its student without a
+    teacher, and ``"D^"`` its student taught by contrast (:mod:`chainfx.study.strength`,
+    :mod:`chainfx.study.students`). ``student``: what a distillation behind other passes trains: what is ``"derived"``
+    from the compressed network before it, or a ``"fresh"`` standard network.
     ``salt``: another salt gives the same arm other random numbers.
     """
 
@@ -131,10 +132,13 @@ def _recovery(passes: Passes) -> list[Comparison]:
 
 
 def _student(passes: Passes) -> list[Comparison]:
-    """A taught student against the same one without a teacher, alone and before every other pass."""
+    """A taught student against the same one without a teacher, and against one taught by contrast (CRD).
+
+    Alone, and before every other pass.
+    """
     taught = _letter(passes, Distill)
     behind: list[tuple[str, ...]] = [(), *((letter,) for letter in passes if letter != taught)]
-    return [Comparison(Arm((taught, *rest)), Arm((f"{taught}*", *rest))) for rest in behind]
+    return [Comparison(Arm((taught, *rest)), Arm((f"{taught}{mark}", *rest))) for mark in "*^" for rest in behind]
 
 
 def _compatibility(passes: Passes) -> list[Comparison]:

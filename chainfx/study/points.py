@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from chainfx.ir.graph import choose, device_of, evaluating, exits_of
+from chainfx.passes import Task
 from chainfx.scheduler import Stage
 from chainfx.study.measuring import Bench
 from chainfx.training import Batches
@@ -24,10 +25,10 @@ CONVENTIONS = ("mac_bw_ba", "strict")
 class Point:
     """A compressed network as a point of a study.
 
-    ``threshold``: of all its exits, ``None`` without exits. ``accuracy`` in [0, 1] on the part that judges, ``test``
-    on the test part, for reports alone. ``bitops``: expected for one sample, by convention, with the exit rates that
-    were measured on the part that judges. ``measured``: by name what :data:`~chainfx.study.MEASURED` lists, where the
-    design asks for it.
+    ``threshold``: of all its exits, ``None`` without exits. ``accuracy`` on the part that judges, or whatever the task
+    measures, negative where less of it is better; ``test``: the same on the test part, for reports alone. ``bitops``:
+    expected for one sample, by convention, with the exit rates that were measured on the part that judges.
+    ``measured``: by name what :data:`~chainfx.study.MEASURED` lists, where the design asks for it.
     """
 
     threshold: float | None
@@ -50,6 +51,7 @@ def points_of(
     testing: Batches,
     thresholds: Sequence[float],
     conventions: Iterable[str],
+    task: Task,
     bench: Bench | None = None,
 ) -> tuple[Point, ...]:
     """The points of a stage: one, or one for each threshold if it has exits; with a bench, times and sizes too."""
@@ -60,8 +62,10 @@ def points_of(
     points = []
     for threshold in thresholds if marks else (None,):
         set_to = tuple(mark if threshold is None else dataclasses.replace(mark, threshold=threshold) for mark in marks)
-        chosen = [choose(logits, set_to) for logits, _ in parts]
-        accuracies = [_accuracy(*part, index) for part, index in zip(parts, chosen, strict=True)]
+        chosen = [
+            choose(logits, set_to) if marks else torch.zeros(len(logits[0]), dtype=torch.int64) for logits, _ in parts
+        ]
+        accuracies = [_score(task, *part, index) for part, index in zip(parts, chosen, strict=True)]
         counts = torch.bincount(chosen[0], minlength=len(marks) + 1)
         rates = {mark.name: int(count) / len(chosen[0]) for mark, count in zip(marks, counts, strict=False)}
         bitops = {name: float(report.reprice(name, exit_rates=rates).expected_bitops) for name in conventions}
@@ -81,7 +85,8 @@ def _outputs(graph_module: GraphModule, batches: Batches) -> tuple[tuple[Tensor,
     return tuple(torch.cat(each).cpu() for each in zip(*outputs, strict=True)), torch.cat(targets).cpu()
 
 
-def _accuracy(logits: tuple[Tensor, ...], targets: Tensor, index: Tensor) -> float:
-    """The share of samples that are right at the output which each of them takes."""
-    answers = torch.stack(logits)[index, torch.arange(len(index), device=index.device)].argmax(dim=1)
-    return int((answers == targets).sum()) / len(targets)
+def _score(task: Task, outputs: tuple[Tensor, ...], targets: Tensor, index: Tensor) -> float:
+    """What the task measures of the output that each sample takes; negative where less is better."""
+    answers = outputs[0] if len(outputs) == 1 else torch.stack(outputs)[index, torch.arange(len(index))]
+    found = task.score(task.tally(answers, targets))
+    return found if task.metric.higher_is_better else -found

@@ -2,8 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -14,14 +13,14 @@ import torch
 
 from chainfx.errors import ChainfxError, StudyError
 from chainfx.study.design import Case, Design
+from chainfx.study.job import TRIES, Job, is_over, one_thread
+from chainfx.study.on_ray import RayCluster, run_on_ray
 from chainfx.study.records import CaseRecord
 from chainfx.study.store import StudyStore
 from chainfx.study.subject import Subject
-from chainfx.study.unit import Unit, units_of
+from chainfx.study.unit import units_of
 
 __all__ = ["Watcher", "run_study"]
-
-_TRIES = 2
 
 
 class Watcher:
@@ -52,6 +51,7 @@ def run_study(
     workers: int = 1,
     minutes: float | None = None,
     watcher: Watcher | None = None,
+    ray: RayCluster | None = None,
 ) -> StudyStore:
     """Run what is missing of a study in a folder, and give back its store, whole or not.
 
@@ -62,6 +62,7 @@ def run_study(
             needs ``if __name__ == "__main__":``. Every process computes on one thread, so that results are the same.
         minutes: stop after the stage in flight when so much time has passed.
         watcher: is told what happens.
+        ray: a Ray cluster to run on instead; each case is a task. One that is made for the study has ``workers`` CPUs.
 
     A case that fails is recorded with the reason and the rest goes on, also when it ends its worker process; killed at
     any moment, the study loses at most the stage in flight of each worker. Raises
@@ -74,48 +75,25 @@ def run_study(
     ends = None if minutes is None else time.monotonic() + 60 * minutes
     units = units_of(design)
     watcher.begins(sum(map(len, units)))
+    job = Job(design, subject, store.folder)
+    if ray is not None:
+        for record in run_on_ray(design.all_cases(), job, ends, ray, workers):
+            watcher.finished(record)
+        return store
     run = _run_here if workers <= 1 else _run_in_processes
-    run(units, _Job(design, subject, store.folder), ends, workers, watcher)
+    run(units, job, ends, workers, watcher)
     return store
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker needs to run a unit of a study."""
-
-    design: Design
-    subject: Subject
-    folder: Path
-
-    def unit(self, cases: tuple[Case, ...]) -> Unit:
-        """The unit of some cases."""
-        store = StudyStore.create(self.folder, self.design, self.subject.fingerprint)
-        return Unit(cases, self.design, self.subject, store)
-
-
-def _run_here(units: Sequence[tuple[Case, ...]], job: _Job, ends: float | None, workers: int, watcher: Watcher) -> None:
-    with _one_thread():
+def _run_here(units: Sequence[tuple[Case, ...]], job: Job, ends: float | None, workers: int, watcher: Watcher) -> None:
+    with one_thread():
         for cases in units:
-            if _is_over(ends):
+            if is_over(ends):
                 return
             for record in job.unit(cases).run():
                 watcher.finished(record)
-                if _is_over(ends):
+                if is_over(ends):
                     return
-
-
-def _is_over(ends: float | None) -> bool:
-    return ends is not None and time.monotonic() >= ends
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -129,13 +107,13 @@ class _Worker:
 
 
 def _run_in_processes(
-    units: Sequence[tuple[Case, ...]], job: _Job, ends: float | None, workers: int, watcher: Watcher
+    units: Sequence[tuple[Case, ...]], job: Job, ends: float | None, workers: int, watcher: Watcher
 ) -> None:
     waiting, deaths = list(units), dict[str, int]()
     at_work: dict[Connection, _Worker] = {}
     try:
-        while (waiting and not _is_over(ends)) or at_work:
-            while waiting and len(at_work) < workers and not _is_over(ends):
+        while (waiting and not is_over(ends)) or at_work:
+            while waiting and len(at_work) < workers and not is_over(ends):
                 worker = _started(waiting.pop(0), job, ends)
                 at_work[worker.messages] = worker
             for connection in wait(list(at_work)):
@@ -149,7 +127,7 @@ def _run_in_processes(
             worker.process.join()
 
 
-def _started(cases: tuple[Case, ...], job: _Job, ends: float | None) -> _Worker:
+def _started(cases: tuple[Case, ...], job: Job, ends: float | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     left = None if ends is None else ends - time.monotonic()
@@ -173,7 +151,7 @@ def _heard(worker: _Worker, watcher: Watcher) -> bool:
     return True
 
 
-def _after_end(worker: _Worker, deaths: dict[str, int], job: _Job, watcher: Watcher) -> list[tuple[Case, ...]]:
+def _after_end(worker: _Worker, deaths: dict[str, int], job: Job, watcher: Watcher) -> list[tuple[Case, ...]]:
     """The cases to be given to a worker again, because theirs died; the second time the case in flight has failed."""
     worker.process.join()
     case, code = worker.in_flight, worker.process.exitcode
@@ -181,18 +159,18 @@ def _after_end(worker: _Worker, deaths: dict[str, int], job: _Job, watcher: Watc
         return []
     hit = worker.cases[0].hash if case is None else case.hash
     deaths[hit] = deaths.get(hit, 0) + 1
-    if deaths[hit] >= _TRIES:
+    if deaths[hit] >= TRIES:
         if case is None:
             raise StudyError(f"a worker process ended with code {code} before it began; run with workers=1 to see why.")
-        with _one_thread():
+        with one_thread():
             unit = job.unit(worker.cases)
-        record = unit.failure(case, f"its worker process died {_TRIES} times, the last time with code {code}.")
+        record = unit.failure(case, f"its worker process died {TRIES} times, the last time with code {code}.")
         unit.store.keep(record)
         watcher.finished(record)
     return [worker.cases]
 
 
-def _work(cases: tuple[Case, ...], job: _Job, left: float | None, messages: Connection) -> None:
+def _work(cases: tuple[Case, ...], job: Job, left: float | None, messages: Connection) -> None:
     """What a worker process does: run a unit and tell of it."""
     ends = None if left is None else time.monotonic() + left
     torch.set_num_threads(1)
@@ -200,7 +178,7 @@ def _work(cases: tuple[Case, ...], job: _Job, left: float | None, messages: Conn
         begins = _teller(messages)
         for record in job.unit(cases).run(begins):
             messages.send(_Message("record", record=record))
-            if _is_over(ends):
+            if is_over(ends):
                 return
     except ChainfxError as error:
         messages.send(_Message("error", text=str(error)))

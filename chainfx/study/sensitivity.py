@@ -46,19 +46,23 @@ def strengths_of(result: StudyResult, training: Training) -> tuple[StrengthVerdi
 
 
 def _pairs(result: StudyResult, training: Training, comparison: Comparison) -> Iterator[tuple[str, str, Array]]:
-    """Two passes with an option each, by label, and the differences of their orders, one a seed."""
+    """Two passes with an option each, by label, and the differences of their orders, one a seed.
+
+    There are none if no seed has a point of either order that counts: two empty fronts are not equivalent.
+    """
     first, second = comparison.first, comparison.second
     if not (comparison.primary and len(first.steps) == 2 and second == Arm(first.steps[::-1])):
         return
     for number, configuration in enumerate(result.design.configurations(first)):
-        differences = []
+        differences, counts = [], False
         for seed, records in result.records.items():
             cases = [result.design.cases_of(arm, seed, training)[number] for arm in (first, second)]
             areas = [_area(result, seed, records.get(case.hash)) for case in cases]
             if None not in areas:
                 differences.append(areas[0] - areas[1])  # type: ignore[operator]  # neither is None
+                counts = counts or any(areas)
         labels = [one.label for one in result.design.chain(first, configuration)]
-        yield labels[0], labels[1], np.array(differences)
+        yield labels[0], labels[1], np.array(differences if counts else [])
 
 
 def _area(result: StudyResult, seed: int, record: CaseRecord | None) -> float | None:

@@ -72,6 +72,12 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "tuning": Tuning(epochs=4, original_epochs=12, batch_size=64),
         "tiers": (0.006, 0.01, 0.02),
     },
+    "diabetes": {
+        "network": {"name": "zoo.mlp", "options": {"inputs": 10, "hidden": [16, 16], "outputs": 1}},
+        "data": {"source": "diabetes", "validation": 0.5},
+        "tuning": Tuning(epochs=20, original_epochs=60, learning_rate=0.02, batch_size=32),
+        "tiers": (0.01, 0.02, 0.05),
+    },
     "mnist": {
         "network": {"name": "zoo.resnet", "options": {"blocks": [2, 2], "width": 8, "in_channels": 1}},
         "data": _SMALL,
@@ -91,9 +97,10 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
 def shipped_design(orders: str, data: str = "digits", seeds: int = 8, folder: str | Path | None = None) -> Design:
     """The design of that name for that data.
 
-    ``data``: ``"digits"`` or ``"mnist"``, on a ResNet of 2+2 blocks, or ``"cifar10"``, on a ResNet-20 of half the
-    width. The last two use 1,500 images of ``train.npz`` and 1,000 of ``test.npz`` in ``folder``, each with ``images``
-    and ``labels``.
+    ``data``: ``"digits"`` or ``"mnist"``, on a ResNet of 2+2 blocks; ``"cifar10"``, on a ResNet-20 of half the width;
+    ``"diabetes"``, regression by two hidden layers, which has no exits and whose losses are those of its error. MNIST
+    and CIFAR-10 use 1,500 images of ``train.npz`` and 1,000 of ``test.npz`` in ``folder``, each with ``images`` and
+    ``labels``.
 
     Few strengths of each pass instead of the paper's twenty cases, and few epochs a stage instead of 200. Raises
     :class:`~chainfx.errors.StudyError` on a name that is not known, on data for which no design ships, and without the
@@ -112,4 +119,12 @@ def shipped_design(orders: str, data: str = "digits", seeds: int = 8, folder: st
             raise StudyError(f"{data!r} is read from files; give the folder of its train.npz and test.npz.")
         files = {name: f"{folder}/{part}.npz" for name, part in (("path", "train"), ("test", "test"))}
         settings["data"] = {"source": "npz", **files, **settings["data"]}
-    return Design(orders=orders, passes=_GRIDS.get(orders, _TWO_STRENGTHS), seeds=tuple(range(seeds)), **settings)
+    grids = _GRIDS.get(orders, _TWO_STRENGTHS)
+    if data == "diabetes":
+        grids = {letter: _of_layers(grid) for letter, grid in grids.items() if letter != "E"}
+    return Design(orders=orders, passes=grids, seeds=tuple(range(seeds)), **settings)
+
+
+def _of_layers(grid: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """The grid for a network without blocks, whose students are narrower and never shallower."""
+    return tuple(Distill(width=0.5) if isinstance(one, Distill) and one.depth is not None else one for one in grid)

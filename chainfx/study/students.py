@@ -1,4 +1,4 @@
-"""Other readings of a distillation: a fresh student, an untaught one, and recovery without a smaller student."""
+"""Other readings of a distillation: a fresh student, one taught by contrast or not at all, and no smaller student."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from chainfx.ir.graph import FACTS
 from chainfx.passes import Distill, Pass, PassContext, PassInfo, PassResult, TuneRequest
 
-__all__ = ["FreshStudent", "Recovery", "UntaughtStudent"]
+__all__ = ["ContrastedStudent", "FreshStudent", "Recovery", "UntaughtStudent"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,23 @@ class UntaughtStudent(_Reading):
         student = self.distill.apply(graph_module, context)
         assert student.tune is not None
         return replace(student, tune=replace(student.tune, loss="task", teacher=None))
+
+
+@final
+@dataclass(frozen=True)
+class ContrastedStudent(_Reading):
+    """The smaller network of a distillation, taught by contrast (CRD, Tian et al. 2020) in place of soft targets.
+
+    The loss is that of the task plus 0.8 times the contrastive one, the paper's weight (its section 4).
+    """
+
+    info: ClassVar[PassInfo] = replace(Distill.info, name="contrasted-student")
+
+    def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Make the student as the distillation does."""
+        student = self.distill.apply(graph_module, context)
+        assert student.tune is not None
+        return replace(student, tune=replace(student.tune, loss="task", contrast_weight=0.8))
 
 
 @final

@@ -122,7 +122,9 @@ class Unit:
             case,
             self.origin,
             stage=stage.record.fingerprint,
-            points=points_of(stage, judging, testing, self.design.thresholds, conventions, self._bench),
+            points=points_of(
+                stage, judging, testing, self.design.thresholds, conventions, self.subject.data.purpose, self._bench
+            ),
             storage_bits=stage.record.after.storage_bits,
             seconds=stage.record.seconds,
         )

@@ -37,7 +37,8 @@ class Verdict:
     many times further ``first`` compresses than ``second``, on average over losses of accuracy and seeds, and
     ``interval``: the same for 95 % of resamples of seeds and configurations, fronts made anew for each. ``tiers``: by
     loss of accuracy, the median over seeds of the best ratio of each arm. ``also``: the factor with other costs or
-    other data in place of the primary ones; descriptive.
+    other data in place of the primary ones; descriptive. ``empty``: no seed has a point of either arm that counts, all
+    lose more than the reference or compress nothing, so that nothing can be decided.
     """
 
     first: str
@@ -52,6 +53,7 @@ class Verdict:
     interval: tuple[float, float]
     tiers: Mapping[float, tuple[float, float]] = field(hash=False)
     also: Mapping[str, float] = field(hash=False)
+    empty: bool = False
 
     @property
     def better(self) -> str | None:
@@ -88,7 +90,7 @@ def _family(
     design: Design, found: Mapping[int, Found], training: Training, family: Sequence[Comparison]
 ) -> list[Verdict]:
     arms = [arms_of(design, found, training, each, "accuracy", design.cost) for each in family]
-    differences = [paired(each.first, each.second, design.reference) for each in arms]
+    differences = [_informed(each, paired(each.first, each.second, design.reference), design) for each in arms]
     decisions = decide(differences, math.log10(1 + design.margin), design.alpha, design.test)
     return [_verdict(design, found, training, *each) for each in zip(family, arms, differences, decisions, strict=True)]
 
@@ -117,10 +119,17 @@ def _verdict(
         failed=arms.failed,
         decision=decision,
         factor=_factor(differences),
+        empty=bool(arms.seeds) and not len(differences),
         interval=_interval(arms, design.reference),
         tiers={tier: (_best(arms.first, tier), _best(arms.second, tier)) for tier in design.tiers},
         also=also,
     )
+
+
+def _informed(arms: _Arms, differences: Array, design: Design) -> Array:
+    """The differences, none if no seed has a point of either arm that counts: two empty fronts are not equivalent."""
+    some = [area_under_front(np.concatenate(each), design.reference) > 0 for each in (*arms.first, *arms.second)]
+    return differences if any(some) else differences[:0]
 
 
 def paired(first: Sequence[Sequence[Array]], second: Sequence[Sequence[Array]], reference: float) -> Array:

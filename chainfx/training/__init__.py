@@ -6,6 +6,7 @@ from chainfx.training.data import Batches, Data, Split, SplitOptions, halve_vali
 from chainfx.training.loaders import from_loaders
 from chainfx.training.own import OwnTrainer, loss_of
 from chainfx.training.sources import (
+    diabetes,
     digits,
     from_arrays,
     from_dataset,
@@ -41,6 +42,7 @@ __all__ = [
     "Trainer",
     "binary_classification",
     "classes",
+    "diabetes",
     "digits",
     "from_arrays",
     "from_dataset",

@@ -351,16 +351,20 @@ def _normalisation(name: str, images: Tensor, options: SplitOptions) -> tuple[tu
 
 
 def halve_validation(data: Data) -> tuple[Data, Split]:
-    """The data with half of what is held out, and the other half as a part of its own, each with all classes.
+    """The data with half of what is held out, and the other half as a part of its own; of images each has all classes.
 
     A study chooses on the one (best epoch) and judges on the other. Raises :class:`~chainfx.errors.DataError` for data
     that are not in memory.
     """
-    held = data.validation
+    held, generator = data.validation, derived_generator(0, "halves")
+    if isinstance(held, Samples):
+        order = torch.randperm(len(held), generator=generator, device="cpu").chunk(2)
+        chosen, judged = (Samples(*held.at(index)) for index in order)
+        return replace(data, validation=chosen, fingerprint=content_hash(data.fingerprint, "halved")), judged
     if not isinstance(held, Images):
         raise DataError(
             "the data come from DataLoaders, which cannot be split; give data in memory, as from_arrays does."
         )
-    first, second = stratified_split(held.labels, 0.5, derived_generator(0, "halves"))
+    first, second = stratified_split(held.labels, 0.5, generator)
     parts = [Images(held.images[index], held.labels[index], held.mean, held.std) for index in (first, second)]
     return replace(data, validation=parts[0], fingerprint=content_hash(data.fingerprint, "halved")), parts[1]

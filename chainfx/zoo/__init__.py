@@ -10,6 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from chainfx.zoo.lenet import lenet5, lenet_300_100
+from chainfx.zoo.mlp import mlp
 from chainfx.zoo.mobilenet import mobilenet_v2
 from chainfx.zoo.resnet import resnet, resnet20, resnet32, resnet34, resnet56
 from chainfx.zoo.vgg import vgg, vgg8, vgg11, vgg13, vgg16, vgg19
@@ -21,6 +22,7 @@ __all__ = [
     "lenet5",
     "lenet_300_100",
     "load_weights",
+    "mlp",
     "mobilenet_v2",
     "resnet",
     "resnet20",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 _ALL: tuple[Callable[..., nn.Module], ...] = (
-    *(lenet5, lenet_300_100, mobilenet_v2, resnet, resnet20, resnet32, resnet34, resnet56),
+    *(lenet5, lenet_300_100, mlp, mobilenet_v2, resnet, resnet20, resnet32, resnet34, resnet56),
     *(vgg, vgg8, vgg11, vgg13, vgg16, vgg19),
 )
 

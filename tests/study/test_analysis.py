@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from chainfx.passes import EarlyExit, PruneChannels, Quantize
+from chainfx.report.study import outcome_text
 from chainfx.study import MEASURED, CaseRecord, Origin, Point, StudyStore, analyse, area_under_front
 from chainfx.study.verdicts import paired
 from tests.study.designs import tiny
@@ -207,3 +208,14 @@ def test_the_text_of_a_design():
     flips = str(design(test="sign-flip")).splitlines()[-1]
     assert flips.startswith("the least p after correction is 0.023; a difference of 1.4 ")
     assert str(design(3)).splitlines()[-1] == "with 3 seeds, fewer than 8, every verdict will be 'undecided'"
+
+
+def test_orders_that_both_lose_too_much_are_undecided_and_not_equivalent(tmp_path):
+    store = filled(tmp_path, design(), further)
+    for found in store.records():
+        if len(found.passes) == 2:
+            points = tuple(dataclasses.replace(point, accuracy=0.5) for point in found.points)
+            store.keep(dataclasses.replace(found, points=points))
+    (pq, *_) = analyse(store).verdicts
+    assert (pq.decision.outcome, pq.factor, pq.empty) == ("undecided", 1.0, True)
+    assert outcome_text(pq) == "undecided (all lose too much)"

@@ -70,7 +70,8 @@ def test_marks_of_steps_give_other_readings_of_a_distillation():
     assert labels(recovery.cases_of(arm(recovery, "PQD~"), 0, "paper")[0])[2] == "recovery(width=0.7)"
     case = student.cases_of(arm(student, "D*Q"), 0, "paper")[0]
     assert labels(case)[0] == "untaught-student(width=0.85)" and case.steps == ("D*:0", "Q:0")
-    assert student.trains(arm(student, "D*Q")) == ("paper",)
+    assert labels(student.cases_of(arm(student, "D^Q"), 0, "paper")[0])[0] == "contrasted-student(width=0.85)"
+    assert student.trains(arm(student, "D*Q")) == student.trains(arm(student, "D^Q")) == ("paper",)
     with pytest.raises(StudyError) as caught:
         student.chain(Arm(("P~",)), {"P": 0})
     assert str(caught.value) == (
@@ -193,7 +194,7 @@ def test_shipped_designs():
     with pytest.raises(StudyError) as caught:
         shipped_design("pairwise", "svhn")
     assert str(caught.value) == (
-        "no design ships for data 'svhn'; use one of 'digits', 'mnist', 'cifar10', or write a YAML file, "
+        "no design ships for data 'svhn'; use one of 'digits', 'diabetes', 'mnist', 'cifar10', or write a YAML file, "
         "see docs/study.md."
     )
 

@@ -17,7 +17,8 @@ from chainfx.errors import PassError, StudyError, TuningError
 from chainfx.passes import OptimizeGraph, PruneChannels, Quantize
 from chainfx.study import StudyStore, Subject, Watcher, analyse, run_study, status_of
 from chainfx.study import store as store_module
-from chainfx.study.running import _Job, _Worker
+from chainfx.study.job import Job
+from chainfx.study.running import _Worker
 from chainfx.training import Trainer, digits, from_loaders
 from tests.study.designs import PRUNE, QUANTIZE, TINY, tiny
 
@@ -246,7 +247,7 @@ def test_a_case_that_kills_its_worker_twice_has_failed(subject, tmp_path, whole)
     store = StudyStore.create(tmp_path, TINY, subject.fingerprint)
     store.merge(whole)
     (cases,) = chainfx.study.running.units_of(TINY)
-    worker, job, seen, deaths = _Worker(Dead(), None, cases, cases[1]), _Job(TINY, subject, tmp_path), Seen(), {}
+    worker, job, seen, deaths = _Worker(Dead(), None, cases, cases[1]), Job(TINY, subject, tmp_path), Seen(), {}
     assert chainfx.study.running._after_end(worker, deaths, job, seen) == [cases] and seen.records == []
     assert chainfx.study.running._after_end(worker, deaths, job, seen) == [cases]
     assert [record.failed for record in seen.records] == [

@@ -1,5 +1,7 @@
 """Where the verdict on a pair turns with the strengths of its passes."""
 
+import dataclasses
+
 import pytest
 
 from chainfx.study import analyse, strengths_of
@@ -23,6 +25,15 @@ def test_a_verdict_that_turns_with_the_strength_is_seen_to_turn(tmp_path):
         ("prune-channels(ratio=0.5)", "quantize(4, 4)", "second"),
     ]
     assert found[0].factor == pytest.approx(2) and found[2].factor == pytest.approx(1 / 2**0.9)
+
+
+def test_strengths_that_lose_too_much_in_both_orders_are_undecided(tmp_path):
+    store = filled(tmp_path, design(), lambda letters, seed: 1.0)
+    for record in store.records():
+        if len(record.passes) == 2:
+            points = tuple(dataclasses.replace(point, accuracy=0.5) for point in record.points)
+            store.keep(dataclasses.replace(record, points=points))
+    assert {each.decision.outcome for each in strengths_of(analyse(store), "paper")} == {"undecided"}
 
 
 def test_a_case_that_failed_counts_for_no_strength(tmp_path):

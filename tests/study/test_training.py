@@ -8,7 +8,7 @@ import torch
 from chainfx.ir.graph import content_hash, exits_of, facts_of
 from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneRequest
 from chainfx.scheduler import Stage, StageRunner
-from chainfx.study import FreshStudent, Recovery, StudyTrainer, UntaughtStudent
+from chainfx.study import ContrastedStudent, FreshStudent, Recovery, StudyTrainer, UntaughtStudent
 from chainfx.study.points import points_of
 from chainfx.training import Batches, Data
 from chainfx.training.data import Images
@@ -83,6 +83,15 @@ def test_an_untaught_student_is_the_same_network_trained_by_the_task_alone(graph
     assert untaught.tune.from_scratch
 
 
+def test_a_contrasted_student_is_the_same_network_taught_by_contrast(graph_module):
+    context = PassContext(graph_module, (X,), tunes=True)
+    distill = Distill(width=0.5)
+    taught, other = (one.apply(graph_of(small_resnet(), X), context) for one in (distill, ContrastedStudent(distill)))
+    assert content_hash(taught.graph_module.state_dict()) == content_hash(other.graph_module.state_dict())
+    assert (other.tune.loss, other.tune.contrast_weight, other.tune.teacher is None) == ("task", 0.8, False)
+    assert StudyTrainer(None, "paper", 0.1, None).served(other.tune).contrast_weight == 0.8
+
+
 def test_recovery_learns_from_the_original_and_changes_nothing_else(graph_module):
     context = PassContext(graph_module, (X,), calibration=[(X,)], tunes=True)
     compressed = Quantize(4, 4).apply(graph_of(small_resnet(width=2), X), context).graph_module
@@ -95,13 +104,13 @@ def test_recovery_learns_from_the_original_and_changes_nothing_else(graph_module
 
 def test_readings_of_a_distillation_have_its_options_under_names_of_their_own():
     distill = Distill(width=0.5)
-    readings = [kind(distill) for kind in (FreshStudent, UntaughtStudent, Recovery)]
+    readings = [kind(distill) for kind in (FreshStudent, UntaughtStudent, Recovery, ContrastedStudent)]
     assert [one.label for one in readings] == [f"{name}(width=0.5)" for name in NAMES]
     assert [one.spec() for one in readings] == [{**distill.spec(), "pass": name} for name in NAMES]
     assert {one.info.family for one in readings} == {"distillation"}
 
 
-NAMES = ("fresh-student", "untaught-student", "recovery")
+NAMES = ("fresh-student", "untaught-student", "recovery", "contrasted-student")
 
 
 def split():
