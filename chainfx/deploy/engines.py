@@ -6,6 +6,13 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.fx import GraphModule
 
+from chainfx.deploy.exporting import (
+    difference_of,
+    frozen,
+    integer_segments,
+    matched_layers,
+    random_inputs,
+)
 from chainfx.deploy.integers import (
     Lowered,
     Lowering,
@@ -17,11 +24,11 @@ from chainfx.deploy.integers import (
 )
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.errors import InputError
-from chainfx.ir.graph import operator_of, propagate_shapes
+from chainfx.ir.graph import called, operator_of, propagate_shapes
 
 __all__ = ["EngineChoice", "lower_to"]
 
-EngineChoice = Literal["auto", "int8", "float"]
+EngineChoice = Literal["auto", "int8", "float", "pt2e"]
 """What a network shall run on; ``"auto"`` is integers where the machine can."""
 
 _LISTED = 3  # reasons that an error has
@@ -32,11 +39,14 @@ def lower_to(
 ) -> tuple[list[GraphModule], Lowering]:
     """The segments of a network with codes of weights on an engine, over its tensors, and what runs how.
 
-    ``"auto"`` is ``"int8"`` where at least one layer can run in integers on the machine. Raises
-    :class:`~chainfx.errors.InputError` for ``"int8"`` where none can, with the reasons, and for an unknown engine.
+    ``"auto"`` is ``"int8"`` where at least one layer can run in integers on the machine. ``"pt2e"`` compiles at once.
+    Raises :class:`~chainfx.errors.InputError` for ``"int8"`` and ``"pt2e"`` where none can, with the reasons, for an
+    unknown engine, and where what Inductor of torch made of the network is not what was asked for.
     """
     if engine not in get_args(EngineChoice):
         raise InputError(f"engine is {engine!r}; give one of {', '.join(map(repr, get_args(EngineChoice)))}.")
+    if engine == "pt2e":
+        return _by_inductor(graph_module, example_inputs, machine)
     lowered = to_codes(graph_module, shared=True)
     propagate_shapes(lowered, example_inputs)
     reasons = why_in_float(lowered, machine)
@@ -67,3 +77,29 @@ def _refusal(reasons: Sequence[str]) -> str:
         f"engine='int8' was asked for, but no layer can run in integers here ({listed or 'the network has none'}); "
         f"use engine='auto' or 'float', or quantize it otherwise."
     )
+
+
+def _by_inductor(
+    graph_module: GraphModule, example_inputs: Sequence[Tensor], machine: Machine
+) -> tuple[list[GraphModule], Lowering]:
+    """The segments compiled by Inductor with torchao's passes for x86, each compared with itself before that."""
+    segments, rows = integer_segments(graph_module, example_inputs, machine, "engine='pt2e'")
+    before, values = matched_layers(), random_inputs(example_inputs)
+    with frozen():
+        for index, segment in enumerate(segments):
+            expected = segment(*values)
+            segment.compile(fullgraph=True)
+            difference = difference_of(expected, called(segment, *values))
+            if difference:
+                raise InputError(
+                    f"engine='pt2e' was asked for, but segment {index} answers otherwise once it is compiled: "
+                    f"{difference}; use engine='int8'."
+                )
+            values = tuple(expected[2:]) if isinstance(expected, tuple) else ()
+    found, wanted = matched_layers() - before, sum(row.engine == "pt2e" for row in rows)
+    if found != wanted:
+        raise InputError(
+            f"engine='pt2e' was asked for, but torchao's passes found {found} of the {wanted} layers that can run in "
+            f"integers; use engine='int8'."
+        )
+    return segments, Lowering(machine.instructions, tuple(rows))

@@ -8,7 +8,7 @@ from chainfx.rendering import rendered
 
 __all__ = ["Engine", "Lowered", "Lowering"]
 
-Engine = Literal["int8", "float"]
+Engine = Literal["int8", "float", "pt2e"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Lowering:
 
     @property
     def engine(self) -> Engine:
-        """``"int8"`` if any operation runs in integers, else ``"float"``."""
-        return "int8" if any(row.engine == "int8" for row in self.rows) else "float"
+        """``"int8"`` or ``"pt2e"`` if any operation runs in integers so, else ``"float"``."""
+        return next((row.engine for row in self.rows if row.engine != "float"), "float")
 
     def __iter__(self) -> Iterator[Lowered]:
         return iter(self.rows)
