@@ -14,7 +14,7 @@ __all__ = ["export_artefact"]
 def export_artefact(
     artefact: Annotated[Path, typer.Argument(help="The folder of a saved CompressedModel.")],
     path: Annotated[Path, typer.Argument(help="The folder to write to.")],
-    file_format: Annotated[str, typer.Option("--format", help="onnx or pt2.")] = "onnx",
+    file_format: Annotated[str, typer.Option("--format", help="onnx, pt2 or aoti.")] = "onnx",
     calibration: Annotated[
         Path | None,
         typer.Option(help="A batch of inputs, .npy or .npz by name: additions run in integers too in ONNX."),

@@ -232,7 +232,7 @@ def test_export_writes_a_folder_or_says_why_not(run, saved, tmp_path):
     assert run("export", saved, tmp_path, "--format", "pt2") == (0, f"exported to {tmp_path}\n", "")
     assert {each.name for each in tmp_path.iterdir()} == {"manifest.json", "segment0.pt2", "segment1.pt2"}
     code, out, err = run("export", saved, tmp_path, "--format", "tflite")
-    assert (code, out, err) == (1, "", "InputError: format is 'tflite'; give one of 'onnx', 'pt2'.\n")
+    assert (code, out, err) == (1, "", "InputError: format is 'tflite'; give one of 'onnx', 'pt2', 'aoti'.\n")
     file = tmp_path / "batch.npy"
     for why in ("it does not exist", "it is no .npy or .npz file of numbers"):
         code, out, err = run("export", saved, tmp_path, "--calibration", file)

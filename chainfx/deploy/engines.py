@@ -7,6 +7,13 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.fx import GraphModule
 
+from chainfx.deploy.exporting import (
+    difference_of,
+    frozen,
+    integer_segments,
+    matched_layers,
+    random_inputs,
+)
 from chainfx.deploy.integers import (
     Lowered,
     Lowering,
@@ -19,11 +26,11 @@ from chainfx.deploy.integers import (
 from chainfx.deploy.lower import fold_codes, split_segments, to_codes
 from chainfx.deploy.sparse import lower_to_sparse
 from chainfx.errors import InputError
-from chainfx.ir.graph import operator_of, propagate_shapes
+from chainfx.ir.graph import called, operator_of, propagate_shapes
 
 __all__ = ["EngineChoice", "lower_to"]
 
-EngineChoice = Literal["auto", "int8", "sparse", "float"]
+EngineChoice = Literal["auto", "int8", "sparse", "float", "pt2e"]
 """What a network shall run on; ``"auto"`` is integers where the machine can, and sparse products where they pay."""
 
 _LISTED = 3  # reasons that an error has
@@ -36,11 +43,14 @@ def lower_to(
 
     ``"auto"`` is ``"int8"`` where at least one layer can run in integers on the machine, else ``"sparse"`` where one
     pays as a sparse product (:func:`~chainfx.deploy.sparse.largest_batch`), else ``"float"``; layers that are not in
-    integers may be sparse products under ``"int8"`` too. Raises :class:`~chainfx.errors.InputError` for ``"int8"`` and
-    ``"sparse"`` where no layer can, with the reasons, and for an unknown engine.
+    integers may be sparse products under ``"int8"`` too. ``"pt2e"`` compiles at once. Raises
+    :class:`~chainfx.errors.InputError` for ``"int8"``, ``"sparse"`` and ``"pt2e"`` where no layer can, with the
+    reasons, for an unknown engine, and where what Inductor of torch made of the network is not what was asked for.
     """
     if engine not in get_args(EngineChoice):
         raise InputError(f"engine is {engine!r}; give one of {', '.join(map(repr, get_args(EngineChoice)))}.")
+    if engine == "pt2e":
+        return _by_inductor(graph_module, example_inputs, machine)
     lowered = to_codes(graph_module, shared=True)
     propagate_shapes(lowered, example_inputs)
     reasons = why_in_float(lowered, machine)
@@ -83,3 +93,29 @@ def _refusal(reasons: Sequence[str]) -> str:
         f"engine='int8' was asked for, but no layer can run in integers here ({listed or 'the network has none'}); "
         f"use engine='auto' or 'float', or quantize it otherwise."
     )
+
+
+def _by_inductor(
+    graph_module: GraphModule, example_inputs: Sequence[Tensor], machine: Machine
+) -> tuple[list[GraphModule], Lowering]:
+    """The segments compiled by Inductor with torchao's passes for x86, each compared with itself before that."""
+    segments, rows = integer_segments(graph_module, example_inputs, machine, "engine='pt2e'")
+    before, values = matched_layers(), random_inputs(example_inputs)
+    with frozen():
+        for index, segment in enumerate(segments):
+            expected = segment(*values)
+            segment.compile(fullgraph=True)
+            difference = difference_of(expected, called(segment, *values))
+            if difference:
+                raise InputError(
+                    f"engine='pt2e' was asked for, but segment {index} answers otherwise once it is compiled: "
+                    f"{difference}; use engine='int8'."
+                )
+            values = tuple(expected[2:]) if isinstance(expected, tuple) else ()
+    found, wanted = matched_layers() - before, sum(row.engine == "pt2e" for row in rows)
+    if found != wanted:
+        raise InputError(
+            f"engine='pt2e' was asked for, but torchao's passes found {found} of the {wanted} layers that can run in "
+            f"integers; use engine='int8'."
+        )
+    return segments, Lowering(machine.instructions, tuple(rows))

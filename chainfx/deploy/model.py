@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.deploy.engines import EngineChoice, lower_to
-from chainfx.deploy.exporting import ExportFormat, write_export
+from chainfx.deploy.exporting import ExportFormat, frozen, write_export
 from chainfx.deploy.integers import Engine, Lowering, Machine
 from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
@@ -40,7 +40,8 @@ class CompressedModel(nn.Module):
 
     It runs on an *engine*: ``"int8"`` hands uint8 codes from layer to layer and computes in integers what the
     quantizers say; ``"sparse"`` multiplies by the weights that are not zero in large linear layers that are mostly
-    zeros, and ``"float"`` computes with decoded weights and rounded activations. ``engine`` names the present one,
+    zeros, and ``"float"`` computes with decoded weights and rounded activations; ``"pt2e"``, only where it is asked
+    for, lets Inductor of torch make integer kernels, with the passes of torchao. ``engine`` names the present one,
     ``lowering`` says of each layer which it runs on and why, and :meth:`lower` gives the same network on another.
     ``engine="auto"`` takes integers where at least one layer can run in them on ``machine``, which is this one unless
     said otherwise, and sparse products in float where they pay.
@@ -83,14 +84,16 @@ class CompressedModel(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """What the network runs on: ``"int8"`` or ``"sparse"`` where some layers do, or ``"float"``."""
+        """What the network runs on: ``"int8"``, ``"pt2e"`` or ``"sparse"`` where some layers do, or ``"float"``."""
         return self.lowering.engine
 
     def lower(self, engine: EngineChoice) -> "CompressedModel":
-        """The same network over the same tensors on another engine: ``"int8"``, ``"sparse"``, ``"float"``, ``"auto"``.
+        """The same network on another engine, by name; ``"pt2e"`` has tensors of its own, all others share them.
 
-        Raises :class:`~chainfx.errors.InputError` for ``"int8"`` where no layer can run in integers, and for
-        ``"sparse"`` where no layer pays as a sparse product.
+        ``"pt2e"`` compiles at once, which takes half a minute or more, compares the answers, and needs torchao. Raises
+        :class:`~chainfx.errors.InputError` for ``"int8"`` and ``"pt2e"`` where no layer can run in integers, for
+        ``"sparse"`` where no layer pays as a sparse product, and where what was compiled answers otherwise or has
+        another number of layers in integers.
         """
         return CompressedModel(
             self.graph_module, self.example_inputs, self.report, self.signature, engine, self.machine
@@ -139,7 +142,10 @@ class CompressedModel(nn.Module):
             ) from error
 
     def _answer(self, *inputs: Tensor) -> Any:
-        return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
+        if self.engine != "pt2e":
+            return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
+        with frozen():
+            return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
 
     def _run(self, *inputs: Tensor) -> Any:
         if not self._thresholds:
@@ -200,7 +206,10 @@ class CompressedModel(nn.Module):
 
         ``"onnx"``: for ONNX Runtime and others; int8 weights with ``DequantizeLinear``, and ``QuantizeLinear`` where an
         activation is quantized. ``"pt2"``: for ``torch.export.load``; int8 weights that the graph decodes, in plain
-        torch arithmetic. Fewer bits than 8 are stored as int8.
+        torch arithmetic. Fewer bits than 8 are stored as int8. ``"aoti"``: packages of AOTInductor with integer
+        kernels, machine code for the instruction set of this processor, for ``torch._inductor.aoti_load_package`` or a
+        C++ program. They are compiled, which takes a minute and needs g++ and torchao, and compared with the network
+        before they are handed over; each layer of the int8 engine must be an integer call in them.
 
         There is one file for each segment (``segment0.onnx``, ...), and ``manifest.json`` says what each takes and
         gives, and at which confidence a sample leaves after it. Files take tensors with the batch first, in the order
@@ -213,7 +222,7 @@ class CompressedModel(nn.Module):
 
         Raises :class:`~chainfx.errors.InputError` for another format, without the packages of ``chainfx[export]``, and
         for ONNX in another type than float32; :class:`~chainfx.errors.ArtifactError` for a path that cannot be a
-        folder, and for a network that torch cannot export.
+        folder, for a network that torch cannot export, and for a package that is not what was asked for.
         """
         write_export(self.graph_module, self.example_inputs, self.signature, Path(path), format, calibration)
 

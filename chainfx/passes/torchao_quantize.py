@@ -122,7 +122,7 @@ class TorchaoQuantize(Pass):
             found = read_torchao(self.config)
         except (ValueError, TypeError, AssertionError) as error:
             raise self._unknown(str(error).rstrip(".")) from error
-        from torchao.core.config import AOBaseConfig  # type: ignore[import-untyped]
+        from torchao.core.config import AOBaseConfig
 
         if not isinstance(found, AOBaseConfig):
             raise self._unknown(f"a {type(found).__name__} is no configuration")
@@ -136,7 +136,7 @@ class TorchaoQuantize(Pass):
 
     def _quantized(self, layer: Layer, config: Any) -> Tensor | None:
         """What ``quantize_`` makes of the weight of a layer; ``None`` if it leaves it."""
-        from torchao.quantization import quantize_  # type: ignore[import-untyped]
+        from torchao.quantization import quantize_
 
         weight = layer.tensor.detach()
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta").requires_grad_(False)

@@ -88,7 +88,7 @@ def test_integers_that_cannot_be_are_one_sentence(x):
     )
     with pytest.raises(InputError) as caught:
         CompressedModel(plain, (x,), None, engine="int4")
-    assert str(caught.value) == "engine is 'int4'; give one of 'auto', 'int8', 'sparse', 'float'."
+    assert str(caught.value) == "engine is 'int4'; give one of 'auto', 'int8', 'sparse', 'float', 'pt2e'."
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,16 @@
-"""A compressed network as files for other programs: ONNX with quantized nodes, or torch.export with int8 weights."""
+"""A compressed network as files for other programs: ONNX with quantized nodes, torch.export, or AOTInductor."""
 
+from chainfx.deploy.exporting.agreement import difference_of, random_inputs
+from chainfx.deploy.exporting.inductor import frozen, inductor_options, integer_segments, matched_layers
 from chainfx.deploy.exporting.writing import ExportFormat, write_export
 
-__all__ = ["ExportFormat", "write_export"]
+__all__ = [
+    "ExportFormat",
+    "difference_of",
+    "frozen",
+    "inductor_options",
+    "integer_segments",
+    "matched_layers",
+    "random_inputs",
+    "write_export",
+]

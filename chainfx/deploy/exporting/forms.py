@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ONNX", "PLAIN", "Form"]
+__all__ = ["INDUCTOR", "ONNX", "PLAIN", "Form"]
 
 _GREATEST = 255  # of uint8, where QuantizeLinear stops by itself
 
@@ -18,11 +18,14 @@ class Form:
 
     ``decode``: codes of a weight (int8), a scale for each slice of an axis (or one, of shape ()), and the axis in; the
     values out. ``round``: an activation, the scale (shape ()) and the zero point (uint8, shape ()) of its codes, the
-    greatest code, and whether it keeps nothing but the sign in; the values of the nearest codes out.
+    greatest code, and whether it keeps nothing but the sign in; the values of the nearest codes out. ``literal``: scale
+    and zero point of an activation are numbers in the graph, and a weight has a zero point (int64, 0) stored for each
+    slice of the axis, which ``decode`` takes as a fourth argument.
     """
 
-    decode: Callable[[Tensor, Tensor, int], Tensor]
-    round: Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
+    decode: Callable[..., Tensor]
+    round: Callable[..., Tensor]
+    literal: bool = False
 
 
 def _decode_plain(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
@@ -56,6 +59,28 @@ def _round_onnx(values: Tensor, scale: Tensor, zero_point: Tensor, greatest: int
     return _node("DequantizeLinear", (codes, scale, zero_point), values.dtype, values)
 
 
+def _decode_inductor(codes: Tensor, scale: Tensor, axis: int, zero_points: Tensor) -> Tensor:
+    made: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel.default(
+        codes, scale, zero_points, axis, -128, 127, torch.int8
+    )
+    return made
+
+
+def _round_inductor(values: Tensor, scale: float, zero_point: int, greatest: int, signs: bool) -> Tensor:
+    if signs:
+        codes = (values >= 0).to(torch.uint8) * 2
+    else:
+        codes = torch.ops.quantized_decomposed.quantize_per_tensor.default(
+            values, scale, zero_point, 0, _GREATEST, torch.uint8
+        )
+        if greatest < _GREATEST:  # the kernel of the layer before takes the quantizer over, and stops at 255
+            codes = codes.clamp(max=greatest)
+    made: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor.default(
+        codes, scale, zero_point, 0, _GREATEST, torch.uint8
+    )
+    return made
+
+
 def _node(
     name: str,
     inputs: tuple[Tensor | None, ...],
@@ -75,3 +100,5 @@ def _along(scale: Tensor, axis: int, dims: int) -> Tensor:
 
 PLAIN = Form(_decode_plain, _round_plain)
 ONNX = Form(_decode_onnx, _round_onnx)
+INDUCTOR = Form(_decode_inductor, _round_inductor, literal=True)
+"""The operators that Inductor's passes for x86 look for, which :mod:`chainfx.deploy.exporting.inductor` loads."""

@@ -54,7 +54,7 @@ class _Rewriting:
 
     graph_module: GraphModule
     form: Form
-    paths: dict[tuple[object, ...], tuple[str, str, int]] = field(default_factory=dict)
+    paths: dict[tuple[object, ...], tuple[list[str], int]] = field(default_factory=dict)
 
     def stored(self, before: Node, name: str, tensor: Tensor) -> Node:
         """A node that reads a new buffer."""
@@ -72,15 +72,16 @@ class _Rewriting:
         key = (_what_is_read(weight), None if factor is None else before)
         if key not in self.paths:
             codes, scale, axis = _int8_weight(self.graph_module, weight, factor)
-            nodes = (
-                self.stored(before, f"codes_{weight.name}", codes),
-                self.stored(before, f"scale_{weight.name}", scale),
-            )
-            self.paths[key] = (str(nodes[0].target), str(nodes[1].target), axis)
+            tensors = {"codes": codes, "scale": scale}
+            if self.form.literal:
+                scale = scale.expand(codes.shape[axis])
+                tensors |= {"scale": scale, "zeros": torch.zeros_like(scale, dtype=torch.int64)}
+            nodes = [self.stored(before, f"{name}_{weight.name}", tensor) for name, tensor in tensors.items()]
+            self.paths[key] = [str(node.target) for node in nodes], axis
         else:
-            nodes = self.read(before, self.paths[key][0]), self.read(before, self.paths[key][1])
+            nodes = [self.read(before, path) for path in self.paths[key][0]]
         with before.graph.inserting_before(before):
-            return before.graph.call_function(self.form.decode, (*nodes, self.paths[key][2]))
+            return before.graph.call_function(self.form.decode, (*nodes[:2], self.paths[key][1], *nodes[2:]))
 
 
 def _has_codes(weight: Node) -> bool:
@@ -146,11 +147,15 @@ def _round(work: _Rewriting, quantizer: Node) -> None:
         quantizer.target = ops.round_activation
         return
     grid = grid_of(work.graph_module, quantizer)
-    clip = get_tensor(work.graph_module, str(input_of(quantizer, 1).target)).detach()
-    scale = work.stored(quantizer, f"scale_{quantizer.name}", clip.new_tensor(grid.scale))
-    zero_point = work.stored(quantizer, f"zero_{quantizer.name}", clip.new_tensor(grid.zero_point, dtype=torch.uint8))
+    numbers: tuple[Any, Any] = grid.scale, grid.zero_point
+    if not work.form.literal:
+        clip = get_tensor(work.graph_module, str(input_of(quantizer, 1).target)).detach()
+        numbers = (
+            work.stored(quantizer, f"scale_{quantizer.name}", clip.new_tensor(grid.scale)),
+            work.stored(quantizer, f"zero_{quantizer.name}", clip.new_tensor(grid.zero_point, dtype=torch.uint8)),
+        )
     with quantizer.graph.inserting_before(quantizer):
-        made = quantizer.graph.call_function(work.form.round, (values, scale, zero_point, grid.greatest, grid.signs))
+        made = quantizer.graph.call_function(work.form.round, (values, *numbers, grid.greatest, grid.signs))
     _replace(quantizer, made)
 
 

@@ -13,10 +13,13 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from chainfx.deploy.exporting.forms import ONNX, PLAIN
+from chainfx.deploy.exporting.inductor import integer_segments
+from chainfx.deploy.exporting.packages import write_packages
 from chainfx.deploy.exporting.rewriting import rewrite_for_export
 from chainfx.deploy.exporting.terms import Ranges, ranges_of_terms
+from chainfx.deploy.integers import Machine
 from chainfx.deploy.lower import split_segments, to_codes
-from chainfx.errors import ArtifactError, InputError
+from chainfx.errors import ArtifactError, ChainfxError, InputError
 from chainfx.ir.artifact import make_folder
 from chainfx.ir.capture import Signature
 from chainfx.ir.graph import exits_of, propagate_shapes, torchao_weight_of
@@ -24,10 +27,11 @@ from chainfx.version import __version__
 
 __all__ = ["ExportFormat", "write_export"]
 
-ExportFormat = Literal["onnx", "pt2"]
-"""The files that a network can be exported to: those of ONNX, or those of ``torch.export``."""
+ExportFormat = Literal["onnx", "pt2", "aoti"]
+"""The files that a network can be exported to: those of ONNX, of ``torch.export``, or of AOTInductor."""
 
 _MANIFEST = "manifest.json"
+_SUFFIX = {"aoti": "pt2"}
 _EXTRA = ("onnx", "onnxscript")  # what torch's exporter to ONNX imports
 _LEAST_BATCH = 2  # torch.export takes a size of 1 as fixed
 
@@ -50,19 +54,29 @@ def write_export(
     propagate_shapes(own, inputs)
     ranges = _ranges(own, signature, batches)
     try:
-        programs = _programs(own, inputs, file_format, ranges)
+        if file_format == "aoti":
+            segments, rows = integer_segments(graph_module, inputs, Machine.here(), "format='aoti'")
+        else:
+            rewrite_for_export(own, ONNX if file_format == "onnx" else PLAIN, ranges)
+            segments = split_segments(own)
+        programs = _programs(segments, inputs)
         names = _names(programs, [each.name for each in signature.inputs])
-        files = [f"segment{index}.{file_format}" for index in range(len(programs))]
-        for program, (takes, gives), file in zip(programs, names, files, strict=True):
-            _write(program, takes, gives, path / file)
+        files = [f"segment{index}.{_SUFFIX.get(file_format, file_format)}" for index in range(len(programs))]
+        if file_format == "aoti":
+            write_packages(segments, programs, [path / file for file in files], inputs, rows)
+        else:
+            for program, (takes, gives), file in zip(programs, names, files, strict=True):
+                _write(program, takes, gives, path / file)
+    except ChainfxError:
+        raise
     except Exception as error:  # whatever torch raises for what it cannot export
         raise ArtifactError(_refusal(own, file_format, error)) from error
-    segments = [
+    described = [
         {"file": file, "inputs": takes, "outputs": gives, "exit": mark}
         for file, (takes, gives), mark in zip(files, names, [*marks, None], strict=True)
     ]
     listed = [_described(each.name, x, inputs) for each, x in zip(signature.inputs, inputs, strict=True)]
-    manifest = {"chainfx": __version__, "format": file_format, "inputs": listed, "segments": segments}
+    manifest = {"chainfx": __version__, "format": file_format, "inputs": listed, "segments": described}
     (path / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -142,14 +156,11 @@ def _ranges(graph_module: GraphModule, signature: Signature, batches: Sequence[t
         ) from error
 
 
-def _programs(
-    graph_module: GraphModule, inputs: tuple[Tensor, ...], file_format: str, ranges: Ranges
-) -> list[ExportedProgram]:
-    """The segments of a network as torch exports them, with a free batch; the graph is changed."""
+def _programs(segments: Sequence[GraphModule], inputs: tuple[Tensor, ...]) -> list[ExportedProgram]:
+    """The segments of a network as torch exports them, with a free batch."""
     programs, values = [], inputs
     with torch.no_grad():
-        rewrite_for_export(graph_module, ONNX if file_format == "onnx" else PLAIN, ranges)
-        for segment in split_segments(graph_module):
+        for segment in segments:
             batch = Dim("batch")
             free = tuple({0: batch} if _is_batched(each, values) else None for each in values)
             programs.append(torch.export.export(segment, values, dynamic_shapes=free))

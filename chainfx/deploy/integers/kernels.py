@@ -75,7 +75,8 @@ class _Arguments:
 
     ``most``: the greatest code, where the operator, which stops at 0 and 255, may give greater ones. Without another
     activation it is told to stop at the ends of the grid, as if that were one; a sum cannot be told so
-    (``most_of_sum``).
+    (``most_of_sum``). ``operators``: for a layer alone, and with a sum; kept here, since to find them takes a tenth of
+    the time of a small layer. ``sparse``: whether a kernel of one pixel would leave some out.
     """
 
     read: tuple[float, int]
@@ -85,12 +86,14 @@ class _Arguments:
     summing: tuple[Any, ...]
     most: int | None
     most_of_sum: int | None
+    operators: tuple[Any, Any]
+    sparse: bool
 
     @classmethod
     @lru_cache(4096)
     def of_text(cls, text: str) -> Self:
         """The arguments for the call that a text stands for."""
-        call = LayerCall.of_text(text)
+        call, onednn = LayerCall.of_text(text), torch.ops.onednn
         grid, added, at = call.written, call.added or Grid(1.0, 0, 255), call.geometry
         most = most_of_sum = None if grid is None or grid.greatest == 255 else grid.greatest
         activation: tuple[str, list[float], str] = (call.activation, list(call.numbers), "")
@@ -105,6 +108,10 @@ class _Arguments:
             summing,
             most,
             most_of_sum,
+            (onednn.qlinear_pointwise.default, None)
+            if at is None
+            else (onednn.qconv2d_pointwise.default, onednn.qconv2d_pointwise.binary),
+            at is not None and _leaves_out(at.stride, at.padding),
         )
 
 
@@ -118,7 +125,7 @@ def run_layer(
     """
     given = _Arguments.of_text(text)
     sliding = given.sliding
-    if sliding and _skips_pixels(weight, sliding[0], sliding[1]):
+    if given.sparse and weight.shape[2:] == (1, 1):
         # oneDNN's own way to skip them is wrong with several threads: it writes past its workspace
         (down, right), kept = sliding[0], [1, 1]
         codes = codes[:, :, ::down, ::right].contiguous(memory_format=torch.channels_last)
@@ -126,24 +133,22 @@ def run_layer(
     packed, zeros = _packed(text, codes, weight, scale)
     if not sliding:
         rows = codes.reshape(-1, codes.shape[-1])
-        flat: Tensor = torch.ops.onednn.qlinear_pointwise(
+        flat: Tensor = given.operators[0](
             rows, *given.read, packed, scale, zeros, bias, *given.written, *given.activation
         )
         return _clamped(flat.view(*codes.shape[:-1], len(scale)), given.most)
     before = (codes, *given.read, packed, scale, zeros)
     if added is None:
-        result: Tensor = torch.ops.onednn.qconv2d_pointwise(*before, bias, *sliding, *given.written, *given.activation)
+        result: Tensor = given.operators[0](*before, bias, *sliding, *given.written, *given.activation)
         return _clamped(result, given.most)
     added = added.contiguous(memory_format=torch.channels_last)
-    summed: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-        *before, added, bias, *sliding, *given.written, *given.summing
-    )
+    summed: Tensor = given.operators[1](*before, added, bias, *sliding, *given.written, *given.summing)
     return _clamped(summed, given.most_of_sum)
 
 
-def _skips_pixels(weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
-    """Whether a convolution reads single pixels, and not all of them."""
-    return weight.shape[2:] == (1, 1) and max(stride) > 1 and not any(padding)
+def _leaves_out(stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether a convolution that reads single pixels does not read all of them."""
+    return max(stride) > 1 and not any(padding)
 
 
 def _clamped(codes: Tensor, most: int | None) -> Tensor:
@@ -180,7 +185,8 @@ def _pack(call: LayerCall, codes: Tensor, weight: Tensor, scale: Tensor) -> Tens
         linear: Tensor = torch.ops.onednn.qlinear_prepack(integers, [shape[0], shape[-1]])
         return linear
     geometry = call.geometry
-    stride = (1, 1) if _skips_pixels(integers, geometry.stride, geometry.padding) else geometry.stride
+    skips = integers.shape[2:] == (1, 1) and _leaves_out(geometry.stride, geometry.padding)
+    stride = (1, 1) if skips else geometry.stride
     convolution: Tensor = torch.ops.onednn.qconv_prepack(
         *(integers, scale, call.read.scale, call.read.zero_point, list(stride), list(geometry.padding)),
         *(list(geometry.dilation), geometry.groups, shape),

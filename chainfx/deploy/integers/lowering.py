@@ -8,7 +8,7 @@ from chainfx.rendering import rendered
 
 __all__ = ["Engine", "Lowered", "Lowering"]
 
-Engine = Literal["int8", "sparse", "float"]
+Engine = Literal["int8", "sparse", "float", "pt2e"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,10 @@ class Lowering:
 
     @property
     def engine(self) -> Engine:
-        """``"int8"`` if any operation runs in integers, else ``"sparse"`` if any layer does, else ``"float"``."""
+        """``"int8"`` or ``"pt2e"`` if any operation does, else ``"sparse"`` if any does, or ``"float"``."""
         found: set[Engine] = {row.engine for row in self.rows}
-        return "int8" if "int8" in found else "sparse" if "sparse" in found else "float"
+        engines: tuple[Engine, ...] = ("int8", "pt2e", "sparse")
+        return next((engine for engine in engines if engine in found), "float")
 
     def __iter__(self) -> Iterator[Lowered]:
         return iter(self.rows)

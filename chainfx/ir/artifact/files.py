@@ -55,7 +55,9 @@ def save_graph(
     body, tensors = _describe(graph_module)
     make_folder(folder)
     data = _serialized(tensors)
-    (folder / _TENSORS).write_bytes(data)
+    part = folder / f"{_TENSORS}.part"
+    part.write_bytes(data)
+    part.replace(folder / _TENSORS)  # a network loaded from the file before goes on reading that one
     digest = hashlib.sha256(data).hexdigest()
     write_document(folder / _MANIFEST, {**body, "extra": dict(extra or {}), "tensors_sha256": digest})
     (folder / CODED).unlink(missing_ok=True)
@@ -188,14 +190,17 @@ def _describe_node(node: Node) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path, expected: str) -> dict[str, Tensor]:
+    """The tensors of the file, which stay in it until they are written to: memory is asked for by nobody."""
     path = folder / _TENSORS
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; copy the whole folder that save() wrote.") from error
-    if hashlib.sha256(data).hexdigest() != expected:
+    if found != expected:
         raise ArtifactError(f"{path} was changed or cut short after it was saved (its SHA-256 differs); save it again.")
     try:
-        return safetensors.torch.load(data)
+        with safetensors.safe_open(path, framework="pt") as held:
+            return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  # it is no mapping
     except (safetensors.SafetensorError, struct.error) as error:
         raise ArtifactError(f"{path} is not a safetensors file: {error}; save the model again.") from error

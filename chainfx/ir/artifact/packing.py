@@ -37,6 +37,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """The codes that :func:`pack` packed: uint8, of the given shape."""
+    if bits == 8:
+        return packed.view(shape)
     size = math.prod(shape)
     digits = np.unpackbits(packed.numpy(), bitorder="little", count=size * bits).reshape(size, bits)
     return torch.from_numpy(np.packbits(digits, axis=1, bitorder="little").reshape(shape))

@@ -169,7 +169,7 @@ def _checked(found: Any) -> Any:
 @functools.cache
 def _exists(home: str) -> bool:
     """Whether this torchao has a module; raises ``ImportError`` without torchao."""
-    import torchao  # type: ignore[import-untyped]  # noqa: F401
+    import torchao  # noqa: F401
 
     return importlib.util.find_spec(home) is not None
 

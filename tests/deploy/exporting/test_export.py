@@ -255,7 +255,7 @@ def refused(small, path, file_format, **options):
 def test_errors_are_one_sentence_each(small, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
-    assert refused(small, tmp_path / "a", "aoti") == "format is 'aoti'; give one of 'onnx', 'pt2'."
+    assert refused(small, tmp_path / "a", "hlo") == "format is 'hlo'; give one of 'onnx', 'pt2', 'aoti'."
     assert refused(small, file, "pt2") == f"{file} is or lies in a file; give a folder to save in."
     assert refused(copy.deepcopy(small).double(), tmp_path / "a", "onnx") == (
         "format='onnx' is for float32, but the network has tensors of torch.float64; call .float() first."

@@ -1,0 +1,107 @@
+"""A network as Inductor of torch makes integer kernels of it: with the quantizers that its passes for x86 look for.
+
+These passes come with torchao, and work only while weights are *frozen*, that is taken as constants. Without both
+Inductor computes in float and says nothing, so whoever uses this counts the integer calls that came out of it.
+"""
+
+import copy
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from chainfx.deploy.exporting.forms import INDUCTOR
+from chainfx.deploy.exporting.rewriting import rewrite_for_export
+from chainfx.deploy.integers import Lowered, Machine, why_in_float
+from chainfx.deploy.lower import split_segments, to_codes
+from chainfx.errors import InputError
+from chainfx.ir.graph import edit, operator_of, propagate_shapes, value_of
+
+__all__ = ["frozen", "inductor_options", "integer_segments", "matched_layers"]
+
+
+def integer_segments(
+    graph_module: GraphModule, inputs: Sequence[Tensor], machine: Machine, what: str
+) -> tuple[list[GraphModule], list[Lowered]]:
+    """The segments of a network with the operators of quantization that Inductor knows, over tensors of their own.
+
+    Layers that the machine can run in integers, by the rule of the int8 engine, have quantized weights and inputs; the
+    weights of all others are decoded. Returned beside the segments: a row for each layer, whose engine is
+    ``"pt2e"`` or ``"float"``. Raises :class:`~chainfx.errors.InputError` where no layer can run in integers, and
+    without torchao; ``what`` names what was asked for.
+    """
+    inductor_options(what)
+    own = copy.deepcopy(to_codes(graph_module, shared=True)).cpu().requires_grad_(False)
+    propagate_shapes(own, inputs)
+    reasons = why_in_float(own, machine)
+    if all(reasons.values()):
+        found = "; ".join(f"{layer.path}: {reason}" for layer, reason in list(reasons.items())[:3])
+        raise InputError(f"{what} was asked for, but no layer can run in integers here ({found or 'there is none'}).")
+    rows = [
+        Lowered(layer.path, operator_of(layer.node).spelling, "float" if reason else "pt2e", reason or "by Inductor")
+        for layer, reason in reasons.items()
+    ]
+    for layer in [layer for layer, reason in reasons.items() if reason]:
+        path = edit.fresh_path(own, f"decoded_{layer.name}")
+        edit.set_tensor(own, path, value_of(own, layer.weight_read), parameter=False)
+        with own.graph.inserting_before(layer.node):
+            layer.node.update_arg(1, own.graph.get_attr(path))
+    rewrite_for_export(own, INDUCTOR)
+    return split_segments(own), rows
+
+
+@functools.cache
+def inductor_options(what: str) -> dict[str, Any]:
+    """The settings of Inductor under which it makes integer kernels; loads the passes for that and changes no setting.
+
+    Raises :class:`~chainfx.errors.InputError` without torchao; ``what`` names what was asked for.
+    """
+    with _kept_settings(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # it registers the operators and the patterns, and sets a pass for the whole process, which is taken back
+            from torchao.quantization.pt2e.inductor_passes.x86 import quant_lift_up
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                f"{what} needs the package torchao, which is not installed or has no passes for x86 ({error}); "
+                f"run pip install 'chainfx[torchao]'."
+            ) from error
+    return {"freezing": True, "pre_grad_custom_pass": quant_lift_up}
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """Let ``torch.compile`` take weights as constants and use torchao's passes, for what it compiles meanwhile.
+
+    The settings are looked at before a backend is called, and in every call that compiles again, so that options of
+    ``torch.compile`` are too late for them.
+    """
+    from torch._inductor import config
+
+    with torch.no_grad(), config.patch(inductor_options("engine='pt2e'")):
+        yield
+
+
+def matched_layers() -> int:
+    """How many layers torchao's passes have given integer kernels in this process."""
+    from torch._dynamo.utils import counters
+
+    found = counters["inductor"]
+    return int(found["qconv_weight_prepack_matcher_count"] + found["qlinear_weight_prepack_matcher_count"])
+
+
+@contextmanager
+def _kept_settings() -> Iterator[None]:
+    from torch._inductor import config
+
+    before = config.pre_grad_custom_pass
+    try:
+        yield
+    finally:
+        config.pre_grad_custom_pass = before

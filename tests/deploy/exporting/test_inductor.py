@@ -1,0 +1,165 @@
+import copy
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import chainfx
+from chainfx import zoo
+from chainfx.deploy import CompressedModel, Machine
+from chainfx.deploy.exporting import difference_of, inductor, integer_segments, packages, random_inputs
+from chainfx.errors import ArtifactError, InputError
+from chainfx.ir.graph import exits_of
+from chainfx.passes import Fuse, PostTrainingQuantize
+from tests.deploy.exporting.test_export import ANY_MACHINE, TORCH_ALONE, in_fresh_process
+from tests.deploy.test_model import exiting
+
+pytest.importorskip("torchao", reason="the extra 'torchao' is not installed")
+EXAMPLE = Path(__file__).parents[3] / "examples" / "run_aoti.cpp"
+OLDER = Machine("AVX2", kernels=True, saturates=True)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def small(x):
+    torch.manual_seed(0)
+    net = zoo.resnet(blocks=(1, 1), width=8).eval()
+    return chainfx.compile(net, [PostTrainingQuantize(7, 8)], example_inputs=x[:2], calibration=[x])
+
+
+@pytest.fixture(scope="module")
+def leaving(x):
+    """About half of the samples leave at its exit."""
+    torch.manual_seed(0)
+    net = zoo.resnet(blocks=(1, 1), width=8).eval()
+    graph_module = exiting(x, exits=1, share=0.5, quantize=ANY_MACHINE, model=net)
+    return CompressedModel(graph_module, (x[:2],), None)
+
+
+def settings():
+    from torch._inductor import config
+
+    return config.freezing, config.pre_grad_custom_pass, config.layout_optimization
+
+
+def test_the_graph_for_inductor_is_the_network(small, x):
+    before = settings()
+    (segment,), rows = integer_segments(small.graph_module, (x[:2],), OLDER, "it")
+    with inductor.frozen():
+        assert settings()[0] is True
+    assert settings() == before
+    assert [row.engine for row in rows] == ["pt2e"] * 7 and rows[0].operator == "conv2d"
+    assert difference_of(small.lower("float")(x), segment(x)) == ""
+
+
+def test_layers_that_this_machine_cannot_run_in_integers_have_weights_in_float(x):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    chain = [PostTrainingQuantize(8, 8, skip=("2",)), PostTrainingQuantize(7, 8, skip=("0",))]
+    mixed = chainfx.compile(net, chain, example_inputs=x, calibration=[x], order="given", engine="float")
+    (segment,), rows = integer_segments(mixed.graph_module, (x[:2],), OLDER, "it")
+    assert {row.name: row.engine for row in rows} == {"0": "float", "2": "pt2e"}
+    decodes = [node for node in segment.graph.nodes if getattr(node.target, "__name__", "") == "_decode_inductor"]
+    assert len(decodes) == 1 and torch.allclose(mixed(x), segment(x), atol=1e-5)
+
+
+def test_where_no_layer_can_run_in_integers_it_is_refused(x):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    plain = chainfx.compile(net, [Fuse()], example_inputs=x[:2])
+    with pytest.raises(InputError) as caught:
+        plain.lower("pt2e")
+    assert str(caught.value) == (
+        "engine='pt2e' was asked for, but no layer can run in integers here (0: its weight is not quantized)."
+    )
+
+
+def test_without_torchao_it_is_refused(small, monkeypatch, tmp_path):
+    import sys
+
+    inductor.inductor_options.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.inductor_passes.x86", None)
+    with pytest.raises(InputError) as caught:
+        small.export(tmp_path, format="aoti")
+    assert str(caught.value).startswith("format='aoti' needs the package torchao, which is not installed or has no")
+    assert str(caught.value).endswith("run pip install 'chainfx[torchao]'.")
+
+
+def compiled_to(answer, calls, monkeypatch):
+    """Let packages be compiled in no time, to something that gives ``answer(values)`` with so many integer calls."""
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda program, **options: None)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda file: answer)
+    monkeypatch.setattr(packages, "integer_calls", lambda file: calls)
+
+
+def test_a_package_with_other_calls_or_other_answers_is_not_handed_over(small, monkeypatch, tmp_path):
+    compiled_to(small.lower("float"), 7, monkeypatch)
+    small.export(tmp_path / "right", format="aoti")
+    manifest = json.loads((tmp_path / "right" / "manifest.json").read_text())
+    assert manifest["format"] == "aoti" and [each["file"] for each in manifest["segments"]] == ["segment0.pt2"]
+    compiled_to(small.lower("float"), 6, monkeypatch)
+    with pytest.raises(ArtifactError) as caught:
+        small.export(tmp_path / "calls", format="aoti")
+    assert str(caught.value) == (
+        "the package has 6 integer calls, but 7 layers run in integers on the int8 engine; this version of torch and "
+        "torchao does not find all of them, so export to 'onnx', or use the int8 engine."
+    )
+    compiled_to(lambda values: small.lower("float")(values) * 1.2, 7, monkeypatch)
+    with pytest.raises(ArtifactError, match=r"segment0\.pt2 answers otherwise than the network: .* away from values"):
+        small.export(tmp_path / "answers", format="aoti")
+
+
+def test_random_inputs_have_another_batch_and_keep_whole_numbers():
+    made = random_inputs((torch.zeros(2, 3), torch.ones(2, 5, dtype=torch.long), torch.zeros(4)))
+    assert [tuple(each.shape) for each in made] == [(3, 3), (3, 5), (4,)] and made[1].dtype == torch.long
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, which compiles
+def test_inductor_runs_it_in_integers(small, x):
+    before = settings()
+    compiled = small.lower("pt2e")
+    assert compiled.engine == "pt2e" and {row.engine for row in compiled.lowering} == {"pt2e"}
+    for batch in (1, 2, 5, 32):
+        assert difference_of(small(x[:batch]), compiled(x[:batch])) == ""
+    assert settings() == before
+    assert difference_of(small(x), copy.deepcopy(compiled)(x)) == ""
+
+
+PYTHON = TORCH_ALONE.replace(
+    'torch.export.load(folder + "/" + segment["file"]).module()',
+    'torch._inductor.aoti_load_package(folder + "/" + segment["file"])',
+).replace("logits, values = outputs, []", "logits, values = (outputs if torch.is_tensor(outputs) else outputs[0]), []")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, which compiles
+def test_packages_run_in_fresh_processes_of_python_and_cpp(leaving, x, tmp_path):
+    leaving.export(tmp_path, format="aoti")
+    expected = leaving(x)
+    torch.save(x, tmp_path / "x.pt")
+    in_fresh_process(tmp_path, "-c", PYTHON, tmp_path)
+    assert difference_of(expected, torch.load(tmp_path / "y.pt")) == ""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")
+    torch_path = Path(torch.__file__).parent
+    headers = [f"-I{torch_path / 'include'}", f"-I{torch_path / 'include/torch/csrc/api/include'}"]
+    libraries = [f"-L{torch_path / 'lib'}", f"-Wl,-rpath,{torch_path / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    program = tmp_path / "run_aoti"
+    subprocess.run(["g++", "-O1", "-std=c++20", EXAMPLE, "-o", program, *headers, *libraries], check=True)
+    (mark,) = exits_of(leaving.graph_module)
+    files = [tmp_path / "segment0.pt2", str(mark.threshold), tmp_path / "segment1.pt2"]
+    left = leaving.lower("float").segments[0](x)[1] >= mark.threshold
+    for sample in (int(left.nonzero()[0]), int((~left).nonzero()[0])):
+        (tmp_path / "image.bin").write_bytes(x[sample].numpy().tobytes())
+        command = [program, tmp_path / "image.bin", *map(str, x.shape[1:]), "--", *files]
+        printed = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+        given = torch.tensor([float(line) for line in printed.split()])
+        assert difference_of(expected[sample], given) == ""
