@@ -241,11 +241,14 @@ def _seeded(design: Design, seeds: str | None) -> Design:
 def _of_data(design: Design, subject: Subject) -> str:
     """About how long it takes, how fine accuracy is, and which tiers of the design are finer than that."""
     minutes = design.stages * design.tuning.epochs * subject.seconds_of_epoch(design.tuning) / 60
-    finest = subject.resolution
-    text = f"judged on {len(subject.judges)} held-out samples, so that accuracy comes in steps of {finest:.2%}"
+    finest, judged = subject.resolution, f"judged on {len(subject.judges)} held-out samples"
+    estimate = f"at least {minutes:.1f} minutes of training on one process, by the time of one step"
+    if subject.data.task is not None:
+        return f"{estimate}\n{judged}, by their {subject.data.task.metric.name} in place of accuracy"
+    text = f"{judged}, so that accuracy comes in steps of {finest:.2%}"
     finer = [f"{tier:.1%}" for tier in design.tiers if tier < finest]
     text += f"; tiers finer than that, not to be relied on: {', '.join(finer)}" if finer else ""
-    return f"at least {minutes:.1f} minutes of training on one process, by the time of one step\n{text}"
+    return f"{estimate}\n{text}"
 
 
 def _show(result: StudyResult, law: Path | None, as_json: bool) -> None:

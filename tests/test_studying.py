@@ -54,6 +54,26 @@ def test_status_and_analysis_read_the_records(run, folder):
     assert chainfx("analyse", store).output.rstrip() in run.output.replace("\r", "")
 
 
+def test_another_endpoint_judges_the_same_records(run, folder):
+    store = folder / "store"
+    plain = json.loads(chainfx("analyse", store, "--json", "--endpoint", "storage").output)
+    assert (
+        plain["design"]["endpoint"] == "storage"
+        and plain["verdicts"][0]["factor"]
+        == (json.loads(chainfx("analyse", store, "--json").output)["verdicts"][0]["also"]["storage"])
+    )
+    refused = chainfx("analyse", store, "--endpoint", "bytes")
+    assert refused.exit_code == 1 and "endpoint='bytes' cannot be; use measured=True with it." in refused.output
+
+
+def test_numbers_are_judged_by_their_error(tmp_path):
+    done = chainfx(
+        "run", "alone", "--data", "diabetes", "--seeds", "1", "--minutes", "0", "--store", tmp_path / "store"
+    )
+    judged = "judged on 88 held-out samples, by their root mean squared error in place of accuracy"
+    assert done.exit_code == 0 and judged in done.output.splitlines()
+
+
 def test_show_prints_a_design_as_text_or_as_a_file_to_begin_with(tmp_path):
     assert chainfx("show", "recovery").output == f"{shipped_design('recovery')}\n"
     path = tmp_path / "mine.yaml"

@@ -22,7 +22,7 @@ from chainfx.study.tuning import Training, Tuning
 __all__ = ["Case", "Design", "Endpoint", "load_design"]
 
 Endpoint = Literal["bitops", "storage", "latency-1", "latency-64", "bytes", "memory"]
-"""What the arms of a study are judged by; see :class:`Design`."""
+"""The cost that verdicts are about: bit operations, counted storage, or one of what is measured; see `Design`."""
 
 PAPER_CASES = 20
 """About how many configurations the paper tries of every order (section 3.1)."""

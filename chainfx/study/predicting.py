@@ -174,7 +174,7 @@ def _said(one: _Alone, other: _Alone) -> dict[str, str | None]:
 
 
 def observations_of(result: StudyResult) -> tuple[Observation, ...]:
-    """What a study found of its pairs, under each training, decided or not."""
+    """What a study found of its pairs, under each training, decided or not; nothing of pairs that all lose too much."""
     found = []
     steps = {str(arm): arm.steps for arm in result.design.arms if arm.student == "derived" and not arm.salt}
     for training in result.design.trainings:
@@ -183,7 +183,8 @@ def observations_of(result: StudyResult) -> tuple[Observation, ...]:
             pair, back = (steps.get(name, ()) for name in (verdict.first, verdict.second))
             if verdict.training != training or len(pair) != 2 or pair != back[::-1]:
                 continue
-            if not verdict.primary or len(verdict.seeds) < 2 or not set(pair) <= alone.keys():
+            usable = verdict.primary and not verdict.empty and len(verdict.seeds) >= 2
+            if not usable or not set(pair) <= alone.keys():
                 continue
             one, other = (alone[letter] for letter in pair)
             found.append(

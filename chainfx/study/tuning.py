@@ -14,6 +14,7 @@ from chainfx.training import Trainer
 __all__ = ["StudyTrainer", "Training", "Tuning"]
 
 Training = Literal["paper", "equal"]
+"""How stages are trained: as the paper defines each of them, or all alike; see :class:`StudyTrainer`."""
 
 
 @dataclass(frozen=True, slots=True)

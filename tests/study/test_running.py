@@ -88,7 +88,7 @@ def test_a_study_goes_on_where_time_was_up(subject, tmp_path, whole):
     assert status_of(first).recorded == 0
     moments = iter([False, False, True])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chainfx.study.running, "_is_over", lambda ends: next(moments))
+        patch.setattr(chainfx.study.running, "is_over", lambda ends: next(moments))
         run_study(TINY, tmp_path, subject=subject)
     assert status_of(first).recorded == 2
     assert untimed(run_study(TINY, tmp_path, subject=subject)) == untimed(whole)
