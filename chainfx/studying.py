@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -18,6 +18,7 @@ from chainfx.study import (
     StudyResult,
     StudyStore,
     Subject,
+    Training,
     Watcher,
     claims_on,
     load_design,
@@ -76,7 +77,7 @@ def run(
     if cases is not None:
         chosen = dataclasses.replace(chosen, cases=cases)
     if training is not None:
-        chosen = dataclasses.replace(chosen, trainings=(training,))  # type: ignore[arg-type]  # refused if it is none
+        chosen = dataclasses.replace(chosen, trainings=(cast(Training, training),))
     if measured:
         chosen = dataclasses.replace(chosen, measured=True)
     subject = Subject.of(chosen)
@@ -129,7 +130,7 @@ def analyse(
     """Print the verdicts and the law from the records of a study, finished or not; nothing is run."""
     result = analyse_study(folder)
     if endpoint is not None:
-        result = result.judged_by(endpoint)  # type: ignore[arg-type]  # refused if it is none
+        result = result.judged_by(cast(Endpoint, endpoint))
     _show(result, law, as_json)
 
 

@@ -199,12 +199,11 @@ def _multiplications(layer: Layer) -> int:
 def _stored(graph_module: GraphModule, path: str, weight: Tensor) -> tuple[list[str], str, int, int]:
     """The parts of a tensor of torchao put beside the weight that it stands for: their paths, and its literals."""
     parts, text = torchao_parts(weight)
-    names = weight.__tensor_flatten__()[0]  # type: ignore[attr-defined]  # what tensors of torchao have
     prefix, _, last = path.rpartition(".")
-    paths = [edit.fresh_path(graph_module, f"{prefix}.{last}_{name}".lstrip(".")) for name in names]
-    for each, part in zip(paths, parts, strict=True):
+    paths = [edit.fresh_path(graph_module, f"{prefix}.{last}_{name}".lstrip(".")) for name in parts]
+    for each, part in zip(paths, parts.values(), strict=True):
         edit.set_tensor(graph_module, each, part, parameter=False)
-    return paths, text, _bits(weight, parts[0]), _bits_read(weight)
+    return paths, text, _bits(weight, next(iter(parts.values()))), _bits_read(weight)
 
 
 def _bits(weight: Tensor, codes: Tensor) -> int:

@@ -269,12 +269,10 @@ def _weaker_first(result: StudyResult, training: Training, pair: Comparison) -> 
     for seed, records in result.records.items():
         cases = zip(*(result.design.cases_of(arm, seed, training) for arm in (pair.first, pair.second)), strict=True)
         for one, other in cases:
-            alone = [losses.get(one.steps[:1]), losses.get(other.steps[:1])]
-            areas = [_area(result, records, case) for case in (one, other)]
-            if None in alone or None in areas or alone[0] == alone[1]:
-                continue
-            sign = 1 if alone[0] < alone[1] else -1  # type: ignore[operator]  # neither is None
-            yield seed, sign * (areas[0] - areas[1])  # type: ignore[operator]  # neither is None
+            alone = [each for each in (losses.get(one.steps[:1]), losses.get(other.steps[:1])) if each is not None]
+            areas = [each for each in (_area(result, records, case) for case in (one, other)) if each is not None]
+            if len(alone) == len(areas) == 2 and alone[0] != alone[1]:
+                yield seed, (1 if alone[0] < alone[1] else -1) * (areas[0] - areas[1])
 
 
 def _losses(result: StudyResult, training: Training) -> dict[tuple[str, ...], float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from chainfx.ir.graph import choose, device_of, evaluating, exits_of
+from chainfx.ir.graph import answer_of, choose, device_of, evaluating, exits_of
 from chainfx.passes import Task
 from chainfx.scheduler import Stage
 from chainfx.study.measuring import Bench
@@ -63,7 +63,8 @@ def points_of(
     for threshold in thresholds if marks else (None,):
         set_to = tuple(mark if threshold is None else dataclasses.replace(mark, threshold=threshold) for mark in marks)
         chosen = [
-            choose(logits, set_to) if marks else torch.zeros(len(logits[0]), dtype=torch.int64) for logits, _ in parts
+            choose(logits, set_to) if marks else torch.zeros(len(logits[0]), dtype=torch.int64, device="cpu")
+            for logits, _ in parts
         ]
         accuracies = [_score(task, *part, index) for part, index in zip(parts, chosen, strict=True)]
         counts = torch.bincount(chosen[0], minlength=len(marks) + 1)
@@ -87,6 +88,6 @@ def _outputs(graph_module: GraphModule, batches: Batches) -> tuple[tuple[Tensor,
 
 def _score(task: Task, outputs: tuple[Tensor, ...], targets: Tensor, index: Tensor) -> float:
     """What the task measures of the output that each sample takes; negative where less is better."""
-    answers = outputs[0] if len(outputs) == 1 else torch.stack(outputs)[index, torch.arange(len(index))]
+    answers = outputs[0] if len(outputs) == 1 else answer_of(outputs, index)
     found = task.score(task.tally(answers, targets))
     return found if task.metric.higher_is_better else -found

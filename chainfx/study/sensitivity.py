@@ -57,9 +57,10 @@ def _pairs(result: StudyResult, training: Training, comparison: Comparison) -> I
         differences, counts = [], False
         for seed, records in result.records.items():
             cases = [result.design.cases_of(arm, seed, training)[number] for arm in (first, second)]
-            areas = [_area(result, seed, records.get(case.hash)) for case in cases]
-            if None not in areas:
-                differences.append(areas[0] - areas[1])  # type: ignore[operator]  # neither is None
+            found = (_area(result, seed, records.get(case.hash)) for case in cases)
+            areas = [area for area in found if area is not None]
+            if len(areas) == 2:
+                differences.append(areas[0] - areas[1])
                 counts = counts or any(areas)
         labels = [one.label for one in result.design.chain(first, configuration)]
         yield labels[0], labels[1], np.array(differences if counts else [])

@@ -52,7 +52,7 @@ def test_our_experiments():
     assert compared("weakest-first", few) == compared("sensitivity", few) == ["DP-PD", "DQ-QD", "PQ-QP"]
     assert compared("alone") == [] and [str(arm) for arm in orders_of("alone", PASSES).arms] == list("DPQE")
     assert compared("recovery", few) == ["PQD~-PQ", "PQD~-D~PQ", "PQD~-DPQ", "DPQD~-DPQ"]
-    assert compared("student", few) == ["D-D*", "DP-D*P", "DQ-D*Q"]
+    assert compared("student", few) == ["D-D*", "DP-D*P", "DQ-D*Q", "D-D^", "DP-D^P", "DQ-D^Q"]
     assert compared("compatibility", SIX) == ["WT-TW", "DP-D", "QG-Q", "DP-PD", "DP-PD (fresh)"]
     with pytest.raises(StudyError) as caught:
         compared("recovery", {"P": PASSES["P"], "Q": PASSES["Q"]})

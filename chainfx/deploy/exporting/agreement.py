@@ -35,7 +35,9 @@ def random_inputs(like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         grown = each.dim() > 0 and each.shape[:1] == like[0].shape[:1]
         shape = (each.shape[0] + 1, *each.shape[1:]) if grown else tuple(each.shape)
         values = torch.randn(shape, generator=generator, device="cpu")
-        made.append(values.to(each.dtype) if each.is_floating_point() else torch.zeros(shape, dtype=each.dtype))
+        made.append(
+            values.to(each.dtype) if each.is_floating_point() else torch.zeros(shape, dtype=each.dtype, device="cpu")
+        )
     return tuple(made)
 
 

@@ -56,18 +56,20 @@ def torchao_weight(parts: Sequence[Tensor], text: str, bits: int, reads: int) ->
     return made
 
 
-def torchao_parts(weight: Tensor) -> tuple[list[Tensor], str]:
-    """The plain tensors that a tensor of torchao is made of, and the text of all else, for :func:`torchao_weight`.
+def torchao_parts(weight: Any) -> tuple[dict[str, Tensor], str]:
+    """The plain tensors by name that a tensor of torchao is made of, and the text of all else.
+
+    Both are for :func:`torchao_weight`.
 
     Raises ``ValueError`` for a tensor with something that has no text.
     """
-    names, options = weight.__tensor_flatten__()  # type: ignore[attr-defined]  # what tensors of torchao have
-    parts = [getattr(weight, name) for name in names]
-    if not all(type(part) in (Tensor, torch.nn.Parameter) for part in parts):
+    names, options = weight.__tensor_flatten__()
+    parts = {name: getattr(weight, name) for name in names}
+    if not all(type(part) in (Tensor, torch.nn.Parameter) for part in parts.values()):
         raise ValueError(f"a {type(weight).__name__} has parts that are no plain tensors")
     text = _call(type(weight).__name__, {"parts": list(names), **options})
     _template(text)  # so that what is written can be read
-    return [part.detach() for part in parts], text
+    return {name: part.detach() for name, part in parts.items()}, text
 
 
 @functools.lru_cache(4096)
@@ -128,7 +130,8 @@ def _read(node: ast.expr) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value  # type: ignore[operator]  # a number; anything else is a TypeError
+        number: Any = node.operand.value  # a number; anything else is a TypeError
+        return -number
     if isinstance(node, ast.List | ast.Tuple):
         items = [_read(each) for each in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
