@@ -10,7 +10,7 @@ from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneReques
 from chainfx.scheduler import Stage, StageRunner
 from chainfx.study import ContrastedStudent, FreshStudent, Recovery, StudyTrainer, UntaughtStudent
 from chainfx.study.points import points_of
-from chainfx.training import Batches, Data
+from chainfx.training import Batches, Data, classification
 from chainfx.training.data import Images
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
@@ -128,7 +128,7 @@ def stage_of(graph_module, *passes):
 def test_exits_are_measured_at_every_threshold_the_ends_included(graph_module):
     stage = stage_of(graph_module, EarlyExit(exits=1, threshold=1.01, keep=True))
     batches = Batches(split(), 8)
-    points = points_of(stage, batches, batches, (0.0, 0.2, 1.01), ("mac_bw_ba", "strict"))
+    points = points_of(stage, batches, batches, (0.0, 0.2, 1.01), ("mac_bw_ba", "strict"), classification())
     assert [point.threshold for point in points] == [0.0, 0.2, 1.01]
     (mark,) = exits_of(stage.graph_module)
     assert mark.threshold == 1.01  # as it was
@@ -146,7 +146,7 @@ def test_exits_are_measured_at_every_threshold_the_ends_included(graph_module):
 def test_a_network_without_exits_is_one_point(graph_module):
     stage = stage_of(graph_module)
     batches = Batches(split(), 8)
-    (point,) = points_of(stage, batches, batches, (0.0, 1.01), ("mac_bw_ba",))
+    (point,) = points_of(stage, batches, batches, (0.0, 1.01), ("mac_bw_ba",), classification())
     assert (point.threshold, point.bitops) == (None, {"mac_bw_ba": stage.record.report.bitops})
 
 
