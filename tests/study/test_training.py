@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from chainfx.ir.graph import content_hash, exits_of, facts_of
-from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneRequest
+from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneRequest, classification
 from chainfx.scheduler import Stage, StageRunner
 from chainfx.study import ContrastedStudent, FreshStudent, Recovery, StudyTrainer, UntaughtStudent
 from chainfx.study.points import points_of
-from chainfx.training import Batches, Data, classification
+from chainfx.training import Batches, Data
 from chainfx.training.data import Images
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
