@@ -1,6 +1,6 @@
 """A training loop of one's own with Lightning.
 
-Run it with ``python examples/own_loop_lightning.py``; it needs ``pip install lightning``.
+Run it with ``python examples/own_loop_lightning.py``; it needs ``pip install 'chainfx[examples]'``.
 """
 
 import lightning

@@ -27,7 +27,7 @@ class Network:
             outputs = session.run(None, dict(zip(segment["inputs"], values, strict=True)))
             if answers is None and segment["exit"] is None:
                 return outputs
-            answers = np.empty((len(rows), outputs[0].shape[1]), outputs[0].dtype) if answers is None else answers
+            answers = np.empty((len(rows), *outputs[0].shape[1:]), outputs[0].dtype) if answers is None else answers
             answers[rows] = outputs[0]
             stay = ~(outputs[1] >= segment["exit"]["threshold"]) if segment["exit"] else np.zeros(len(rows), bool)
             rows, values = rows[stay], [value[stay] for value in outputs[2:]]

@@ -49,3 +49,9 @@ class Scaled(nn.Module):
         linear = isinstance(self.layer, nn.Linear)
         y = F.linear(x, weight, bias) if linear else F.conv1d(x, weight, bias, padding=self.layer.padding)
         return y * self.scale
+
+
+def as_read(logits: Tensor, criterion: str) -> Tensor:
+    """Logits (N, classes) as those of one token or one pixel a sample, if that is what a criterion of exits reads."""
+    kind = criterion.partition("-")[0]
+    return logits[:, None] if kind == "token" else logits[:, :, None, None] if kind == "pixel" else logits

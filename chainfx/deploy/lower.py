@@ -6,7 +6,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from chainfx.ir.graph import edit, exits_of, ops, output_node, segments, torchao_weight, value_of
+from chainfx.ir.graph import check_answers, edit, exits_of, ops, output_node, segments, torchao_weight, value_of
 
 __all__ = ["fold_codes", "read_by", "sharing_copy", "split_segments", "to_codes"]
 
@@ -90,8 +90,10 @@ def split_segments(graph_module: GraphModule) -> list[GraphModule]:
     Segment i returns ``(logits, confidence, *carried)``. Segment 0 takes the network's inputs; segment i+1 takes what
     segment i carried (tensors, batch first), and the last returns its logits alone. Values that are not tensors, such
     as sizes, are computed again where they are used, since the batch shrinks between segments. Shapes must be in
-    ``node.meta["val"]``. Without exits there is one segment, the network.
+    ``node.meta["val"]``. Without exits there is one segment, the network. Raises
+    :class:`~chainfx.errors.GraphError` for exits whose answers do not fit together.
     """
+    check_answers(graph_module)
     parts = segments(graph_module)
     inputs = list(graph_module.graph.find_nodes(op="placeholder"))
     home = {node: index for index, part in enumerate(parts) for node in part} | dict.fromkeys(inputs, 0)

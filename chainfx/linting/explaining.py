@@ -35,7 +35,11 @@ __all__ = ["Explanation", "PassOutlook", "explain"]
 # the options that each pass is tried with: the first that fit the network
 _HALF: Mapping[str, tuple[Pass, ...]] = {
     "distill": (Distill(depth=0.5), Distill(width=0.5)),
-    "early-exit": (EarlyExit(exits=3), EarlyExit(exits=1)),
+    "early-exit": tuple(
+        EarlyExit(exits=exits, criterion=criterion)
+        for criterion in ("token-max-softmax", "pixel-max-softmax", "max-softmax")
+        for exits in (3, 1)
+    ),
     "low-rank": (LowRank(energy=0.9),),
     "prune-channels": (PruneChannels(0.5),),
     "prune-heads": (PruneHeads(0.5),),

@@ -10,15 +10,17 @@ from torch.fx import GraphModule
 
 from chainfx.bitops import count
 from chainfx.errors import ChainfxError
-from chainfx.ir.graph import Skipped, verify
+from chainfx.ir.graph import Skipped, ops, verify
 from chainfx.linting.chain import Step
 from chainfx.linting.network import unfilled
 from chainfx.linting.network_rules import channel_counts_left
 from chainfx.linting.timing import record_of, seconds_of_sample
-from chainfx.passes import Pass, PassContext, TuneRequest
+from chainfx.passes import Pass, PassContext, TuneRequest, classification
 from chainfx.scheduler import Costs, Finding, StageRecord
 
 __all__ = ["DryStage", "StagePrediction", "applied_dry", "predict"]
+
+_ANY_TASK = replace(classification(), criteria=ops.CRITERIA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,10 @@ def applied_dry(one: Pass, graph_module: GraphModule, context: PassContext) -> D
     """Apply a pass to a copy of a graph, all its rounds, and train nothing; raises what the pass raises.
 
     The example inputs serve as calibration data. A pass that measures accuracy is not finished: what it decides then
-    (thresholds of exits) changes no shape.
+    (thresholds of exits) changes no shape. What the network is for is not known, so that each confidence counts as one
+    of its task.
     """
-    current = copy.deepcopy(graph_module)
+    current, context = copy.deepcopy(graph_module), replace(context, task=_ANY_TASK)
     results = []
     for number in range(one.rounds):
         results.append(one.apply(current, replace(context, round=number, entry=graph_module)))

@@ -35,8 +35,10 @@ __all__ = [
     "Trainer",
     "TuneRequest",
     "accepted",
+    "all_found",
     "is_number",
     "metric_of",
+    "processes_of",
     "task_of",
     "trainer_on",
 ]
@@ -292,7 +294,8 @@ class Trainer(Protocol):
     A trainer may have more. ``metric``, a :class:`Metric`, for one that measures something else than accuracy.
     ``task``, a :class:`Task`, for one of something else than classes. ``on(execution)``, the same trainer computing
     there. ``measure(graph_module)``, a :class:`Measurement` with the metric and the exit rates from one walk over the
-    validation data, where :meth:`evaluate` and the rates would take two.
+    validation data, where :meth:`evaluate` and the rates would take two. One that trains in several processes at once
+    has ``processes``, which of them this is and how many there are, and ``agreed(found)``, whether all found a stage.
     """
 
     @property
@@ -320,6 +323,18 @@ def metric_of(trainer: Trainer | None) -> Metric:
     """What a trainer measures: its ``metric``, or accuracy if it has none."""
     found: Metric = getattr(trainer, "metric", Metric())
     return found
+
+
+def processes_of(trainer: Trainer | None) -> tuple[int, int]:
+    """Which of the processes that a trainer trains in this is, from 0, and how many there are."""
+    found: tuple[int, int] = getattr(trainer, "processes", (0, 1))
+    return found
+
+
+def all_found(trainer: Trainer | None, found: bool) -> bool:
+    """Whether all processes that train together found a stage, where there are several."""
+    ask: Callable[[bool], bool] | None = getattr(trainer, "agreed", None)
+    return found if ask is None else ask(found)
 
 
 def accepted(run: Callable[[], _T], batch: Sequence[Tensor], name: str) -> _T:

@@ -1,4 +1,4 @@
-"""Early exits: small classifiers inside the network, at which easy samples leave."""
+"""Early exits: small heads inside the network, at which easy samples leave."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -13,15 +13,19 @@ from chainfx.passes.exiting import (
     ExitHead,
     answers_of,
     balanced_taps,
+    fits_answer,
     insert_head,
+    insert_pixel_head,
+    insert_token_head,
     named_taps,
-    score_of,
     sweep_thresholds,
 )
 from chainfx.passes.quantizing import insert_quantizers, widths_in
 from chainfx.passes.tasks import Task
 
 __all__ = ["EarlyExit"]
+
+_FORMS = {2: "(N, classes)", 3: "(N, length, classes)", 4: "(N, classes, height, width)"}
 
 
 @final
@@ -39,7 +43,9 @@ class EarlyExit(Pass):
     The head is that of the paper's group (methods of Passalis et al. 2020): 64 learnt codewords by a 1x1 convolution,
     soft assignment ``u = (tanh(a z + c) + 1) / 2`` normalised over the codewords to a mean of 1 (as the source's older
     version did; to a sum of 1 the heads train far worse in few epochs), average pooling to 2x2, then two linear layers
-    256 -> 64 -> classes; for inputs above 64 pixels 4x4 pooling and one linear layer.
+    256 -> 64 -> classes; for inputs above 64 pixels 4x4 pooling and one linear layer. Where the network answers at
+    every token (N, length, classes), a head is layer normalization and a linear layer; where it answers at every pixel
+    (N, classes, height, width), a 1x1 convolution, resized bilinearly to the size of the answer.
     With ``exits=k`` the taps are the k points, among those where one tensor carries everything, nearest to i/(k+1) of
     the MACs; or name the tap nodes. With ``body="frozen"`` the heads alone are trained, with Adam (5e-3, no weight
     decay); with ``"joint"`` body and heads together, with Adam (1e-3, as Teerapittayanon et al. 2016 do). Heads of a
@@ -47,17 +53,20 @@ class EarlyExit(Pass):
     its last layer.
 
     After tuning one threshold for all exits is chosen on held-out training data: the least expected bit operations
-    (:attr:`chainfx.CostReport.expected_bitops`) with an accuracy of at least that of the full network minus
-    ``max_drop`` (in units of the metric, 0.005 of accuracy is half a point). ``threshold`` fixes it instead; at 0 every
-    sample leaves at the first exit, above 1 none leaves. On a frozen body the full network's answer is unchanged,
-    exactly. Worst-case bit operations rise by the heads.
+    (:attr:`chainfx.CostReport.expected_bitops`) with a metric of the task that is at most ``max_drop`` worse than that
+    of the full network, in units of the metric: 0.005 of accuracy is half a point; where smaller is better, as of
+    perplexity, it may rise by as much. ``threshold`` fixes it instead; at 0 every sample leaves at the first exit,
+    above 1 none leaves. On a frozen body the full network's answer is unchanged, exactly. Worst-case bit operations
+    rise by the heads.
 
     Exits that do not pay are taken back: if the expected bit operations (``strict``) do not fall, because hardly a
     sample leaves or the heads cost more than they save, :func:`chainfx.compile` leaves the network without exits and
     says so. ``keep=True`` keeps them.
 
-    ``criterion``: ``max-softmax`` (the paper's), ``entropy`` or ``margin``, and ``max-sigmoid`` where each output says
-    yes or no, see :func:`chainfx.ir.graph.ops.confidence`; it has to be one of the :class:`~chainfx.passes.Task`.
+    ``criterion``: ``max-softmax`` (the paper's), ``entropy`` or ``margin``; ``max-sigmoid`` where each output says yes
+    or no; ``token-max-softmax`` and the like where each token is answered, ``pixel-max-softmax`` and the like for each
+    pixel: the mean over them, as a sample leaves as a whole. See :func:`chainfx.ir.graph.ops.confidence`; it has to be
+    one of the :class:`~chainfx.passes.Task`.
     """
 
     exits: int | tuple[str, ...] = 3
@@ -84,7 +93,7 @@ class EarlyExit(Pass):
         counted = type(self.exits) is int and self.exits >= 1
         self._check(named or counted, "exits", "a number from 1 or a tuple of names of nodes")
         self._check(self.threshold is None or is_number(self.threshold, 0), "threshold", "None or a number from 0")
-        self._check(is_number(self.max_drop, 0) and self.max_drop < 1, "max_drop", "a share of accuracy in [0, 1)")
+        self._check(is_number(self.max_drop, 0), "max_drop", "a number from 0, in units of the metric")
         self._check(self.criterion in ops.CRITERIA, "criterion", f"one of {', '.join(ops.CRITERIA)}")
         self._check(isinstance(self.keep, bool), "keep", "true or false")
         self._check(self.body in ("frozen", "joint"), "body", "'frozen' or 'joint'")
@@ -101,20 +110,21 @@ class EarlyExit(Pass):
         self._check_confidence(context.task)
         output = output_node(graph_module)
         final_logits = output.args[0]
-        if not isinstance(final_logits, Node) or len(shape_of(final_logits)) != 2:
+        dims = ops.dims_read(self.criterion)
+        if not isinstance(final_logits, Node) or len(shape_of(final_logits)) != dims:
             raise PassError(
-                "early-exit: the network does not return one tensor of logits (N, classes); wrap it so that it does."
+                f"early-exit: the network does not return one tensor of logits {_FORMS[dims]}, which "
+                f"criterion={self.criterion!r} reads; wrap it so that it does."
             )
-        classes = shape_of(final_logits)[1]
         body, end = widths_in(layers_of(graph_module)), widths_in(ends_of(graph_module)[1])
         old = set(graph_module.graph.nodes)
         marks, parameters = [], []
-        for index, tap in enumerate(self._taps(graph_module, context), start=1):
-            head = ExitHead.for_tap(f"exit{index}", tap, classes, context.example_inputs[0])
-            logits, names = insert_head(graph_module, head, context.rng(head.name))
+        for index, tap in enumerate(self._taps(graph_module, context, final_logits), start=1):
+            name = f"exit{index}"
+            logits, names = _insert_head(graph_module, name, tap, final_logits, context)
             with graph_module.graph.inserting_after(logits):
-                arguments = (logits, head.name, NEVER if self.threshold is None else self.threshold, self.criterion)
-                marks.append(graph_module.graph.call_function(ops.exit_point, arguments, name=head.name))
+                arguments = (logits, name, NEVER if self.threshold is None else self.threshold, self.criterion)
+                marks.append(graph_module.graph.call_function(ops.exit_point, arguments, name=name))
             parameters += names
         output.args = ((*marks, final_logits),)
         edit.tidy(graph_module)
@@ -134,17 +144,17 @@ class EarlyExit(Pass):
             raise PassError(
                 "early-exit: max_drop needs held-out data and there is none; give a trainer or a threshold."
             )
-        task, answers = context.task, answers_of(graph_module, context.validation, context.execution)
+        task = context.task
+        answers = answers_of(graph_module, context.validation, context.task, context.execution)
         sweep = sweep_thresholds(graph_module, answers, task, context.example_inputs)
-        full = score_of(task, answers.outputs[-1], answers.targets)
+        full, *alone = (task.score(tally.sum(dim=0)) for tally in (answers.tallies[-1], *answers.tallies[:-1]))
         allowed = [point for point in sweep if task.metric.loss(full, point["accuracy"]) <= self.max_drop + 1e-9]
         best = min(allowed, key=lambda point: (point["cost"], -point["threshold"]))
         for mark in exits_of(graph_module):
             mark.node.update_arg(2, best["threshold"])
         graph_module.recompile()
-        pairs = zip(exits_of(graph_module), answers.outputs, strict=False)
-        alone = {mark.name: score_of(task, part, answers.targets) for mark, part in pairs}
-        profile = {"threshold": best["threshold"], "full_accuracy": full, "exit_accuracy": alone, "sweep": sweep}
+        by_exit = {mark.name: score for mark, score in zip(exits_of(graph_module), alone, strict=True)}
+        profile = {"threshold": best["threshold"], "full_accuracy": full, "exit_accuracy": by_exit, "sweep": sweep}
         return PassResult(graph_module, modified=True, profile=profile, answers=answers)
 
     def _request(self, heads: list[str]) -> TuneRequest:
@@ -164,10 +174,24 @@ class EarlyExit(Pass):
                 f"use {' or '.join(map(repr, task.criteria))}."
             )
 
-    def _taps(self, graph_module: GraphModule, context: PassContext) -> list[Node]:
+    def _taps(self, graph_module: GraphModule, context: PassContext, answer: Node) -> list[Node]:
+        def fits(node: Node) -> bool:
+            return fits_answer(node, answer)
+
         if isinstance(self.exits, int):
-            return balanced_taps(graph_module, self.exits, context.example_inputs)
-        return named_taps(graph_module, self.exits)
+            return balanced_taps(graph_module, self.exits, context.example_inputs, fits)
+        return named_taps(graph_module, self.exits, fits)
+
+
+def _insert_head(
+    graph_module: GraphModule, name: str, tap: Node, answer: Node, context: PassContext
+) -> tuple[Node, list[str]]:
+    """Put the head that answers as the network does after a tap; the node of its logits, its parameters' names."""
+    shape, rng = shape_of(answer), context.rng(name)
+    if len(shape) == 2:
+        return insert_head(graph_module, ExitHead.for_tap(name, tap, shape[1], context.example_inputs[0]), rng)
+    insert = insert_token_head if len(shape) == 3 else insert_pixel_head
+    return insert(graph_module, name, tap, answer, rng)
 
 
 def _is_new(name: str, graph_module: GraphModule, old: set[Node]) -> bool:

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from chainfx.errors import InputError
+from chainfx.ir.graph import answer_of
 
 __all__ = ["Answers", "Execution", "Measurement"]
 
@@ -81,10 +82,18 @@ def _has(kind: str) -> bool:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network answers to all validation data: the outputs of its exits and the final one, and the targets."""
+    """What a network with exits answers to all N samples of the validation data, in the numbers that decide.
 
-    outputs: tuple[Tensor, ...]
-    targets: Any
+    ``confidences``: how sure each exit is, shape (N,), in the order of the exits. ``tallies``: what the task tallies of
+    each sample alone, shape (N, k), at every exit and at the final output.
+    """
+
+    confidences: tuple[Tensor, ...]
+    tallies: tuple[Tensor, ...]
+
+    def sums(self, index: Tensor) -> Tensor:
+        """The tally (k,) of all samples, each answered by the output at its place in ``index``, shape (N,)."""
+        return answer_of(self.tallies, index).sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,8 @@ class Measurement:
     """What is measured of a network on validation data, in one walk over them.
 
     ``metric``: the trainer's, each sample answered by the exit that it takes. ``exit_rates``: the share of samples that
-    leaves at each exit, by its name. ``answers``: all outputs, where they were asked for.
+    leaves at each exit, by its name.
     """
 
     metric: float | None = None
     exit_rates: Mapping[str, float] = field(default_factory=dict)
-    answers: Answers | None = None

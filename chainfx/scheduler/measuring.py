@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule
 
 from chainfx.bitops import CostReport, count
-from chainfx.ir.graph import Answer, answer_of, choose, exit_rates, exits_of, shares_of
+from chainfx.ir.graph import Answer, exit_rates, exits_of, first_sure, shares_of
 from chainfx.passes import Answers, Measurement, PassContext, Trainer
 
 __all__ = ["Measured", "measure", "measured"]
@@ -45,10 +45,9 @@ def measure(
     if walk is not None and answers is None:
         return walk(graph_module)
     exits = exits_of(graph_module)
-    chosen = None if answers is None else choose(answers.outputs, exits)
+    chosen = None if answers is None else first_sure(answers.confidences, [mark.threshold for mark in exits])
     if walk is not None and answers is not None and chosen is not None:
-        sums = context.task.tally(answer_of(answers.outputs, chosen), answers.targets)
-        return Measurement(context.task.score(sums), shares_of(chosen, exits))
+        return Measurement(context.task.score(answers.sums(chosen)), shares_of(chosen, exits))
     metric = None if trainer is None else trainer.evaluate(Answer(graph_module))
     if chosen is not None:
         return Measurement(metric, shares_of(chosen, exits))

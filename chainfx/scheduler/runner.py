@@ -26,7 +26,9 @@ from chainfx.passes import (
     Trainer,
     TuneRequest,
     Tunings,
+    all_found,
     metric_of,
+    processes_of,
     task_of,
     trainer_on,
 )
@@ -146,7 +148,8 @@ class StageRunner:
         trainer = trainer_on(trainer, execution)
         self.context = _context(graph_module, example_inputs, trainer, calibration, seed, execution)
         verify(graph_module, example_inputs)
-        if store:
+        self.process, self.processes = processes_of(trainer)
+        if store and self.process == 0:
             store.check(graph_module)
         self.surroundings = Surroundings.of(graph_module, example_inputs, trainer, calibration, seed, execution)
         self.trainer, self.store, self.listener = trainer, store, listener or Listener()
@@ -168,10 +171,11 @@ class StageRunner:
         """
         key = self.key(parent.record.fingerprint, one)
         found = self.store.find(key.fingerprint) if self.store else None
-        if found is not None:
+        if self.store and all_found(self.trainer, found is not None) and found is not None:
             return _at_home(found, self.context)
         stage = _next_stage(parent, one, key, self.context, self.trainer, self.listener, self.tunings)
-        return self.store.keep(stage) if self.store else stage
+        kept = self.store.keep(stage) if self.store and self.process == 0 else stage
+        return kept if self.processes == 1 else stage  # all go on from the network that they made together
 
 
 def _first_stage(surroundings: Surroundings, context: PassContext, trainer: Trainer | None) -> Stage:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chainfx.training.machine import averaged, gathered
+
 __all__ = ["Contrast"]
 
 _TEMPERATURE, _MOMENTUM, _SIZE, _TINY = 0.07, 0.5, 128, 1e-7
@@ -20,6 +22,7 @@ class Contrast(nn.Module):
     0.07) / Z`` (``Z`` is the mean of the first batch times the number of samples, then fixed), ``Pn = 1 / samples`` and
     ``K`` negatives a side's loss is ``-mean(log(P / (P + K Pn)) + sum over negatives of log(K Pn / (P + K Pn)))`` (eq.
     18 and 19 there); :meth:`forward` gives the sum of both sides. ``classes``: those of all training samples (N,).
+    In several processes the banks remember the samples of all of them, and so are the same everywhere.
     """
 
     classes: Tensor
@@ -48,8 +51,9 @@ class Contrast(nn.Module):
         others = self._others(index)
         loss = self._side(a, self.bank_taught, index, others, self.scale_taught)
         loss = loss + self._side(b, self.bank_own, index, others, self.scale_own)
-        self._remember(self.bank_own, a, index)
-        self._remember(self.bank_taught, b, index)
+        places = gathered(index)
+        self._remember(self.bank_own, gathered(a.detach()), places)
+        self._remember(self.bank_taught, gathered(b.detach()), places)
         return loss
 
     def _others(self, index: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ class Contrast(nn.Module):
     def _side(self, anchors: Tensor, bank: Tensor, index: Tensor, others: Tensor, scale: Tensor) -> Tensor:
         entries = bank[torch.cat([index[:, None], others], 1)]
         raw = torch.exp(torch.einsum("nd,nkd->nk", anchors, entries) / _TEMPERATURE)
-        scale.copy_(torch.where(scale == 0, raw.detach().mean() * len(bank), scale))
+        scale.copy_(torch.where(scale == 0, averaged(raw.detach().mean()) * len(bank), scale))
         scores = raw / scale
         noise = self.negatives / len(bank)
         positive = torch.log(scores[:, 0] / (scores[:, 0] + noise + _TINY))
@@ -76,5 +80,5 @@ class Contrast(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _remember(bank: Tensor, features: Tensor, index: Tensor) -> None:
-        mixed = _MOMENTUM * bank[index] + (1 - _MOMENTUM) * features.detach()
+        mixed = _MOMENTUM * bank[index] + (1 - _MOMENTUM) * features
         bank[index] = F.normalize(mixed, dim=1)

@@ -10,8 +10,11 @@ from chainfx.ir.graph import ordinary
 from chainfx.training.data import Batch
 
 __all__ = [
+    "all_have",
+    "averaged",
     "computes_bfloat16",
     "free_memory",
+    "gathered",
     "is_first_process",
     "own_places",
     "own_share",
@@ -116,13 +119,44 @@ def own_places(places: Tensor) -> Tensor:
     return places if len(places) < count else places[index::count]
 
 
+def all_have(found: bool) -> bool:
+    """Whether every process found something, so that all of them go the same way."""
+    if process_count() == 1:
+        return found
+    answer = torch.tensor(int(found), device=this_device())
+    torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MIN)
+    return bool(answer)
+
+
+def averaged(value: Tensor) -> Tensor:
+    """The mean over all processes of a tensor, in place."""
+    if process_count() > 1:
+        torch.distributed.all_reduce(value)
+        value /= process_count()
+    return value
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, in their order; they may have different numbers of them."""
+    count = process_count()
+    if count == 1:
+        return rows
+    sizes = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(count)]
+    torch.distributed.all_gather(sizes, torch.tensor(len(rows), device=rows.device))
+    numbers = torch.stack(sizes).tolist()
+    padded = rows.new_zeros((max(numbers), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in range(count)]
+    torch.distributed.all_gather(found, padded)
+    return torch.cat([each[:number] for each, number in zip(found, numbers, strict=True)])
+
+
 def same_gradients(model: nn.Module) -> None:
     """Average the gradients of a module that no wrapper averages, over all processes."""
     if process_count() > 1:
         for parameter in model.parameters():
             if parameter.grad is not None:
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= process_count()
+                averaged(parameter.grad)
 
 
 def same_buffers(model: nn.Module) -> None:

@@ -78,6 +78,15 @@ class OwnTrainer:
         """Batches that are held out from the training data."""
         return self._usual.validation
 
+    @property
+    def processes(self) -> tuple[int, int]:
+        """Which of the processes that train together this is, and how many there are; the first keeps the stages."""
+        return self._usual.processes
+
+    def agreed(self, found: bool) -> bool:
+        """Whether all processes that train together found a stage; each of them has to ask."""
+        return self._usual.agreed(found)
+
     def on(self, execution: Execution) -> Self:
         """The same trainer, measuring as an execution says."""
         return replace(self, execution=execution)

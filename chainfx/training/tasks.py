@@ -28,6 +28,8 @@ __all__ = [
 _OWN = "give a trainer of your own"
 _IGNORED = -100  # the index that cross-entropy leaves out, as torch and transformers have it
 _YES_NO = ("max-sigmoid",)
+_BY_TOKEN = ("token-max-softmax", "token-entropy", "token-margin")
+_BY_PIXEL = ("pixel-max-softmax", "pixel-entropy", "pixel-margin")
 
 Misfit = tuple[str, str] | None
 
@@ -120,6 +122,7 @@ def segmentation(number: int, ignored: int = 255) -> Task:
         tally=partial(_confusion, number, ignored),
         score=partial(_mean_iou, number),
         metric=Metric("mIoU"),
+        criteria=_BY_PIXEL,
         soft=lambda answer, teacher, temperature: soft_labels(_rows(answer), _rows(teacher), temperature),
         misfit=_shaped(number, 4, 1, f"logits of shape (N, {number}, height, width)"),
     )
@@ -136,6 +139,7 @@ def token_classification(number: int) -> Task:
         tally=_right_tokens,
         score=_quotient,
         metric=Metric("token accuracy"),
+        criteria=_BY_TOKEN,
         soft=lambda answer, teacher, temperature: soft_labels(_tokens(answer), _tokens(teacher), temperature),
         misfit=_shaped(number, 3, 2, f"logits of shape (N, length, {number})"),
     )
@@ -163,6 +167,7 @@ def language_modelling(vocabulary: int, *, shifted: bool = False) -> Task:
         tally=tally,
         score=lambda sums: math.exp(min(_quotient(sums), 700.0)),
         metric=Metric("perplexity", higher_is_better=False, form=".3f"),
+        criteria=_BY_TOKEN,
         soft=lambda answer, teacher, temperature: soft_labels(_tokens(answer), _tokens(teacher), temperature),
         misfit=_shaped(vocabulary, 3, 2, f"logits of shape (N, length, {vocabulary})"),
     )

@@ -16,7 +16,7 @@ from chainfx.passes import Epoch, Execution, Measurement, Metric, Task, TuneRequ
 from chainfx.training.augment import Augment
 from chainfx.training.data import Batch, Batches, Data, InMemory
 from chainfx.training.feeding import Feed, resident
-from chainfx.training.machine import computes_bfloat16, process_count, this_device
+from chainfx.training.machine import all_have, computes_bfloat16, process_count, processes, this_device
 from chainfx.training.measuring import measure_final, measure_taken
 from chainfx.training.modes import freeze, restored
 from chainfx.training.rates import Average, make_optimizer
@@ -43,7 +43,7 @@ class Trainer:
     The network keeps the parameters of the epoch with the best validation metric (of equal ones the last), or, unless
     it is trained from scratch, those that it came with, if they were better than all. The same seed gives the same
     parameters, bit for bit, on the same machine; the global random state is left as it was.
-    Several processes (``accelerate launch`` or ``torchrun``) share each batch.
+    Several processes (``accelerate launch`` or ``torchrun``) share each batch, and the first of them keeps the stages.
 
     >>> from chainfx.training import digits
     >>> trainer = Trainer(digits(), epochs=1)
@@ -115,6 +115,15 @@ class Trainer:
         """The same trainer, computing as an execution says."""
         this_device()  # in one of several processes accelerate makes its own device the current one
         return dataclasses.replace(self, execution=execution)
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        """Which of the processes that train together this is, and how many there are; the first keeps the stages."""
+        return processes()
+
+    def agreed(self, found: bool) -> bool:
+        """Whether all processes that train together found a stage; each of them has to ask."""
+        return all_have(found)
 
     @cached_property
     def calibration(self) -> Iterable[tuple[Tensor, ...]]:

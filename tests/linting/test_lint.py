@@ -252,6 +252,15 @@ def test_a_dry_run_predicts_the_costs_of_the_run():
     assert [s.seconds for s in again.stages[1:5]] == [record.seconds for record in small.report.records[1:5]]
 
 
+@pytest.mark.parametrize("criterion", ["max-sigmoid", "token-margin"])
+def test_a_dry_run_takes_the_confidence_of_any_task(criterion):
+    layers = (nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    inputs = torch.zeros(2, 5, 6) if criterion == "token-margin" else torch.zeros(2, 6)
+    report = chainfx.lint([EarlyExit(exits=1, criterion=criterion)], nn.Sequential(*layers), example_inputs=inputs)
+    assert not [finding for finding in report.findings if finding.rule == "dry-run"]
+    assert [stage.position for stage in report.stages] == [0, 1]
+
+
 def test_a_stage_that_cannot_be_applied_is_found_and_ends_the_prediction():
     chain = [Fuse(), Distill(depth=(9, 9)), Quantize()]
     report = chainfx.lint(chain, small_resnet(), example_inputs=images(2))

@@ -277,15 +277,16 @@ def test_heads_on_tokens_and_on_vectors(shape):
         ),
         (
             lambda: EarlyExit(criterion="luck"),
-            "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-sigmoid, max-softmax.",
+            "early-exit: criterion='luck' is out of range; use one of entropy, margin, max-sigmoid, max-softmax, "
+            "pixel-entropy, pixel-margin, pixel-max-softmax, token-entropy, token-margin, token-max-softmax.",
         ),
         (
             lambda: EarlyExit(keep=1),
             "early-exit: keep=1 is out of range; use true or false.",
         ),
         (
-            lambda: EarlyExit(max_drop=1.0),
-            "early-exit: max_drop=1.0 is out of range; use a share of accuracy in [0, 1).",
+            lambda: EarlyExit(max_drop=-0.1),
+            "early-exit: max_drop=-0.1 is out of range; use a number from 0, in units of the metric.",
         ),
     ],
 )
@@ -364,7 +365,10 @@ def test_places_that_cannot_be_used_are_named_with_those_that_can():
 
 
 def test_a_network_without_logits_and_a_drop_without_held_out_data_are_refused():
-    message = "early-exit: the network does not return one tensor of logits (N, classes); wrap it so that it does."
+    message = (
+        "early-exit: the network does not return one tensor of logits (N, classes), which criterion='max-softmax' "
+        "reads; wrap it so that it does."
+    )
     assert refused(EarlyExit(), nn.Conv2d(1, 2, 1), torch.randn(2, 1, 4, 4)) == message
     graph_module, context = by_hand()
     with pytest.raises(PassError) as caught:

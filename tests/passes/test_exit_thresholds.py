@@ -44,6 +44,13 @@ def logits():
     return tuple(parts)
 
 
+def answers(parts):
+    """What is kept of logits: confidences of the exits, and for each sample whether it is right, of one."""
+    sure = tuple(ops.confidence(part, "max-softmax") for part in parts[:-1])
+    right = (part.argmax(1) == TARGETS for part in parts)
+    return Answers(sure, tuple(torch.stack([each, torch.ones(4)], 1).double() for each in right))
+
+
 @pytest.mark.parametrize(
     ("above", "below", "rates", "cost", "accuracy"),
     [
@@ -60,7 +67,7 @@ def logits():
     ],
 )
 def test_rates_cost_and_accuracy_of_every_threshold(graph_module, above, below, rates, cost, accuracy):
-    points = sweep_thresholds(graph_module, Answers(logits(), TARGETS), classification(), INPUTS)
+    points = sweep_thresholds(graph_module, answers(logits()), classification(), INPUTS)
     found = [point for point in points if above < point["threshold"] < below]
     assert found
     for point in found:
@@ -71,8 +78,7 @@ def test_rates_cost_and_accuracy_of_every_threshold(graph_module, above, below, 
 
 def test_thresholds_rise_from_zero_and_are_rounded_down_to_four_digits(graph_module):
     thresholds = [
-        point["threshold"]
-        for point in sweep_thresholds(graph_module, Answers(logits(), TARGETS), classification(), INPUTS)
+        point["threshold"] for point in sweep_thresholds(graph_module, answers(logits()), classification(), INPUTS)
     ]
     assert thresholds == sorted(set(thresholds)) and (thresholds[0], thresholds[-1]) == (0.0, NEVER)
     assert all(math.isclose(value * 1e4, round(value * 1e4), abs_tol=1e-6) for value in thresholds)
@@ -83,7 +89,7 @@ def test_a_sample_whose_confidence_is_no_number_runs_to_the_end_at_every_thresho
     parts = logits()
     parts[0][0] = math.nan
     parts[1][0] = math.nan
-    points = sweep_thresholds(graph_module, Answers(parts, TARGETS), classification(), INPUTS)
+    points = sweep_thresholds(graph_module, answers(parts), classification(), INPUTS)
     assert all(math.isfinite(point["threshold"]) for point in points) and len(points) > 2
     assert points[0]["rates"] == {"early": 0.75, "late": 0.0}
     assert points[0]["cost"] == pytest.approx((FIRST + 0.25 * (SECOND + REST)) / WHOLE)
@@ -93,6 +99,6 @@ def test_confidences_that_are_no_numbers_leave_only_the_two_ends(graph_module):
     parts = logits()
     for part in parts[:-1]:
         part.fill_(math.nan)
-    points = sweep_thresholds(graph_module, Answers(parts, TARGETS), classification(), INPUTS)
+    points = sweep_thresholds(graph_module, answers(parts), classification(), INPUTS)
     assert [point["threshold"] for point in points] == [0.0, NEVER]
     assert all(point["cost"] == 1.0 and point["accuracy"] == 0.5 for point in points)

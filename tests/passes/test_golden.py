@@ -27,9 +27,12 @@ from chainfx.passes import (
     PruneWeights,
     Quantize,
     ShareWeights,
+    Task,
     TorchaoQuantize,
+    classification,
     pass_names,
 )
+from chainfx.training import segmentation, token_classification
 from tests.golden_text import FOLDER, compare, graph_text, result_text
 from tests.nets import graph_of
 
@@ -180,6 +183,26 @@ class Sequence(nn.Module):
         return self.c(F.relu(self.b(F.relu(self.a(x)))).mean(1))
 
 
+class EveryToken(Sequence):
+    """Two linear layers and a classifier on every token."""
+
+    def forward(self, x):
+        return self.c(F.relu(self.b(F.relu(self.a(x)))))
+
+
+class EveryPixel(Plain):
+    """A convolution with a stride, one without, resized to the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1), None
+        self.c = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        answer = self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+        return F.interpolate(answer, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
 class Tied(nn.Module):
     """One weight, used twice."""
 
@@ -240,13 +263,14 @@ class NormedTokens(nn.Module):
 
 
 IMAGES, WIDE, VECTORS, TOKENS = (2, 1, 8, 8), (2, 2, 4, 4), (2, 6), (2, 5, 5)
+CLASSES = classification()
 
 
 @dataclass(frozen=True)
 class Case:
     """A pass on a module; ``first`` are passes that went before, ``unchanged`` says that it must leave the graph.
 
-    ``words``: how many there are, for a network that reads integers.
+    ``words``: how many there are, for a network that reads integers. ``task``: what the network is for.
     """
 
     name: str
@@ -257,6 +281,7 @@ class Case:
     trainer: bool = False
     unchanged: bool = False
     words: int = 0
+    task: Task = CLASSES
 
 
 FLOAT = Quantize(32, 32, first=None, last=None)
@@ -361,6 +386,21 @@ CASES = [
     Case("on-large-images", EarlyExit(exits=1, threshold=0.9), Plain, (1, 1, 65, 33), trainer=True),
     Case("on-tokens", EarlyExit(exits=("relu",), criterion="entropy"), Sequence, TOKENS, trainer=True),
     Case("on-vectors-two-exits", EarlyExit(exits=2, criterion="margin"), Vectors, VECTORS, trainer=True),
+    Case(
+        "on-every-token",
+        EarlyExit(exits=1, criterion="token-margin"),
+        EveryToken,
+        TOKENS,
+        trainer=True,
+        task=token_classification(3),
+    ),
+    Case(
+        "on-every-pixel",
+        EarlyExit(exits=1, criterion="pixel-max-softmax"),
+        EveryPixel,
+        trainer=True,
+        task=segmentation(3),
+    ),
     Case("a-quantized-body", EarlyExit(exits=1, threshold=0.9), Vectors, VECTORS, (Quantize(2, 4),), trainer=True),
 ]
 
@@ -371,7 +411,7 @@ def applied(case):
     model = case.make().eval()
     inputs = (torch.randint(case.words, case.shape) if case.words else torch.randn(case.shape),)
     graph_module = graph_of(model, *inputs)
-    context = PassContext(graph_module, inputs, calibration=[inputs], tunes=case.trainer)
+    context = PassContext(graph_module, inputs, calibration=[inputs], tunes=case.trainer, task=case.task)
     graph_module = copy.deepcopy(graph_module)
     for one in (*case.first, case.one):
         verify(graph_module, inputs)

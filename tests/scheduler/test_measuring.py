@@ -8,11 +8,12 @@ import torch
 import chainfx
 from chainfx.errors import InputError
 from chainfx.ir.graph import ops
-from chainfx.passes import EarlyExit, Execution, PruneWeights, Quantize
+from chainfx.passes import EarlyExit, Execution, PruneChannels, PruneWeights, Quantize
 from chainfx.scheduler import StageRunner
 from chainfx.training import Trainer, digits
 from chainfx.training import trainer as trainer_module
 from tests.nets import graph_of, images, small_resnet
+from tests.trainers import few_digits
 
 X = images(4)
 
@@ -88,7 +89,7 @@ def test_measuring_is_in_half_precision_where_asked_and_quantizers_are_not(monke
     seen = set()
     exact = ops.at_least_float32
     monkeypatch.setattr(ops, "at_least_float32", lambda tensor: seen.add(exact(tensor).dtype) or exact(tensor))
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16", "float16"):
         trainer, _ = trainer_and_walks()
         dtypes = set()
         graph_module = graph_of(small_resnet(), X)
@@ -97,8 +98,37 @@ def test_measuring_is_in_half_precision_where_asked_and_quantizers_are_not(monke
         trainer.on(Execution(precision=precision)).evaluate(graph_module)
         assert dtypes == {getattr(torch, precision)}
     quantized = chainfx.compile(small_resnet(), [Quantize(8, 8)], example_inputs=X, calibration=[X])
-    trainer_and_walks()[0].on(Execution(precision="bfloat16")).evaluate(quantized.graph_module)
+    for precision in ("bfloat16", "float16"):
+        trainer_and_walks()[0].on(Execution(precision=precision)).evaluate(quantized.graph_module)
     assert seen == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 2e-2), ("float16", 3e-3)])
+def test_a_whole_chain_is_measured_in_half_precision(precision, tolerance):
+    """Importance, calibration, the sweep and every stage: the answers are near, and the records say how it was."""
+    data = few_digits()
+    trainer = Trainer(data, epochs=1)
+    passes = [PruneChannels(0.25, importance="taylor"), Quantize(8, 8), EarlyExit(exits=1, max_drop=0.5, keep=True)]
+    half = trainer.on(Execution(precision=precision))
+    small = chainfx.compile(
+        small_resnet((1, 1)),
+        passes,
+        example_inputs=data.example_inputs(2),
+        trainer=trainer,
+        warn_drop=None,
+        execution=half.execution,
+    )
+    assert all(record.surroundings.precision.endswith(f", {precision}") for record in small.report.records)
+    last = small.report.records[-1]
+    assert (last.metric, last.exit_rates) == dataclasses.astuple(half.measure(small.graph_module))
+    (x,), _ = next(iter(trainer.validation))
+    with torch.no_grad():
+        exact = small.graph_module(x)
+        with half.execution.measuring(x.device):
+            near = small.graph_module(x)
+    for one, other in zip(exact, near, strict=True):
+        assert other.dtype == getattr(torch, precision)
+        torch.testing.assert_close(one.softmax(1), other.float().softmax(1), atol=tolerance, rtol=0)
 
 
 def test_the_batch_size_of_measuring_and_calibration_is_that_of_the_execution():

@@ -65,6 +65,28 @@ def test_a_second_run_reads_what_the_first_one_kept(tmp_path):
         assert places(place) == ["manifest.json", "model.safetensors", "record.json"]
 
 
+def test_of_several_processes_the_first_keeps_and_all_go_the_same_way(tmp_path):
+    class OneOfTwo(FakeTrainer):
+        processes, others = (0, 2), True
+
+        def agreed(self, found):
+            return found and self.others
+
+    trainer = OneOfTwo(X)
+    trainer.processes = (1, 2)
+    run(tmp_path, trainer)
+    assert places(tmp_path) == []
+    trainer.processes = (0, 2)
+    first = run(tmp_path, trainer)
+    assert len(places(tmp_path)) == 2 and len(trainer.requests) == 4
+    assert [stage.resumed for stage in run(tmp_path, trainer)] == [False, True, True]
+    trainer.others = False  # another process has not this folder
+    again = run(tmp_path, trainer)
+    assert [stage.resumed for stage in again] == [False, False, False] and len(trainer.requests) == 6
+    for one, other in zip(first, again, strict=True):
+        same(one, other)
+
+
 def test_a_working_folder_is_made_with_the_folders_above_it(tmp_path):
     run(tmp_path / "runs" / "monday", passes=[PruneChannels(0.5)])
     assert len(places(tmp_path / "runs" / "monday")) == 1

@@ -64,6 +64,28 @@ def test_several_processes_take_the_statistics_of_the_first(monkeypatch):
     assert sent == [(buffer.shape, 0) for buffer in model.buffers()] and len(sent) == 3
 
 
+def test_what_several_processes_find_and_remember_is_that_of_all(monkeypatch):
+    rows = torch.arange(6.0).view(3, 2)
+    monkeypatch.setattr(machine, "_state", lambda: state(1))
+    assert machine.gathered(rows) is rows and machine.averaged(rows) is rows and machine.all_have(True)
+
+    def all_gather(found, mine):
+        """The other process has one row, of sevens."""
+        found[0].copy_(mine)
+        found[1].copy_(torch.tensor(1) if mine.dim() == 0 else torch.full_like(mine, 7))
+
+    def all_reduce(tensor, operation=torch.distributed.ReduceOp.SUM):
+        """The other process found nothing."""
+        return tensor.zero_() if operation == torch.distributed.ReduceOp.MIN else tensor.add_(1)
+
+    monkeypatch.setattr(machine, "_state", lambda: state(2))
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert machine.gathered(rows).tolist() == [[0, 1], [2, 3], [4, 5], [7, 7]]
+    assert machine.averaged(torch.tensor(2.0)) == 1.5
+    assert not machine.all_have(True)
+
+
 @pytest.mark.parametrize(
     ("told", "accelerator", "cpu"), [("1", True, True), ("0", True, False), ("0", False, True), ("1", False, True)]
 )

@@ -295,5 +295,6 @@ def test_a_task_without_a_metric():
     with pytest.raises(InputError) as caught:
         own_task(criteria=("hunch",))
     assert str(caught.value) == (
-        "task 'mine': there is no confidence 'hunch'; use some of entropy, margin, max-sigmoid, max-softmax."
+        "task 'mine': there is no confidence 'hunch'; use some of entropy, margin, max-sigmoid, max-softmax, "
+        "pixel-entropy, pixel-margin, pixel-max-softmax, token-entropy, token-margin, token-max-softmax."
     )

@@ -1,10 +1,12 @@
 import copy
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations, count, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +24,8 @@ from chainfx.training import running as running_module
 from chainfx.training import trainer as trainer_module
 from chainfx.training.machine import placed
 from chainfx.training.rates import rate_factor
+
+ROOT = Path(__file__).parents[2]
 
 
 class Net(nn.Module):
@@ -604,3 +608,80 @@ def test_two_processes_train_one_network_together(tmp_path):
     assert len(first) == len(second) and half >= 500
     for epoch in (slice(4, 4 + half), slice(4 + half, None)):
         assert not set(first[epoch]) & set(second[epoch])
+
+
+STAGES_OF_TWO_PROCESSES = """
+import hashlib, json, sys, torch, chainfx
+from torch import nn
+from chainfx.passes import EarlyExit, PruneWeights, Quantize
+from chainfx.scheduler import StageStore
+from chainfx.training import Trainer, machine
+from chainfx.training.contrast import Contrast
+from tests.trainers import few_digits
+
+folder, written, seen, banks, epochs = sys.argv[1], [], [], [], []
+keep, own, forward = StageStore.keep, machine.own_places, Contrast.forward
+StageStore.keep = lambda self, stage: written.append(stage.record.name) or keep(self, stage)
+machine.own_places = lambda places: seen.append(own(places).tolist()) or own(places)
+
+def remembering(self, *arguments):
+    loss = forward(self, *arguments)
+    banks.append(hashlib.sha256(self.bank_own.numpy().tobytes() + self.bank_taught.numpy().tobytes()).hexdigest())
+    return loss
+
+Contrast.forward = remembering
+
+def state(small):
+    values = small.graph_module.state_dict().values()
+    return hashlib.sha256(b"".join(each.numpy().tobytes() for each in values)).hexdigest()
+
+def compiled():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+    return chainfx.compile(
+        model, [PruneWeights(0.3), Quantize(4, 8), EarlyExit(exits=1, max_drop=0.5, keep=True)],
+        example_inputs=few_digits().example_inputs(2), trainer=Trainer(few_digits(), epochs=1, batch_size=25),
+        tuning={"quantize": {"contrast_weight": 0.1, "negatives": 8}}, workdir=f"{folder}/stages", warn_drop=None,
+    )
+
+chainfx.training.Trainer(few_digits()).on(chainfx.passes.Execution())  # accelerate makes the group
+rank = torch.distributed.get_rank()
+small = compiled()
+answer = {"written": written[:], "seen": seen[:], "state": state(small),
+          "metrics": [record.metric for record in small.report.records], "banks": banks[:]}
+again = compiled()
+answer["read"], answer["resumed"] = state(again), len(seen) == len(answer["seen"])
+if rank:
+    StageStore.find = lambda self, fingerprint: None  # as on a machine that has not this folder
+answer["computed"] = state(compiled()) == state(small) and len(seen) == 2 * len(answer["seen"])
+json.dump(answer, open(f"{folder}/{rank}", "w"))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_tune_the_stages_of_a_chain_together(tmp_path):
+    """Each reads its own share; networks, metrics and memory banks are the same in both, and one keeps the stages."""
+    (tmp_path / "compress.py").write_text(STAGES_OF_TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run(
+        [*launch, tmp_path / "compress.py", tmp_path],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert ended.returncode == 0, ended.stderr
+    first, second = (json.loads((tmp_path / name).read_text()) for name in "01")
+    assert first["written"] == ["prune-weights", "quantize", "early-exit"] and second["written"] == []
+    assert len(list((tmp_path / "stages").iterdir())) == 3
+    for same in ("state", "metrics", "banks"):
+        assert first[same] == second[same], same
+    assert len(set(first["banks"])) == len(first["banks"]) == 6  # the steps of an epoch, of 13 and 12 samples
+    for answer in (first, second):
+        assert answer["resumed"] and answer["read"] == answer["state"] and answer["computed"]
+    for one, other in zip(first["seen"], second["seen"], strict=True):
+        assert not set(one) & set(other) and abs(len(one) - len(other)) <= 1
+    assert sum(map(len, first["seen"])) + sum(map(len, second["seen"])) == 3 * 6 * 25

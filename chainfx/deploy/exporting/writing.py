@@ -189,12 +189,13 @@ def _write(program: ExportedProgram, takes: list[str], gives: list[str], file: P
         return
     values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
     batched = [_has_free_batch(values[name]) for name in program.graph_signature.user_inputs]
+    first = batched.index(True) if True in batched else None  # all others have its size, and so its name
     made = torch.onnx.export(
         program,
         dynamo=True,
         input_names=takes,
         output_names=gives,
-        dynamic_shapes=tuple({0: "batch"} if free else None for free in batched),  # names it
+        dynamic_shapes=tuple({0: "batch"} if place == first else None for place in range(len(batched))),
         verbose=False,
     )
     assert made is not None  # it is for dynamo=True

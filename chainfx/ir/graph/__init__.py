@@ -2,7 +2,7 @@
 
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.affine import BATCH_NORMS, affine_of
-from chainfx.ir.graph.checks import check_rules, verify
+from chainfx.ir.graph.checks import check_answers, check_rules, verify
 from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
 from chainfx.ir.graph.edit import (
@@ -27,6 +27,7 @@ from chainfx.ir.graph.exits import (
     choose,
     exit_rates,
     exits_of,
+    first_sure,
     leaving,
     output_node,
     segments,
@@ -115,6 +116,7 @@ __all__ = [
     "called",
     "changes_in_place",
     "changes_what_is_used",
+    "check_answers",
     "check_rules",
     "choose",
     "content_hash",
@@ -128,6 +130,7 @@ __all__ = [
     "exit_rates",
     "exits_of",
     "facts_of",
+    "first_sure",
     "fresh_path",
     "function_of",
     "get_tensor",

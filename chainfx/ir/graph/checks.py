@@ -10,10 +10,10 @@ from chainfx.coding import CODERS
 from chainfx.errors import GraphError
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.exits import exits_of, output_node
-from chainfx.ir.graph.shapes import propagate_shapes
+from chainfx.ir.graph.shapes import propagate_shapes, shape_of
 from chainfx.ir.graph.torchao_tensors import torchao_weight
 
-__all__ = ["check_rules", "verify"]
+__all__ = ["check_answers", "check_rules", "verify"]
 
 _ARGUMENTS: dict[object, int] = {
     ops.quantize_weight: 4,
@@ -30,11 +30,12 @@ _ARGUMENTS: dict[object, int] = {
 def verify(graph_module: GraphModule, example_inputs: Sequence[Tensor]) -> None:
     """Check the graph and put the shapes of all nodes into ``node.meta["val"]``.
 
-    The rules are those of :func:`check_rules`, and that the network accepts the example inputs. Raises
-    :class:`GraphError` (a rule), :class:`~chainfx.errors.InputError` (the inputs).
+    The rules are those of :func:`check_rules` and :func:`check_answers`, and that the network accepts the example
+    inputs. Raises :class:`GraphError` (a rule), :class:`~chainfx.errors.InputError` (the inputs).
     """
     check_rules(graph_module)
     propagate_shapes(graph_module, example_inputs)
+    check_answers(graph_module)
 
 
 def check_rules(graph_module: GraphModule) -> None:
@@ -50,6 +51,25 @@ def check_rules(graph_module: GraphModule) -> None:
     for node in graph_module.graph.nodes:
         _verify_node(node)
     _verify_exits(graph_module)
+
+
+def check_answers(graph_module: GraphModule) -> None:
+    """Check that each exit answers in the shape of the final output and that its criterion reads that shape.
+
+    Shapes must be in ``node.meta["val"]``. Raises :class:`GraphError` that names the exit.
+    """
+    returned: Any = output_node(graph_module).args[0]
+    for mark in exits_of(graph_module):
+        shape, final = shape_of(mark.node), shape_of(returned[-1])
+        if shape != final:
+            raise GraphError(
+                f"exit {mark.name!r} answers with shape {shape}, the network with {final}; mend the pass that made it."
+            )
+        if len(shape) != ops.dims_read(mark.criterion):
+            raise GraphError(
+                f"exit {mark.name!r} answers with shape {shape}, but its criterion {mark.criterion!r} reads "
+                f"{ops.dims_read(mark.criterion)} dimensions; mend the pass that made it."
+            )
 
 
 def _verify_node(node: Node) -> None:

@@ -1,6 +1,6 @@
 """Early exits on a graph: where they are, which work lies between them, and which answer a sample gets."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "choose",
     "exit_rates",
     "exits_of",
+    "first_sure",
     "leaving",
     "output_node",
     "segments",
@@ -95,12 +96,19 @@ def leaving(confidence: Tensor, threshold: float) -> Tensor:
 def choose(logits: tuple[Tensor, ...], exits: tuple[Exit, ...]) -> Tensor:
     """For each sample the index of the first exit that is sure enough, ``len(exits)`` if none: shape (N,), int64.
 
-    ``logits``: the outputs (N, classes) of a network with exits, in exit order, the final one last.
+    ``logits``: the outputs (N, ...) of a network with exits, in exit order, the final one last.
     """
-    index = torch.full((len(logits[-1]),), len(exits), device=logits[-1].device)
-    for place in reversed(range(len(exits))):
-        sure = ops.confidence(logits[place], exits[place].criterion)
-        index = torch.where(leaving(sure, exits[place].threshold), place, index)
+    if not exits:
+        return torch.zeros(len(logits[-1]), dtype=torch.int64, device=logits[-1].device)
+    sure = [ops.confidence(output, mark.criterion) for output, mark in zip(logits, exits, strict=False)]
+    return first_sure(sure, [mark.threshold for mark in exits])
+
+
+def first_sure(confidences: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor:
+    """As :func:`choose`, of how sure each exit is, shape (N,) each, and the threshold of each."""
+    index = torch.full((len(confidences[0]),), len(confidences), device=confidences[0].device)
+    for place in reversed(range(len(confidences))):
+        index = torch.where(leaving(confidences[place], thresholds[place]), place, index)
     return index
 
 
@@ -116,7 +124,7 @@ class Answer(nn.Module):
         self.graph_module = graph_module
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The logits (N, classes) of the exit each sample takes."""
+        """The answer (N, ...) of the exit that each sample takes."""
         outputs: tuple[Tensor, ...] = self.graph_module(*inputs)
         exits = exits_of(self.graph_module)
         if not exits:

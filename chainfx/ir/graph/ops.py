@@ -25,6 +25,7 @@ __all__ = [
     "confidence",
     "decode_weight",
     "dequantize_weight",
+    "dims_read",
     "encode_weight",
     "exit_point",
     "is_pattern",
@@ -36,7 +37,19 @@ __all__ = [
 ]
 
 SCHEMES = ("dorefa", "tanh", "uniform", "exponential")
-CRITERIA = ("entropy", "margin", "max-sigmoid", "max-softmax")
+CRITERIA = (
+    "entropy",
+    "margin",
+    "max-sigmoid",
+    "max-softmax",
+    "pixel-entropy",
+    "pixel-margin",
+    "pixel-max-softmax",
+    "token-entropy",
+    "token-margin",
+    "token-max-softmax",
+)
+"""The confidences by which a sample may leave at an exit; see :func:`confidence`."""
 
 WIDTHS = range(1, 9)
 """The bits that a quantizer may have; :func:`~chainfx.ir.graph.check_rules` holds every graph to it."""
@@ -223,7 +236,7 @@ def coded_weight(weight: Tensor, coder: str) -> Tensor:
 
 @one_node
 def exit_point(logits: Tensor, name: str, threshold: float, criterion: str) -> Tensor:
-    """Mark ``logits`` (N, classes) as the answer of exit ``name``; the identity.
+    """Mark ``logits``, a tensor of the shape that ``criterion`` reads, as the answer of exit ``name``; the identity.
 
     A sample leaves here if :func:`confidence` of its logits is at least ``threshold``
     (:func:`chainfx.ir.graph.leaving` decides).
@@ -232,23 +245,40 @@ def exit_point(logits: Tensor, name: str, threshold: float, criterion: str) -> T
 
 
 def confidence(logits: Tensor, criterion: str) -> Tensor:
-    """How sure each row of ``logits`` (N, classes) is: shape (N,), higher is surer, at most 1.
+    """How sure a network is of its answer to each sample: shape (N,), higher is surer, at most 1.
 
-    ``max-softmax``: the largest probability. ``margin``: the largest minus the second largest.
-    ``entropy``: 1 minus the entropy over its maximum log(classes), so that a threshold means the same direction.
-    ``max-sigmoid``, of logits that each answer yes or no: the mean over them of the larger of ``p`` and ``1 - p``.
+    Of ``logits`` (N, classes), ``max-softmax`` is the largest probability, ``margin`` the largest minus the second
+    largest, and ``entropy`` 1 minus the entropy over its maximum log(classes), so that a threshold means the same
+    direction. ``max-sigmoid``, of logits that each answer yes or no: the mean over them of the larger of ``p`` and
+    ``1 - p``.
+
+    ``token-...`` of logits (N, length, classes) and ``pixel-...`` of logits (N, classes, height, width) are the mean
+    of the same over all tokens or pixels of a sample, since a sample leaves as a whole. (Schuster et al. 2022,
+    "Confident adaptive language modeling", sec. 3.5, read the margin of each token.) Padding counts as any other token.
     """
     if criterion == "max-sigmoid":
         yes = torch.sigmoid(logits.float())
         return torch.maximum(yes, 1 - yes).mean(dim=1)
-    probabilities = torch.softmax(logits.float(), dim=1)
-    if criterion == "max-softmax":
-        return probabilities.amax(dim=1)
-    if criterion == "margin":
-        top = probabilities.topk(2, dim=1).values
-        return top[:, 0] - top[:, 1]
-    entropy = -(probabilities * torch.log(probabilities.clamp_min(1e-12))).sum(dim=1)
-    return 1 - entropy / math.log(logits.shape[1])
+    axis = 2 if criterion.startswith("token-") else 1
+    measure = criterion.removeprefix("token-").removeprefix("pixel-")
+    sure = _sureness(torch.softmax(logits.float(), dim=axis), measure, axis)
+    return sure if sure.dim() == 1 else sure.flatten(1).mean(dim=1)
+
+
+def _sureness(probabilities: Tensor, measure: str, axis: int) -> Tensor:
+    """How sure the probabilities along ``axis`` are, which the result lacks."""
+    if measure == "max-softmax":
+        return probabilities.amax(dim=axis)
+    if measure == "margin":
+        top = probabilities.topk(2, dim=axis).values
+        return top.select(axis, 0) - top.select(axis, 1)
+    entropy = -(probabilities * torch.log(probabilities.clamp_min(1e-12))).sum(dim=axis)
+    return 1 - entropy / math.log(probabilities.shape[axis])
+
+
+def dims_read(criterion: str) -> int:
+    """How many dimensions the logits have that a criterion reads: 2, 3 for tokens, 4 for pixels."""
+    return {"token": 3, "pixel": 4}.get(criterion.partition("-")[0], 2)
 
 
 DIALECT = (quantize_weight, quantize_activation, dequantize_weight, mask_weight, look_up, coded_weight, exit_point)

@@ -2,37 +2,48 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
 
 from chainfx.bitops import count
-from chainfx.ir.graph import answer_of, called, choose, edit, exits_of, ops, shares_of
+from chainfx.ir.graph import called, edit, exits_of, first_sure, ops, shares_of
 from chainfx.passes.execution import Answers, Execution
 from chainfx.passes.tasks import Task
 
-__all__ = ["NEVER", "answers_of", "score_of", "sweep_thresholds"]
+__all__ = ["NEVER", "answers_of", "sweep_thresholds"]
 
 NEVER = 1.01  # no confidence is above 1
 _GRID = 200
 
 
 def answers_of(
-    graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, ...], Any]], execution: Execution
+    graph_module: GraphModule, batches: Iterable[tuple[tuple[Tensor, ...], Any]], task: Task, execution: Execution
 ) -> Answers:
-    """The answers (N, ...) of every exit and of the final output over all batches, and the targets (N, ...)."""
+    """How sure every exit is of each sample of all batches, and what the task tallies of it there.
+
+    What the network answers is not kept: the logits of a language model would not fit memory.
+    """
+    criteria = [mark.criterion for mark in exits_of(graph_module)]
+    confidences: list[list[Tensor]] = [[] for _ in criteria]
+    tallies: list[list[Tensor]] = [[] for _ in (*criteria, "final")]
     with edit.evaluating(graph_module), execution.measuring(edit.device_of(graph_module)):
-        found = [(called(graph_module, *inputs), targets) for inputs, targets in batches]
-    outputs = zip(*(answers for answers, _ in found), strict=True)
-    return Answers(tuple(torch.cat(parts).float() for parts in outputs), torch.cat([targets for _, targets in found]))
+        for inputs, targets in batches:
+            outputs = [output.float() for output in called(graph_module, *inputs)]
+            for output, criterion, sure in zip(outputs, criteria, confidences, strict=False):
+                sure.append(ops.confidence(output, criterion))
+            wanted = [_sample(targets, at) for at in range(len(outputs[-1]))]
+            for output, found in zip(outputs, tallies, strict=True):
+                found += [task.tally(*sample) for sample in zip(output.split(1), wanted, strict=True)]
+    return Answers(tuple(map(torch.cat, confidences)), tuple(map(torch.stack, tallies)))
 
 
-def score_of(task: Task, answers: Tensor, targets: Any) -> float:
-    """The metric of a task for answers to all samples, such as the share of those that are right."""
-    return task.score(task.tally(answers, targets))
+def _sample(targets: Any, at: int) -> Any:
+    """The targets of one sample of a batch, as a batch."""
+    return tree_map_only(Tensor, lambda tensor: tensor[at : at + 1], targets)
 
 
 def sweep_thresholds(
@@ -44,15 +55,15 @@ def sweep_thresholds(
     task), and ``cost``, the expected bit operations over those of the whole network with all its heads. Between the two
     ends the thresholds are quantiles of the confidences that occur, rounded down to four digits.
     """
-    marks, report, outputs = exits_of(graph_module), count(graph_module, inputs), answers.outputs
+    marks, report = exits_of(graph_module), count(graph_module, inputs)
     points = []
-    for threshold in _grid(torch.cat([ops.confidence(part, marks[0].criterion) for part in outputs[:-1]])):
-        index = choose(outputs, tuple(replace(mark, threshold=threshold) for mark in marks))
+    for threshold in _grid(torch.cat(answers.confidences)):
+        index = first_sure(answers.confidences, [threshold] * len(marks))
         rates = shares_of(index, marks)
         points.append(
             {
                 "threshold": threshold,
-                "accuracy": score_of(task, answer_of(outputs, index), answers.targets),
+                "accuracy": task.score(answers.sums(index)),
                 "cost": report.reprice(exit_rates=rates).expected_bitops / report.bitops,
                 "rates": rates,
             }

@@ -7,6 +7,7 @@ from chainfx.ir.graph import ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, choose, exit_rates, exits_of, leaving, segments
 from chainfx.ir.graph.shapes import propagate_shapes, shape_of
+from tests.nets import as_read
 
 
 class TwoExits(nn.Module):
@@ -73,7 +74,26 @@ def test_a_confidence_that_is_no_number_never_leaves(graph_module):
     for criterion in ops.CRITERIA:
         for mark in exits_of(graph_module):
             mark.node.update_arg(3, criterion)
-        assert choose(logits, exits_of(graph_module)).tolist() == [2, 1, 0]
+        answers = tuple(as_read(each, criterion) for each in logits)
+        assert choose(answers, exits_of(graph_module)).tolist() == [2, 1, 0]
+
+
+def test_an_exit_answers_as_the_network_does_and_its_criterion_reads_that(graph_module):
+    x = torch.zeros(2, 4)
+    with pytest.raises(GraphError) as caught:
+        verify(mend(graph_module, criterion="token-margin"), (x,))
+    assert str(caught.value) == (
+        "exit 'two' answers with shape (2, 4), but its criterion 'token-margin' reads 3 dimensions; mend the pass that "
+        "made it."
+    )
+    node = exits_of(mend(graph_module, criterion="margin"))[0].node
+    with graph_module.graph.inserting_before(node):
+        node.update_arg(0, graph_module.graph.call_function(torch.narrow, (node.args[0], 1, 0, 3)))
+    with pytest.raises(GraphError) as caught:
+        verify(graph_module, (x,))
+    assert str(caught.value) == (
+        "exit 'one' answers with shape (2, 3), the network with (2, 4); mend the pass that made it."
+    )
 
 
 def test_the_answer_and_the_rates_send_a_sample_that_is_no_number_to_the_end(graph_module):
@@ -103,6 +123,7 @@ def mend(graph_module, **literals):
         (
             {"criterion": "luck"},
             "node 'exit_point_1': criterion must be one of entropy, margin, max-sigmoid, max-softmax, "
+            "pixel-entropy, pixel-margin, pixel-max-softmax, token-entropy, token-margin, token-max-softmax, "
             "but its arguments are ('two', 0.25, 'luck'); mend the pass.",
         ),
         (

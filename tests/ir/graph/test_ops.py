@@ -11,6 +11,7 @@ from torch import nn
 
 from chainfx.ir.graph import ops
 from tests.budget import examples
+from tests.nets import as_read
 
 
 class Quantized(nn.Module):
@@ -225,10 +226,21 @@ def test_confidence_of_answers_by_yes_and_no_is_how_sure_each_is():
 @pytest.mark.parametrize("criterion", sorted({*ops.CRITERIA} - {"max-sigmoid"}))
 def test_confidence_is_highest_for_one_certain_class_and_lowest_for_equal_ones(criterion):
     logits = torch.tensor([[100.0, 0, 0, 0], [1.0, 0.5, 0, 0], [0.0, 0, 0, 0]])
-    sure = ops.confidence(logits, criterion)
+    sure = ops.confidence(as_read(logits, criterion), criterion)
     assert sure[0] == pytest.approx(1)
     assert sure[0] > sure[1] > sure[2]
-    assert sure[2] == pytest.approx(0.25 if criterion == "max-softmax" else 0, abs=1e-6)
+    assert sure[2] == pytest.approx(0.25 if criterion.endswith("max-softmax") else 0, abs=1e-6)
+
+
+@pytest.mark.parametrize("measure", ["entropy", "margin", "max-softmax"])
+def test_confidence_of_many_places_is_the_mean_of_that_of_each(measure):
+    sure, unsure = [100.0, 0, 0], [1.0, 0.5, 0]
+    each = ops.confidence(torch.tensor([sure, unsure]), measure)
+    tokens = torch.tensor([[sure, sure, unsure, unsure], [unsure] * 4])
+    expected = [float(each.mean()), float(each[1])]
+    assert ops.confidence(tokens, f"token-{measure}").tolist() == pytest.approx(expected)
+    pixels = tokens.transpose(1, 2).reshape(2, 3, 2, 2)
+    assert ops.confidence(pixels, f"pixel-{measure}").tolist() == pytest.approx(expected)
 
 
 def test_tanh_is_uniform_rounding_of_tanh_and_dorefa_on_the_values_of_an_int8():
