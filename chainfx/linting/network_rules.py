@@ -51,9 +51,7 @@ def sparse_kernels(chain: Chain) -> Iterator[Finding]:
             continue
         if pattern == "unstructured":
             reason = f"the zeros of {step.name} lie anywhere, and dense kernels multiply them like other numbers"
-            fix = (
-                "expect a smaller file, and time only in linear layers of a million weights that are nine tenths zeros"
-            )
+            fix = "expect a smaller file, time only in linear layers of a million weights that are nine tenths zeros"
             yield step.finding("kernels", "info", reason, _KERNELS, fix)
         elif pattern != "2:4" or not chain.machine.sparse:
             reason = f"this machine has no kernels for the pattern {pattern}, so that its zeros gain no time"
