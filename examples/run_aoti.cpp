@@ -4,7 +4,7 @@
 //
 //   T=$(python -c "import torch; print(torch.__path__[0])")
 //   g++ -O2 -std=c++20 run_aoti.cpp -o run_aoti -I$T/include -I$T/include/torch/csrc/api/include \
-//       -L$T/lib -Wl,-rpath,$T/lib -ltorch -ltorch_cpu -lc10
+//       -L$T/lib -Wl,-rpath,$T/lib,--no-as-needed -ltorch -ltorch_cpu -lc10
 //
 // and run it with a file of float32 numbers, the sizes of the sample, and the packages with the thresholds of
 // manifest.json between them: `run_aoti image.bin 3 32 32 -- segment0.pt2 0.9 segment1.pt2` prints the logits.

@@ -151,7 +151,13 @@ def test_packages_run_in_fresh_processes_of_python_and_cpp(leaving, x, tmp_path)
         pytest.skip("there is no g++")
     torch_path = Path(torch.__file__).parent
     headers = [f"-I{torch_path / 'include'}", f"-I{torch_path / 'include/torch/csrc/api/include'}"]
-    libraries = [f"-L{torch_path / 'lib'}", f"-Wl,-rpath,{torch_path / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    libraries = [
+        f"-L{torch_path / 'lib'}",
+        f"-Wl,-rpath,{torch_path / 'lib'},--no-as-needed",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
     program = tmp_path / "run_aoti"
     subprocess.run(["g++", "-O1", "-std=c++20", EXAMPLE, "-o", program, *headers, *libraries], check=True)
     (mark,) = exits_of(leaving.graph_module)
