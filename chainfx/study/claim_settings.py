@@ -28,6 +28,8 @@ from chainfx.study.verdicts import Verdict
 
 __all__ = ["easier_tasks", "stability", "stable_under_latency"]
 
+_OF_DATA = ("in_channels", "num_classes")
+
 _LATENCIES: tuple[Endpoint, ...] = ("latency-1", "latency-64")
 
 
@@ -101,8 +103,7 @@ def easier_tasks(results: Results, training: Training) -> Iterator[ClaimTest]:
 
     studies = list(studies_of(results, training))
     for one, other in combinations(studies, 2):
-        same = one.design.network.get("name") == other.design.network.get("name")
-        if not same or setting_of(one)[1] == setting_of(other)[1]:
+        if _architecture(one) != _architecture(other) or setting_of(one)[1] == setting_of(other)[1]:
             continue
         accuracies = [_originals(each) for each in (one, other)]
         easy, hard = (one, other) if np.mean(accuracies[0]) > np.mean(accuracies[1]) else (other, one)
@@ -126,6 +127,12 @@ def easier_tasks(results: Results, training: Training) -> Iterator[ClaimTest]:
             1 - p,
             few,
         )
+
+
+def _architecture(result: StudyResult) -> tuple[object, dict[str, object]]:
+    """The network of a study but for what its data decide: how many channels come in and how many classes there are."""
+    options = {name: value for name, value in result.design.network.get("options", {}).items() if name not in _OF_DATA}
+    return result.design.network.get("name"), options
 
 
 def _originals(result: StudyResult) -> list[float]:

@@ -17,7 +17,7 @@ from chainfx.study.orders import MARKS, Arm, Comparison
 from chainfx.study.records import CaseRecord
 from chainfx.study.statistics import Outcome, decide, two_sided_p
 from chainfx.study.tuning import Training
-from chainfx.study.verdicts import Verdict, arms_of, paired
+from chainfx.study.verdicts import Verdict, arms_of, informed, paired
 
 __all__ = [
     "ClaimTest",
@@ -104,7 +104,7 @@ def _difference(result: StudyResult, training: Training, first: Arm, second: Arm
     """For each seed that has both arms, by how many decades the first compresses further."""
     design = result.design
     arms = arms_of(design, result.records, training, Comparison(first, second), "accuracy", design.cost)
-    return paired(arms.first, arms.second, design.reference)
+    return informed(arms, paired(arms.first, arms.second, design.reference), design)
 
 
 def studies_of(results: Results, training: Training) -> Iterator[StudyResult]:

@@ -16,7 +16,7 @@ from chainfx.study.records import CaseRecord
 from chainfx.study.statistics import Decision, decide
 from chainfx.study.tuning import Training
 
-__all__ = ["Verdict", "arms_of", "paired", "verdicts_on"]
+__all__ = ["Verdict", "arms_of", "informed", "paired", "verdicts_on"]
 
 Part = Literal["accuracy", "test"]
 Array = npt.NDArray[np.float64]
@@ -90,7 +90,7 @@ def _family(
     design: Design, found: Mapping[int, Found], training: Training, family: Sequence[Comparison]
 ) -> list[Verdict]:
     arms = [arms_of(design, found, training, each, "accuracy", design.cost) for each in family]
-    differences = [_informed(each, paired(each.first, each.second, design.reference), design) for each in arms]
+    differences = [informed(each, paired(each.first, each.second, design.reference), design) for each in arms]
     decisions = decide(differences, math.log10(1 + design.margin), design.alpha, design.test)
     return [_verdict(design, found, training, *each) for each in zip(family, arms, differences, decisions, strict=True)]
 
@@ -126,7 +126,7 @@ def _verdict(
     )
 
 
-def _informed(arms: _Arms, differences: Array, design: Design) -> Array:
+def informed(arms: _Arms, differences: Array, design: Design) -> Array:
     """The differences, none if no seed has a point of either arm that counts: two empty fronts are not equivalent."""
     some = [area_under_front(np.concatenate(each), design.reference) > 0 for each in (*arms.first, *arms.second)]
     return differences if any(some) else differences[:0]
