@@ -62,10 +62,7 @@ def points_of(
     points = []
     for threshold in thresholds if marks else (None,):
         set_to = tuple(mark if threshold is None else dataclasses.replace(mark, threshold=threshold) for mark in marks)
-        chosen = [
-            choose(logits, set_to) if marks else torch.zeros(len(logits[0]), dtype=torch.int64, device="cpu")
-            for logits, _ in parts
-        ]
+        chosen = [choose(logits, set_to) for logits, _ in parts]
         accuracies = [_score(task, *part, index) for part, index in zip(parts, chosen, strict=True)]
         counts = torch.bincount(chosen[0], minlength=len(marks) + 1)
         rates = {mark.name: int(count) / len(chosen[0]) for mark, count in zip(marks, counts, strict=False)}
