@@ -87,7 +87,7 @@ def _quieten() -> None:
     """Let torch say where nobody hears it that its sparse tensors are in beta, which it says once in a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.zeros(1, 1).to_sparse_csr()
+        torch.zeros(1, 1, device="cpu").to_sparse_csr()
 
 
 # what torch.compile sees of a layer: one operator over plain tensors, which decides by the batch that it is given
