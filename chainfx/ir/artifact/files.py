@@ -190,7 +190,10 @@ def _describe_node(node: Node) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path, expected: str) -> dict[str, Tensor]:
-    """The tensors of the file, which stay in it until they are written to: memory is asked for by nobody."""
+    """The tensors of the file; codes and masks stay in it until they are written to.
+
+    Others get memory of their own: kernels round by where a tensor lies, and in the file it lies anywhere.
+    """
     path = folder / _TENSORS
     try:
         with path.open("rb") as file:
@@ -201,6 +204,8 @@ def _read_tensors(folder: Path, expected: str) -> dict[str, Tensor]:
         raise ArtifactError(f"{path} was changed or cut short after it was saved (its SHA-256 differs); save it again.")
     try:
         with safetensors.safe_open(path, framework="pt") as held:
-            return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  # it is no mapping
+            tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  # it is no mapping
     except (safetensors.SafetensorError, struct.error) as error:
         raise ArtifactError(f"{path} is not a safetensors file: {error}; save the model again.") from error
+    whole = (torch.uint8, torch.int8, torch.bool)
+    return {name: tensor if tensor.dtype in whole else tensor.clone() for name, tensor in tensors.items()}

@@ -262,7 +262,7 @@ def confidence(logits: Tensor, criterion: str) -> Tensor:
     axis = 2 if criterion.startswith("token-") else 1
     measure = criterion.removeprefix("token-").removeprefix("pixel-")
     sure = _sureness(torch.softmax(logits.float(), dim=axis), measure, axis)
-    return sure if sure.dim() == 1 else sure.flatten(1).mean(dim=1)
+    return sure if measure == criterion else sure.flatten(1).mean(dim=1)
 
 
 def _sureness(probabilities: Tensor, measure: str, axis: int) -> Tensor:
