@@ -107,7 +107,7 @@ def easier_tasks(results: Results, training: Training) -> Iterator[ClaimTest]:
             continue
         accuracies = [_originals(each) for each in (one, other)]
         easy, hard = (one, other) if np.mean(accuracies[0]) > np.mean(accuracies[1]) else (other, one)
-        arms = {arm for arm in easy.design.arms if is_plain(arm)} & {arm for arm in hard.design.arms if is_plain(arm)}
+        arms = [arm for arm in easy.design.arms if is_plain(arm) and arm in hard.design.arms]
         chain = max(arms, key=lambda arm: (len(arm.steps), is_in_order(easy, arm)), default=None)
         if chain is None:
             continue
