@@ -1,6 +1,7 @@
 """Every example in docs/ runs, and prints what the page says."""
 
 import pytest
+import torch
 
 from chainfx.bitops import conventions
 from chainfx.passes.pruning import importance
@@ -18,6 +19,7 @@ def own_registries(monkeypatch):
     monkeypatch.setattr(importance, "_CRITERIA", {name: importance._CRITERIA[name] for name in SHIPPED})
 
 
+TRAINED = ("search.md",)  # pages whose numbers hang on how a version of torch rounds
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 
 
@@ -25,7 +27,10 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 @pytest.mark.parametrize("name", mostly_slow(PAGES, set(PAGES) - {"deployment.md"}))
 def test_the_output_on_the_page_is_what_its_examples_print(name):
     page = (DOCS / name).read_text()
-    assert refreshed(page, name) == page, "run tools/update_docs.py"
+    shown = refreshed(page, name)
+    if name in TRAINED and torch.__version__ < "2.14":
+        pytest.skip("its examples ran; the accuracies on the page are those that torch 2.14 trains to")
+    assert shown == page, "run tools/update_docs.py"
 
 
 def test_outputs_are_replaced_added_and_removed():
