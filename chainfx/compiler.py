@@ -148,11 +148,9 @@ def compile(  # type: ignore[misc]  # with a search its options are not listed a
         start: a finished stage of this model, or its folder in some ``workdir``, whatever machine, torch and chainfx
             made it; the passes go on from it. ``model`` stays the original that they are compared with and learn from.
         warn_drop: a stage that loses more than this, in units of the trainer's metric (0.05 is five points of
-            accuracy), names the likely causes in the report and in a :class:`~chainfx.errors.DropWarning`; ``None`` for
-            never.
+            accuracy), names the likely causes in the report and a :class:`~chainfx.errors.DropWarning`; or ``None``.
         refuse: ``"errors"`` to stop, before anything is trained, if lint finds an error.
-        engine: what the result runs on: ``"int8"``, ``"sparse"``, ``"float"``, or ``"auto"`` for what pays; see
-            :class:`CompressedModel`.
+        engine: what :class:`CompressedModel` runs on: ``"int8"``, ``"sparse"``, ``"float"``, ``"pt2e"``, or ``"auto"``.
         tuning: how passes are tuned other than they ask, by the name of the pass or ``"*"`` for all:
             ``{"quantize": {"loss": "task", "epochs": 5}}``; the options are the fields of
             :class:`~chainfx.passes.Objective` and :class:`~chainfx.passes.Schedule`, and ``teacher``. They are part of
