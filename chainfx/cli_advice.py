@@ -8,6 +8,7 @@ import typer
 
 from chainfx.cli_options import MODEL, Json, Shape, write
 from chainfx.errors import InputError
+from chainfx.ir.graph import seeded
 from chainfx.linting import explain as explain_graph
 from chainfx.linting import lint, sarif
 from chainfx.scheduler import EVIDENCE, SEVERITIES, StageStore
@@ -74,12 +75,9 @@ def explain_model(
     model: Annotated[str, typer.Argument(help=f"{MODEL}.")], shape: Shape = None, as_json: Json = False
 ) -> None:
     """Say what each pass could do to a network, what must stay as it is, and why; nothing is trained."""
-    import torch
-
     from chainfx.counting import graph_of, parse_inputs
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a network by name has weights at random, on which ranks depend
+    with seeded(0):  # a network by name has weights at random, on which ranks depend
         graph_module, inputs = graph_of(model, parse_inputs(shape or ()))
     explained = explain_graph(graph_module, inputs)
     write(json.dumps(explained.to_dict()) if as_json else str(explained))

@@ -16,7 +16,7 @@ from torch import Tensor
 import chainfx
 from chainfx import zoo
 from chainfx.deploy import CompressedModel
-from chainfx.ir.graph import Answer
+from chainfx.ir.graph import Answer, seeded
 from chainfx.passes import Distill, EarlyExit, Execution, PruneChannels, Quantize
 from chainfx.report import DemoRow, demo_headline, demo_table
 from chainfx.scheduler import ChainReport, Stage
@@ -48,8 +48,8 @@ def _run(console: Console) -> None:
     start = time.perf_counter()
     data = digits(validation=0.2)
     trainer = Trainer(data, epochs=_EPOCHS, batch_size=64, fine_tune_scale=0.2)
-    torch.manual_seed(0)
-    network = zoo.resnet(blocks=(2, 2, 2), width=16, in_channels=1, num_classes=data.num_classes)
+    with seeded(0):
+        network = zoo.resnet(blocks=(2, 2, 2), width=16, in_channels=1, num_classes=data.num_classes)
     console.print("training the original network on scikit-learn's digits (1,797 real 8x8 images) ...")
     trainer.fit(network, seed=0)
     rows: list[DemoRow] = []

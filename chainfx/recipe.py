@@ -36,6 +36,7 @@ from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
 from chainfx.errors import ChainfxError, RecipeError, why_no_file
+from chainfx.ir.graph import seeded
 from chainfx.models import resolve_model
 from chainfx.passes import Execution, Pass, Tunings, get_pass, pass_names
 from chainfx.training import Augment, Data, SplitOptions, Trainer, open_data
@@ -154,8 +155,7 @@ class Recipe:
     def model(self) -> nn.Module:
         """The network, with the weights the recipe names, else at random as the recipe's seed says; in eval mode."""
         options = {key: _tuples(value) for key, value in self._model.options.items()}
-        with self._text.located("model"), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with self._text.located("model"), seeded(self.seed):
             model = resolve_model(self._model.name, **options)
             if self._model.weights is not None:
                 load_weights(model, self._model.weights)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chainfx.errors import StudyError
-from chainfx.ir.graph import content_hash
+from chainfx.ir.graph import content_hash, seeded
 from chainfx.models import resolve_model
 from chainfx.scheduler import Ground
 from chainfx.study.design import Design
@@ -111,8 +111,7 @@ class Subject:
 
     def original(self, tuning: Tuning, seed: int) -> nn.Module:
         """The uncompressed network of a seed, trained, in eval mode; the global random state stays as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             model = self.network()
         self.trainer(tuning, tuning.original_epochs or tuning.epochs).fit(model, seed=seed)
         return model.eval()

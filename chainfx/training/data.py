@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chainfx.errors import DataError
-from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.ir.graph import content_hash, derived_generator, seeded
 from chainfx.passes import Task
 from chainfx.training.tasks import classes
 
@@ -217,8 +217,7 @@ class Data:
     def calibration(self, samples: int, batch_size: int) -> tuple[tuple[Tensor, ...], ...]:
         """The inputs of the first batches of the training part, at least ``samples`` samples if it has so many."""
         found: list[tuple[Tensor, ...]] = []
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws its seed from the global generator
-            torch.manual_seed(0)
+        with seeded(0):  # a DataLoader draws its seed from the global generator
             for inputs, _ in self.train.batches(batch_size):
                 found.append(inputs)
                 if sum(len(batch[0]) for batch in found) >= samples:

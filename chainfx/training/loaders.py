@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from chainfx.errors import DataError
-from chainfx.ir.graph import content_hash, derived_generator
+from chainfx.ir.graph import content_hash, derived_generator, seeded
 from chainfx.passes import Task
 from chainfx.training.data import Batch, Data, Split, SplitOptions
 
@@ -64,7 +64,7 @@ def from_loaders(
         raise DataError(f"from_loaders: {given} of num_classes and task is given; give one of them.")
     form = _Form(None if inputs is None else tuple(inputs), targets, classes=task is None)
     parts = (Loaded(train, form), Loaded(validation, form), Loaded(test, form))
-    with _seeded():  # a DataLoader draws its seed from the global generator
+    with _all_seeded():  # a DataLoader draws its seed from the global generator
         example, _ = next(parts[1].batches(1))
         size = train.batch_size or len(next(parts[0].batches(1))[0][0])
     return Data(
@@ -255,7 +255,7 @@ def _first_epoch(loader: DataLoader[Any]) -> list[list[Any]]:
     generator = getattr(loader.sampler, "generator", None)
     state = None if generator is None else generator.get_state()
     try:
-        with _seeded():
+        with _all_seeded():
             if loader.generator is not None:  # which every epoch seeds anew
                 loader.generator.manual_seed(0)
             if loader.batch_sampler is None:
@@ -269,17 +269,16 @@ def _first_epoch(loader: DataLoader[Any]) -> list[list[Any]]:
 def _hash(loader: DataLoader[Any], indices: Sequence[Any], form: _Form) -> str:
     """The content of samples, as the loader transforms and collates them."""
     reader = Loaded(_same_loader(loader, indices, False), form)
-    with _seeded():
+    with _all_seeded():
         batches = reader.batches(1)
         return content_hash(tensor for inputs, targets in batches for tensor in (*inputs, *tree_leaves(targets)))
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def _all_seeded() -> Iterator[None]:
     """The global random states as after seeding with 0, for transforms that draw from them; given back afterwards."""
     own, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         random.seed(0)
         np.random.seed(0)
         try:

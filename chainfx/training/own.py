@@ -5,12 +5,11 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import TuningError
-from chainfx.ir.graph import content_hash, derived_generator, device_of, recording
+from chainfx.ir.graph import content_hash, derived_generator, device_of, recording, seeded
 from chainfx.passes import Epoch, Execution, Measurement, Metric, Task, TuneRequest
 from chainfx.training.data import Data
 from chainfx.training.modes import freeze, restored, set_modes
@@ -95,9 +94,8 @@ class OwnTrainer:
         self, graph_module: GraphModule, request: TuneRequest, *, seed: int, on_epoch: Callable[[Epoch], None]
     ) -> None:
         """Let the function train; raises :class:`TuningError` if it leaves parameters that are not finite."""
-        devices = [device_of(graph_module)] if device_of(graph_module).type == "cuda" else []
-        with recording(), restored(graph_module), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derived_generator(seed, "torch").initial_seed())
+        start = seeded(derived_generator(seed, "torch").initial_seed(), [device_of(graph_module)])
+        with recording(), restored(graph_module), start:
             set_modes(graph_module, freeze(graph_module, request.parameters))
             self.loop(graph_module, request)
         for name, parameter in graph_module.named_parameters():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.errors import InputError
-from chainfx.ir.graph import content_hash, derived_generator, device_of, recording
+from chainfx.ir.graph import content_hash, derived_generator, device_of, recording, seeded
 from chainfx.passes import Epoch, Execution, Measurement, Metric, Task, TuneRequest
 from chainfx.training.augment import Augment
 from chainfx.training.data import Batch, Batches, Data, InMemory
@@ -197,9 +197,7 @@ class Trainer:
 
     def _train(self, model: nn.Module, request: TuneRequest, seed: int, on_epoch: Callable[[Epoch], None]) -> float:
         device = self._place(model)
-        random_devices = [device] if device.type == "cuda" else []
-        with recording(), restored(model), torch.random.fork_rng(devices=random_devices):
-            torch.manual_seed(derived_generator(seed, "torch").initial_seed())
+        with recording(), restored(model), seeded(derived_generator(seed, "torch").initial_seed(), [device]):
             return self._run(model.to(device), request, seed, device).epochs(on_epoch)
 
     def _run(self, model: nn.Module, request: TuneRequest, seed: int, device: torch.device) -> Run:

@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from chainfx.ir.capture.modes import in_mode
 from chainfx.ir.capture.quiet import quiet
 from chainfx.ir.capture.signature import arguments
-from chainfx.ir.graph import evaluating, modules_by_path
+from chainfx.ir.graph import evaluating, modules_by_path, seeded
 
 __all__ = ["Difference", "find_difference", "source_of"]
 
@@ -101,14 +101,13 @@ def _first_difference(
 @contextmanager
 def _afresh(model: nn.Module, graph_module: GraphModule, examples: Sequence[Tensor]) -> Iterator[None]:
     """Calls in eval mode that all start from one state of the random generators and leave nothing behind."""
-    devices = sorted({x.device.index or 0 for x in (*examples, *model.parameters()) if x.is_cuda})
+    devices = {x.device for x in (*examples, *model.parameters())}
     buffers = [(each, each.clone()) for each in (*model.buffers(), *graph_module.buffers())]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(in_mode(model, False))
         stack.enter_context(evaluating(graph_module))
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        torch.manual_seed(_SEED)
+        stack.enter_context(seeded(_SEED, devices))
         try:
             yield
         finally:

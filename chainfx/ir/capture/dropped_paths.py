@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from chainfx.ir.capture.hooks import watched_by
+from chainfx.ir.graph import seeded
 
 __all__ = ["dropping"]
 
@@ -44,6 +45,5 @@ def dropping(module: nn.Module) -> partial[Any] | None:
 
 
 def _tried(function: Callable[[Tensor], Any]) -> Any:
-    with watched_by(None), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with watched_by(None), torch.no_grad(), seeded(0):
         return function(torch.ones(_SAMPLES, 2, device="cpu"))

@@ -25,6 +25,7 @@ from chainfx.ir.graph import (
     operator_of,
     ops,
     origin,
+    seeded,
 )
 
 __all__ = ["FoldedWeight", "fold_weights"]
@@ -149,10 +150,10 @@ def _fold(graph_module: GraphModule, model: nn.Module, computed: _Computed) -> F
 
 def _evaluated(graph_module: GraphModule, computed: _Computed) -> Tensor | None:
     """The value of a weight; ``None`` if it is another one each time."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        values = []
-        for seed in (0, 1):
-            torch.manual_seed(seed)
+    values = []
+    devices = {edit.get_tensor(graph_module, str(source.target)).device for source in computed.sources}
+    for seed in (0, 1):
+        with torch.no_grad(), seeded(seed, devices):
             known: dict[Node, Any] = {}
             for node in computed.nodes:
                 args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)

@@ -65,7 +65,7 @@ from chainfx.ir.graph.mutation import AUGMENTED, changes_in_place, changes_what_
 from chainfx.ir.graph.operators import Operator, Trait, call_operator, name_of, names_with, operator_of
 from chainfx.ir.graph.ops import DIALECT
 from chainfx.ir.graph.persistence import mend_copies
-from chainfx.ir.graph.randomness import derived_generator
+from chainfx.ir.graph.randomness import derived_generator, seeded
 from chainfx.ir.graph.running import called, has_inference_tensors, lacks_memory, ordinary, recording
 from chainfx.ir.graph.shapes import GraphToRead, propagate_shapes, shape_of
 from chainfx.ir.graph.sums import summands_of
@@ -158,6 +158,7 @@ __all__ = [
     "propagate_shapes",
     "read_torchao",
     "recording",
+    "seeded",
     "segments",
     "select",
     "shape_of",
