@@ -21,6 +21,8 @@ ClipRule = Literal["least-squares", "min-max"]
 CLIP_RULES = get_args(ClipRule)
 FLOAT = 32
 _CANDIDATES = 64
+# how many values, of all clips that are tried, are looked at in one call
+_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +125,7 @@ def _best_clip(seen: Observed, bits: int, signed: bool) -> Tensor:
     """The clip (shape ()) among fractions of max|x| over all values with the least squared error on the sample."""
     values = ops.at_least_float32(seen.sample)
     clips = _largest(seen) * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, dtype=values.dtype, device=values.device)
-    errors = [(ops.quantize_activation(values, clip, bits, signed) - values).square().mean() for clip in clips]
-    return clips[int(torch.stack(errors).argmin())].to(seen.sample.dtype, copy=True)
+    rows = clips.unsqueeze(1).split(max(1, _AT_ONCE // len(values)))
+    with torch.no_grad():
+        errors = [(ops.round_activation(values, row, bits, signed) - values).square().mean(1) for row in rows]
+    return clips[int(torch.cat(errors).argmin())].to(seen.sample.dtype, copy=True)
