@@ -253,6 +253,23 @@ def _joined(tensors: Any = (), dim: int = 0, **options: Any) -> Tensor | None:
     return _empty(joined, first)
 
 
+def _resized(
+    tensor: Any = None,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor | None:
+    """Images of another size, by the way of resizing that torch does not write out, point by point, without data."""
+    if mode not in ("bilinear", "bicubic") or antialias or not isinstance(tensor, Tensor) or tensor.dim() != 4:
+        return None
+    if 0 in tensor.shape or not tensor.is_contiguous():
+        return None
+    return F.interpolate(tensor, size, scale_factor, recompute_scale_factor=recompute_scale_factor)
+
+
 def _image(shape: Sequence[int], like: Tensor) -> Tensor:
     """A tensor with channels first or last in memory, as those of another one lie."""
     layout = torch.contiguous_format if like.is_contiguous() else torch.channels_last
@@ -274,6 +291,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     torch.cat: _joined,
     operator.getitem: _item,
     F.adaptive_avg_pool2d: _pooled,
+    F.interpolate: _resized,
     getattr: getattr,
 }
 _MODULE_RULES: dict[type, Callable[[Any, Any], Tensor | None]] = {

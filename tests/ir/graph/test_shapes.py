@@ -144,6 +144,28 @@ def test_calls_have_the_layouts_that_torch_gives_them(first, second):
         assert (node.meta["val"].shape, node.meta["val"].stride()) == (value.shape, value.stride()), node
 
 
+RESIZED = [
+    {"size": 5},
+    {"size": (3, 11), "align_corners": True},
+    {"scale_factor": 1.51},
+    {"scale_factor": (0.7, 2.0), "recompute_scale_factor": True},
+    {"scale_factor": 2, "antialias": True},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resized_images_have_the_shapes_and_layouts_that_torch_gives_them(mode, layout):
+    def network(x):
+        return [F.interpolate(x, mode=mode, **options) for options in RESIZED]
+
+    images = LAYOUTS[layout](torch.randn(2, 6, 5, 4))
+    graph_module = symbolic_trace(network)
+    propagate_shapes(graph_module, (images,))
+    (output,) = graph_module.graph.find_nodes(op="output")
+    assert [laid_out(node.meta["val"]) for node in output.args[0]] == [laid_out(value) for value in network(images)]
+
+
 def laid_out(value):
     return [(tuple(leaf.shape), leaf.stride(), leaf.dtype) for leaf in tree_leaves(value)]
 
