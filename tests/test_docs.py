@@ -23,8 +23,11 @@ TRAINED = ("search.md",)  # pages whose numbers hang on how a version of torch r
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 
 
-# deployment compiles and exports for as long as a tenth of all tests; .ci/run reads it besides
-@pytest.mark.parametrize("name", mostly_slow(PAGES, set(PAGES) - {"deployment.md"}))
+LONG = ("deployment.md", "lint.md", "pruning.md", "search.md", "study.md", "your_trainer.md")
+
+
+# what compiles and trains takes as long as a tenth of all tests; .ci/run reads it besides
+@pytest.mark.parametrize("name", mostly_slow(PAGES, set(PAGES) - set(LONG)))
 def test_the_output_on_the_page_is_what_its_examples_print(name):
     page = (DOCS / name).read_text()
     shown = refreshed(page, name)

@@ -165,7 +165,7 @@ def test_every_pass_is_in_a_chain():
     assert {*names, "prune-heads", "torchao-quantize"} == set(pass_names())
 
 
-@pytest.mark.parametrize("name", mostly_slow(TUNED, ("distilled", "exits")))
+@pytest.mark.parametrize("name", mostly_slow(TUNED, ("exits",)))
 def test_chains_with_the_default_trainer(name, device, tmp_path):
     chain = TUNED[name]
     model, x = small_resnet().to(device), images(32).to(device)

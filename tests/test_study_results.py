@@ -15,10 +15,12 @@ def test_there_are_results():
     assert [path.stem for path in RESULTS.glob("*.json")]
 
 
+@pytest.mark.slow
 def test_the_claims_on_their_page_are_those_of_all_records():
     page = CLAIMS_PAGE.read_text()
     assert with_claims(page) == page, "run python -m tools.study_results"
 
 
+@pytest.mark.slow
 def test_predictions_are_learnt_from_all_of_them():
     assert OBSERVED.read_text() == observations(), "run python -m tools.study_results"

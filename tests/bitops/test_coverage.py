@@ -54,7 +54,7 @@ def agrees_with_torch(name):
     return check
 
 
-@pytest.mark.parametrize("name", mostly_slow(FAMILIES, ("resnet18", "convnext_tiny", "swin_v2_t", "r3d_18")))
+@pytest.mark.parametrize("name", mostly_slow(FAMILIES, ("resnet18", "convnext_tiny", "r3d_18")))
 def test_one_network_of_every_family(name):
     agrees_with_torch(name)
 

@@ -28,7 +28,7 @@ def saved(small, folder):
     return sum(path.stat().st_size for path in folder.iterdir() if path.name != "report.json")
 
 
-@pytest.mark.parametrize("name", mostly_slow(CHAINS, ("shared", "all")))
+@pytest.mark.parametrize("name", mostly_slow(CHAINS, ("all",)))
 def test_the_file_is_as_small_as_the_table_says_and_decodes_into_the_same_network(name, tmp_path):
     x = images()
     small = chainfx.compile(small_resnet(width=16), CHAINS[name], example_inputs=x, calibration=[x])
