@@ -80,7 +80,7 @@ class Everything(nn.Module):
 
 
 SMALL = [
-    (nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), (2, 5, 8)),
+    pytest.param(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), (2, 5, 8), marks=pytest.mark.slow),
     (nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), nn.ConvTranspose1d(4, 2, 3, groups=2), nn.Flatten()), (2, 4, 10)),
     (Everything(), (2, 3, 4)),
     pytest.param(small_resnet(), (2, 1, 8, 8), marks=pytest.mark.slow),

@@ -12,15 +12,11 @@ from tests.ir.channels.masked import random_keep
 from tests.ir.channels.prune_checks import check_compiles
 from tests.ir.channels.prune_models import NAMES, SMALL, measure, network, problems
 
-QUICK = (
-    *SMALL,
-    "shufflenet_v2_x0_5",
-    "squeezenet1_1",
-    "zoo.resnet20",
-)
+FAMILIES = (*SMALL, "shufflenet_v2_x0_5", "squeezenet1_1", "zoo.resnet20")
+LONG = {"small swin", "small swin v2", "small maxvit", "shufflenet_v2_x0_5"}
 
 
-@pytest.mark.parametrize("name", mostly_slow(QUICK, set(QUICK) - {"small swin v2", "shufflenet_v2_x0_5"}))
+@pytest.mark.parametrize("name", mostly_slow(FAMILIES, set(FAMILIES) - LONG))
 def test_one_network_of_every_family(name):
     assert problems(measure(name, 0.5, lowers=False)) == []
 
