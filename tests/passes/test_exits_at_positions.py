@@ -14,7 +14,7 @@ from chainfx.deploy import CompressedModel
 from chainfx.errors import ArtifactError, PassError
 from chainfx.ir.artifact.documents import digest_of
 from chainfx.ir.graph import Answer, exit_rates, exits_of, layers_of, ops, verify
-from chainfx.passes import EarlyExit, PassContext, Quantize
+from chainfx.passes import EarlyExit, PassContext, Quantize, exit_places
 from chainfx.recipe import load_recipe
 from chainfx.scheduler import ChainReport
 from chainfx.training import Trainer, from_tensors, language_modelling, segmentation, token_classification
@@ -317,12 +317,15 @@ class Masked(nn.Module):
         return x
 
 
-def test_a_named_tap_may_stand_beside_a_mask():
+@pytest.mark.parametrize("exits", [("relu", "relu_1"), 2])
+def test_a_tap_may_stand_beside_a_mask(exits):
     x, mask = torch.randn(4, 5, 6), torch.ones(4, 5, dtype=torch.long)
     mask[1, 2:] = 0
     graph_module = graph_of(Masked(), x, mask)
+    assert exit_places(graph_module, (x, mask)) == ("mul_1", "mul_2")
     context = PassContext(graph_module, (x, mask), tunes=True, task=TASKS["token"])
-    result = EarlyExit(exits=("relu",), threshold=0.5, criterion="token-margin").apply(graph_module, context)
+    result = EarlyExit(exits=exits, threshold=0.5, criterion="token-margin").apply(graph_module, context)
+    assert [each.name for each in exits_of(result.graph_module)] == ["exit1", "exit2"]
     verify(result.graph_module, (x, mask))
     small = CompressedModel(result.graph_module, (x, mask), None)
     torch.testing.assert_close(small(x, mask), Answer(result.graph_module)(x, mask))

@@ -1,6 +1,7 @@
 """Where an exit can be: the nodes that carry the whole network, and those of them that share its work evenly."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -39,8 +40,11 @@ def named_taps(graph_module: GraphModule, names: Sequence[str], fits: Fits) -> l
 
 
 def balanced_taps(graph_module: GraphModule, number: int, inputs: Sequence[Tensor], fits: Fits) -> list[Node]:
-    """``number`` of the cuts that fit, nearest to equal shares of the MACs; of those with equal MACs, the last."""
-    last_with, total = _places(graph_module, inputs, fits)
+    """``number`` of the cuts that fit, nearest to equal shares of the MACs; of those with equal MACs, the last.
+
+    Where there are too few, as in a transformer whose layers all read a mask, such values may be needed beside the cut.
+    """
+    last_with, total = _places(graph_module, inputs, fits, number)
     places = sorted(last_with)
     if len(places) < number:
         raise PassError(
@@ -55,21 +59,28 @@ def balanced_taps(graph_module: GraphModule, number: int, inputs: Sequence[Tenso
 
 
 def exit_places(graph_module: GraphModule, inputs: Sequence[Tensor]) -> tuple[str, ...]:
-    """The nodes where an exit can be, in graph order; of those with equal MACs before them, the last."""
-    last_with, _ = _places(graph_module, inputs, lambda node: True)
+    """The nodes where an exit can be, in graph order; of those with equal MACs before them, the last.
+
+    Beside them no other value is needed, or, where there is no choice between such nodes, masks and the like alone.
+    """
+    last_with, _ = _places(graph_module, inputs, lambda node: True, 2)
     return tuple(last_with[before].name for before in sorted(last_with))
 
 
-def _places(graph_module: GraphModule, inputs: Sequence[Tensor], fits: Fits) -> tuple[dict[int, Node], int]:
-    """The cuts that fit by the MACs before them, of those with equal MACs the last, and the MACs of the network."""
+def _places(
+    graph_module: GraphModule, inputs: Sequence[Tensor], fits: Fits, wanted: int
+) -> tuple[dict[int, Node], int]:
+    """The cuts that fit by the MACs before them, of those with equal MACs the last, and the MACs of the network.
+
+    Those beside masks are among them if there are fewer than ``wanted`` without.
+    """
     macs = {row.node: row.macs for row in count(graph_module, inputs).rows}
-    total, before, last_with = sum(macs.values()), 0, dict[int, Node]()
-    cuts = set(filter(fits, _cuts(graph_module)))
-    for node in graph_module.graph.nodes:
-        before += macs.get(node.name, 0)
-        if node in cuts:
-            last_with[before] = node
-    return last_with, total
+    before = accumulate(macs.get(node.name, 0) for node in graph_module.graph.nodes)
+    place = dict(zip(graph_module.graph.nodes, before, strict=True))
+    places = {place[node]: node for node in filter(fits, _cuts(graph_module))}
+    if len(places) < wanted:
+        places = {place[node]: node for node in filter(fits, _cuts(graph_module, beside_masks=True))}
+    return places, sum(macs.values())
 
 
 def _cuts(graph_module: GraphModule, *, beside_masks: bool = False) -> list[Node]:
