@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from chainfx.deploy.driving import run_segments
 from chainfx.deploy.engines import EngineChoice, lower_to
 from chainfx.deploy.exporting import ExportFormat, frozen, write_export
 from chainfx.deploy.integers import Engine, Lowering, Machine
@@ -18,7 +19,7 @@ from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import dtype_of, is_coded, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
-from chainfx.ir.graph import called, check_rules, exits_of, layers_of, leaving
+from chainfx.ir.graph import check_rules, exits_of, layers_of
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
@@ -143,30 +144,18 @@ class CompressedModel(nn.Module):
 
     def _answer(self, *inputs: Tensor) -> Any:
         if self.engine != "pt2e":
-            return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
+            return self.signature.from_graph(self._run(inputs))
         with frozen():
-            return self.signature.from_graph(self._run(*self.signature.to_graph(inputs)))
+            return self.signature.from_graph(self._run(inputs))
 
-    def _run(self, *inputs: Tensor) -> Any:
-        if not self._thresholds:
-            return _called(self.segments[0], inputs)
-        rows, values = torch.arange(len(inputs[0]), device=inputs[0].device), list(inputs)
-        answers: Tensor | None = None
-        for index, threshold in enumerate(self._thresholds):
-            logits, sure, *values = _called(self.segments[index], values)
-            answers = _written(answers, rows, logits)
-            stay = leaving(sure, threshold).logical_not().nonzero().squeeze(1)
-            if len(stay) == 0:
-                return answers
-            if len(stay) < len(rows):
-                rows, values = rows[stay], [value.index_select(0, stay) for value in values]
-        return _written(answers, rows, _called(self.segments[-1], values))
+    def _run(self, inputs: Sequence[Tensor]) -> Any:
+        return run_segments(self.segments, self._thresholds, self.signature.to_graph(inputs))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile every segment in place with ``torch.compile``; options as there, and ``fullgraph=True`` by default.
 
-        The batch is free from the first call on, so that a segment becomes one graph for all batches of at least two
-        samples and one for single samples. With convolutions on a CPU torch divides the former at 16 samples.
+        The batch is free from the first call on: a segment becomes one graph for all batches, or, where there are
+        convolutions on a CPU, one for up to 15 samples and one from 16 on, since torch chooses kernels by that.
         """
         for segment in self.segments:
             segment.compile(*args, **{"fullgraph": True, **kwargs})
@@ -243,17 +232,6 @@ def _place_of(graph_module: GraphModule) -> tuple[torch.device, torch.dtype] | N
     return next(((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point()), None)
 
 
-def _called(segment: nn.Module, values: Sequence[Tensor]) -> Any:
-    """What a segment gives; one that is compiled is told that the batch varies."""
-    if segment._compiled_call_impl is not None and not torch.compiler.is_compiling():
-        from torch._dynamo import maybe_mark_dynamic  # heavy, and loaded by now
-
-        for value in values:
-            if value.dim():
-                maybe_mark_dynamic(value, 0)
-    return called(segment, *values)
-
-
 def _check_finite(signature: Signature, inputs: Sequence[Tensor]) -> None:
     for parameter, tensor in zip(signature.inputs, inputs, strict=True):
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -261,13 +239,6 @@ def _check_finite(signature: Signature, inputs: Sequence[Tensor]) -> None:
                 f"input {parameter.name!r} has values that are not finite, which the int8 engine has no codes for; "
                 f"mend the batch, or run the network of lower('float')."
             )
-
-
-def _written(answers: Tensor | None, rows: Tensor, logits: Tensor) -> Tensor:
-    """``answers`` (N, classes) with ``logits`` in the given rows; the logits themselves if they are for all rows."""
-    if answers is None or len(rows) == len(answers):
-        return logits
-    return answers.index_copy(0, rows, logits)
 
 
 def load(path: str | Path, engine: EngineChoice = "auto") -> CompressedModel:

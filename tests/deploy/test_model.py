@@ -14,7 +14,8 @@ from chainfx.ir.artifact import write_document
 from chainfx.ir.graph import ops
 from chainfx.ir.graph.checks import verify
 from chainfx.ir.graph.exits import Answer, exits_of
-from chainfx.passes import EarlyExit, PassContext, PruneWeights, Quantize
+from chainfx.passes import EarlyExit, Fuse, PassContext, PostTrainingQuantize, PruneWeights, Quantize
+from tests.budget import mostly_slow
 from tests.fresh import fresh
 from tests.nets import graph_of, images, small_resnet
 from tests.trainers import FakeTrainer
@@ -164,26 +165,50 @@ def test_values_used_late_are_carried_and_sizes_are_computed_again():
     torch.testing.assert_close(small(x), Answer(graph_module)(x))
 
 
-@pytest.mark.parametrize(("exits", "most"), [(0, 2), (1, 3)])
-def test_segments_compile_as_full_graphs_for_any_batch(x, exits, most):
-    """One graph for single samples and one for others; of the others torch makes two where there are convolutions."""
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
-    staged = exiting(x, exits=1, quantize=False, model=small_resnet((1, 1)))
-    graph_module = staged if exits else graph_of(flat, x)
-    small = CompressedModel(graph_module.eval(), (x,), None)
-    seen = []
+def counting(seen):
+    """A backend of ``torch.compile`` that compiles nothing and puts each graph into ``seen``."""
 
     def backend(graph_module, example_inputs):
         seen.append(graph_module)
         return graph_module.forward
 
+    return backend
+
+
+GRAPHS = 2 if torch.__version__ >= "2.14" else 3  # torch 2.9 makes one of single samples beside convolutions
+INTEGERS = Quantize(4, 8, first=7, last=7, scheme="uniform")
+
+
+@pytest.mark.parametrize("first", mostly_slow([1, 100], [1]))
+@pytest.mark.parametrize("quantize", mostly_slow([None, INTEGERS], [None]))
+@pytest.mark.parametrize("whole", mostly_slow([False, True], [False]))
+def test_a_staged_network_has_at_most_two_graphs_a_segment_for_all_batches(quantize, whole, first, x):
+    """Compiled segment by segment, and by ``torch.compile`` on the whole, whichever batch comes first."""
+    small = CompressedModel(exiting(x, exits=1, quantize=quantize, model=small_resnet((1, 1))), (x,), None)
+    seen = []
     with torch.no_grad():
-        batches = [images(count) for count in (8, 8, 64, 1, 3, 256, 2, 15, 16)]
+        batches = [images(count) for count in (first, 1, 2, 3, 7, 15, 16, 17, 33, 64, 100, 255, 256)]
         expected = [small(each) for each in batches]
-        small.compile(backend=backend)
+        torch._dynamo.reset()
+        compiled = torch.compile(small, backend=counting(seen)) if whole else small
+        if not whole:
+            small.compile(backend=counting(seen))
         for each, answer in zip(batches, expected, strict=True):
-            torch.testing.assert_close(small(each), answer, atol=1e-5, rtol=1e-5)
-    assert len(small.segments) <= len(seen) <= most * len(small.segments)
+            torch.testing.assert_close(compiled(each), answer, atol=1e-5, rtol=1e-5)
+    assert len(small.segments) <= len(seen) <= GRAPHS * len(small.segments)
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_a_network_in_one_segment_has_at_most_two_graphs_for_all_batches(quantize, x):
+    passes = [PostTrainingQuantize(7, 8)] if quantize else [Fuse()]
+    small = chainfx.compile(small_resnet((1, 1)), passes, example_inputs=x, calibration=[x])
+    seen = []
+    torch._dynamo.reset()
+    small.compile(backend=counting(seen))
+    with torch.no_grad():
+        for count in (100, 1, 2, 3, 7, 15, 16, 17, 33, 64, 255, 256):
+            assert small(images(count)).shape == (count, 10)
+    assert 1 <= len(seen) <= (2 if quantize else GRAPHS)
 
 
 def test_how_stages_compile_can_be_said(x, monkeypatch):
