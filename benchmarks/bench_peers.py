@@ -1,119 +1,91 @@
-"""Integers beside the engines that people would use instead: torch.compile, ONNX Runtime and OpenVINO, in one run.
+"""Integers beside the engines that people would use instead: milliseconds of whole networks, in turns.
 
-    python benchmarks/bench_peers.py [--models NAME ...] [--size 224] [--batches 1 32] [--seconds 2]
+    python -W ignore benchmarks/bench_peers.py [--models NAME ...] [--batches 1 32] [--threads 1] [--seconds 1]
 
-Each network of torchvision, with random weights and statistics (neither changes a time), is quantized without training
-to 7-bit weights and 8-bit activations, which run in integers on every x86 processor. Rows: ``chainfx int8`` the integer
-engine, nothing of it compiled; ``eager``, ``compiled`` and (``--bf16``) ``compiled bf16`` the original in torch;
-``ort`` and ``openvino`` ONNX files that chainfx exports: of the original in float (with BatchNorm folded), of the
-quantized network (``int8``), and of that with what is added rounded too (``int8 added``, ``export(calibration=...)``).
-One thread each.
-All take turns in one process; times are medians, and ``faster`` compares with the last row, the compiled original.
+Networks of torchvision at 224 pixels and the ResNet-34 for 32 x 32 images, with random weights and statistics (neither
+changes a time), quantized without training to 7-bit weights and 8-bit activations, which run in integers on every x86
+processor. ``chainfx int8`` is the integer engine, nothing of it compiled; the other rows are explained in ``peers.py``.
+All take turns in one process; times are medians, ``faster`` compares with the last row, and the line below compares
+chainfx with the fastest of the others. ``compiled bf16`` runs where the processor has bfloat16, or where ``--peers``
+names it.
 """
 
 import argparse
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+import peers
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import chainfx
-from chainfx.deploy import BenchReport, machine_facts, time_in_turns
-from chainfx.passes import Fuse, PostTrainingQuantize
+from chainfx import zoo
+from chainfx.deploy import BenchReport, CompressedModel, machine_facts, time_in_turns
+from chainfx.passes import PostTrainingQuantize
 
-Call = Callable[[], object]
+SIZES = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "resnet34": 32, "resnet20": 32}
+OURS = "chainfx int8"
 
 
-def report_of(name: str, size: int, batches: list[int], seconds: float, *, bf16: bool) -> BenchReport:
-    """The times of one network in all its forms."""
+def network_of(name: str) -> nn.Module:
+    """The network with random weights, in eval mode."""
     import torchvision
 
     torch.manual_seed(0)
-    network = torchvision.models.get_model(name, weights=None).eval()
-    x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    small = chainfx.compile(network, [PostTrainingQuantize(7, 8)], example_inputs=x, calibration=[x])
-    with tempfile.TemporaryDirectory() as folder:
-        chainfx.compile(network, [Fuse()], example_inputs=x).export(Path(folder, "float"))
-        small.export(Path(folder, "int8"))
-        small.export(Path(folder, "int8 added"), calibration=[x])
-        runtimes = {**in_onnxruntime(Path(folder)), **in_openvino(Path(folder))}
+    if SIZES[name] == 32:
+        return getattr(zoo, name)().eval()
+    return torchvision.models.get_model(name, weights=None).eval()
+
+
+def quantized(network: nn.Module, calibration: Tensor) -> CompressedModel:
+    """The network on the integer engine."""
+    one = PostTrainingQuantize(7, 8)
+    return chainfx.compile(network, [one], example_inputs=calibration, calibration=[calibration])
+
+
+def report_of(name: str, batches: Sequence[int], seconds: float, names: Sequence[str]) -> BenchReport:
+    """The times of one network on all engines."""
+    network, shape = network_of(name), (3, SIZES[name], SIZES[name])
+    calibration = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    small = quantized(network, calibration)
     latencies = []
-    with torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        engines = {OURS: peers.eager(small), **peers.peers_of(network, small, calibration, Path(folder), names)}
         for batch in batches:
-            images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
-            calls = {"chainfx int8": _call(small, images), "eager": _call(network, images)}
-            calls |= {kind: _ready(run, images.numpy()) for kind, run in runtimes.items()}
-            if bf16:
-                calls |= {"compiled bf16": _in_bfloat16(torch.compile(network), images)}
-            calls |= {"compiled": _call(torch.compile(network), images)}
-            latencies += time_in_turns(calls, batch, seconds)
-    return BenchReport(machine_facts(), tuple(calls), tuple(latencies))
+            images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
+            latencies += time_in_turns({name: ready(images) for name, ready in engines.items()}, batch, seconds)
+    return BenchReport(machine_facts(), tuple(engines), tuple(latencies))
 
 
-def in_onnxruntime(folder: Path) -> dict[str, Callable[[np.ndarray], object]]:
-    """The exported files in ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-
-    def session(path: Path) -> Callable[[np.ndarray], object]:
-        made = onnxruntime.InferenceSession(path, options)
-        name = made.get_inputs()[0].name
-        return lambda images: made.run(None, {name: images})
-
-    return {f"ort {path.name}": session(path / "segment0.onnx") for path in sorted(folder.iterdir())}
-
-
-def in_openvino(folder: Path) -> dict[str, Callable[[np.ndarray], object]]:
-    """The exported files in OpenVINO."""
-    import openvino
-
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-
-    def compiled(path: Path) -> Callable[[np.ndarray], object]:
-        made = openvino.Core().compile_model(path, "CPU", options)
-        return lambda images: made([images])
-
-    found = sorted(folder.iterdir())
-    return {f"openvino {path.name}": compiled(path / "segment0.onnx") for path in found if path.name != "int8"}
-
-
-def _ready(run: Callable[[np.ndarray], object], images: np.ndarray) -> Call:
-    run(images)
-    return lambda: run(images)
-
-
-def _call(form: nn.Module, images: torch.Tensor) -> Call:
-    form(images)
-    return lambda: form(images)
-
-
-def _in_bfloat16(form: nn.Module, images: torch.Tensor) -> Call:
-    def run() -> object:
-        with torch.autocast("cpu", torch.bfloat16):
-            return form(images)
-
-    run()
-    return run
+def compared(report: BenchReport, batch: int) -> str:
+    """chainfx beside the fastest of the others."""
+    times = {each.network: each.p50 for each in report.latencies if each.batch == batch}
+    ours = times.pop(OURS)
+    best = min(times, key=times.__getitem__)
+    return f"batch {batch}: chainfx takes {ours / times[best]:.2f} times as long as the fastest other, {best}"
 
 
 def main() -> None:
-    """Print a table for each network."""
+    """Print a table for each network, or JSON."""
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    usual = [name for name in peers.ALL if native or name != "compiled bf16"]
     parser = argparse.ArgumentParser(description="Integers beside other engines.")
-    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2"])
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2", "resnet34"])
+    parser.add_argument("--peers", nargs="*", default=usual, choices=peers.ALL)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--bf16", action="store_true", help="also in bfloat16, slow on processors without it")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    for name in given.models:
-        print(f"\n{name}\n{report_of(name, given.size, given.batches, given.seconds, bf16=given.bf16)}", flush=True)
+    reports = {name: report_of(name, given.batches, given.seconds, given.peers) for name in given.models}
+    if given.json:
+        print(json.dumps({name: report.to_dict() for name, report in reports.items()}))
+        return
+    for name, report in reports.items():
+        print(f"\n{name}", report, *(compared(report, batch) for batch in given.batches), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""The commands of ``benchmarks/`` on tiny networks: that they run, and that what they count is right."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from chainfx import zoo
+from chainfx.deploy import Machine
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+needs_kernels = pytest.mark.skipif(not Machine.here().kernels, reason="this machine has no integer kernels")
+
+
+@pytest.fixture
+def benchmark_file(monkeypatch):
+    """A function that imports a file of ``benchmarks/`` by name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """A folder of images at random in the form of CIFAR-10."""
+    folder = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 200), ("test", 40)):
+        labels = np.arange(count) % 10
+        images = rng.integers(0, 128, (count, 32, 32, 3)) + 12 * labels[:, None, None, None]
+        np.savez(folder / f"{part}.npz", images=images.astype(np.uint8), labels=labels)
+    return folder
+
+
+def run(module, monkeypatch, capsys, *arguments):
+    """What the command of a file prints."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    module.main()
+    return capsys.readouterr().out
+
+
+def tiny():
+    return zoo.resnet((1, 1), 8).eval()
+
+
+@pytest.mark.slow
+def test_peers_answer_as_the_network_does(benchmark_file, tmp_path):
+    peers, ours = benchmark_file("peers"), benchmark_file("bench_peers")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    network, x = tiny(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    names = ["eager", "ort", "ort int8", "ort int8 (qdq)"]
+    found = peers.peers_of(network, ours.quantized(network, x), x, tmp_path, names)
+    assert list(found) == names
+    with torch.no_grad():
+        exact = network(x)
+        for name, ready in found.items():
+            given = ready(x)()
+            given = torch.from_numpy(given[0]) if name.startswith("ort") else given
+            assert float((given - exact).norm() / exact.norm()) < (0.1 if "int8" in name else 1e-5), name
+
+
+def test_peers_are_timed_beside_the_integer_engine(benchmark_file, monkeypatch, capsys):
+    module = benchmark_file("bench_peers")
+    monkeypatch.setattr(module, "network_of", lambda name: tiny())
+    arguments = ["--models", "resnet34", "--peers", "eager", "--batches", "2", "--seconds", "0"]
+    report = json.loads(run(module, monkeypatch, capsys, *arguments, "--json"))["resnet34"]
+    assert [(each["network"], each["batch"]) for each in report["latencies"]] == [("chainfx int8", 2), ("eager", 2)]
+    ours, other = (each["p50"] for each in report["latencies"])
+    assert ours > 0 and other > 0
+    shown = run(module, monkeypatch, capsys, *arguments)
+    assert "batch 2: chainfx takes" in shown and "fastest other, eager" in shown
+
+
+def test_images_are_chosen_in_the_shares_of_the_exits(benchmark_file):
+    module = benchmark_file("bench_chain")
+    taken = torch.tensor([2, 0, 0, 1, 0, 0, 2, 0])
+    assert module.in_shares(taken, (0.5, 0.25, 0.25), 4).tolist() == [1, 2, 3, 0]
+    assert module.in_shares(taken, (0.6, 0.0, 0.4), 3).tolist() == [1, 2, 0]
+    assert module.in_shares(taken, (0.0, 1.0, 0.0), 3).tolist() == [3, 3, 3]
+
+
+@pytest.fixture(scope="module")
+def small_recipe():
+    return {"blocks": (1, 2), "width": 8, "student": (1, 1), "exits": 1}
+
+
+def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
+    benchmark_file, cifar, small_recipe, monkeypatch, capsys, tmp_path
+):
+    module, artefact = benchmark_file("bench_chain"), benchmark_file("chain_artefact")
+    monkeypatch.setattr(module, "Recipe", lambda: artefact.Recipe(**small_recipe))
+    monkeypatch.setattr(module, "SINGLE", 4)
+    arguments = ["--data", cifar, "--work", tmp_path, "--images", "40", "--tested", "20", "--peers", "eager"]
+    arguments += ["--batches", "1", "8", "--seconds", "0", "--json"]
+    found = json.loads(run(module, monkeypatch, capsys, *arguments))
+    assert sum(found["rates"]) == pytest.approx(1) and set(found["accuracies"]) == {"original", "chain"}
+    names = ["chain", "chain, no exits", "original", "eager"]
+    assert [(each["network"], each["batch"]) for each in found["latencies"]] == [(n, b) for b in (1, 8) for n in names]
+
+    def never(*arguments):
+        raise AssertionError("it is trained again")
+
+    monkeypatch.setattr(artefact, "_halved", never)
+    made = artefact.make(artefact.Recipe(**small_recipe), cifar, tmp_path, 40)
+    images, labels = artefact.test_images(cifar, 20)
+    taken, right = module.exits_taken(made.small, images, labels)
+    assert right == float((made.small(images).argmax(1) == labels).double().mean()) == found["accuracies"]["chain"]
+    assert set(taken.tolist()) <= set(range(len(made.small.segments)))
+
+
+@needs_kernels
+def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file, monkeypatch):
+    pytest.importorskip("torchao")
+    module = benchmark_file("bench_torchao")
+    network, shape = module.network_of("gpt2 block", width=32, heads=2)
+    monkeypatch.setattr(module.peers, "compiled", module.peers.eager)
+    found = module.measure(network, shape, [1], 0.0, pt2e=False)
+    assert found.errors["float"] == 0
+    assert found.errors["chainfx dynamic"] == found.errors["alone dynamic"] > 0
+    assert found.errors["chainfx weights"] == found.errors["alone weights"] > 0
+    assert "batch 1: chainfx dynamic takes" in str(found)
