@@ -1,16 +1,16 @@
 """What users give to :func:`chainfx.compile`, checked: one sentence for what is something else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from chainfx.errors import InputError
-from chainfx.passes import Execution, Metric, is_number
+from chainfx.passes import Execution, Metric, Trainer, is_number
 from chainfx.scheduler import Plan
 from chainfx.search import Search
 
-__all__ = ["check_options", "check_search", "check_trainer", "checked", "listed"]
+__all__ = ["an_example", "check_options", "check_search", "check_trainer", "checked", "listed"]
 
 _OF_TRAINERS = ("fingerprint", "tune", "evaluate", "calibration", "validation")
 
@@ -71,6 +71,21 @@ def listed(calibration: Any) -> list[Any]:
     if not batches:
         raise InputError("calibration is empty; give at least one batch of inputs, or leave it out.")
     return batches
+
+
+def an_example(calibration: Sequence[Any] | None, trainer: Trainer | None, batch_dim: int) -> Any:
+    """Inputs to capture a network with, where none are given: the first batch of calibration, or one of the trainer's.
+
+    Of the trainer's batches it is the first sample.
+    """
+    if calibration is not None:
+        return calibration[0]
+    batch = None if trainer is None or batch_dim else next(iter(trainer.calibration), None)
+    if batch is None:
+        why = "there is neither calibration nor a trainer" if trainer is None else "the trainer has no batches of it"
+        why = f"batch_dim={batch_dim} and those of a trainer have the batch first" if trainer and batch_dim else why
+        raise InputError(f"example_inputs is missing, and {why}; give one batch of inputs as the network takes them.")
+    return tuple(tensor[:1] for tensor in batch)
 
 
 def checked(inputs: Any, name: str) -> tuple[Tensor, ...] | Mapping[str, Tensor]:

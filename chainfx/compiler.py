@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, overload
 from torch import Tensor, device, nn
 from torch.fx import GraphModule
 
-from chainfx.arguments import check_options, check_search, check_trainer, checked, listed
+from chainfx.arguments import an_example, check_options, check_search, check_trainer, checked, listed
 from chainfx.bitops import CostReport
 from chainfx.bitops import count as count_graph
 from chainfx.deploy import CompressedModel, EngineChoice
@@ -47,7 +47,7 @@ def compile(
     model: nn.Module,
     passes: Sequence[Pass] | Plan,
     *,
-    example_inputs: Inputs,
+    example_inputs: Inputs | None = None,
     part: None = None,
     batch_dim: int = 0,
     trainer: Trainer | None = None,
@@ -70,7 +70,7 @@ def compile(
     model: _M,
     passes: Sequence[Pass] | Plan,
     *,
-    example_inputs: Any,
+    example_inputs: Any = None,
     part: str,
     batch_dim: int = 0,
     trainer: None = None,
@@ -89,16 +89,14 @@ def compile(
 
 
 @overload
-def compile(
-    model: nn.Module, passes: Sequence[Pass] | Plan, *, example_inputs: Inputs, search: Search, **options: Any
-) -> SearchResult: ...
+def compile(model: nn.Module, passes: Sequence[Pass] | Plan, *, search: Search, **options: Any) -> SearchResult: ...
 
 
 def compile(  # type: ignore[misc]  # with a search its options are not listed again
     model: nn.Module,
     passes: Sequence[Pass] | Plan,
     *,
-    example_inputs: Any,
+    example_inputs: Any = None,
     part: str | None = None,
     batch_dim: int = 0,
     trainer: Trainer | None = None,
@@ -124,7 +122,8 @@ def compile(  # type: ignore[misc]  # with a search its options are not listed a
         passes: the passes with their options, in any order, or a :class:`Plan`. ``EarlyExit``, ``LowRank`` and
             ``PruneChannels`` are taken back where their result is no cheaper, unless they have ``keep=True``.
         example_inputs: one batch of inputs as the network takes them, in the order of its ``forward`` or by name, batch
-            first (see ``batch_dim``); shapes and dtypes count.
+            first (see ``batch_dim``); shapes and dtypes count. By default the first batch of ``calibration``, or one
+            sample of the trainer's.
         part: the dotted path of a module inside of ``model``, such as ``"backbone"``, to compress that alone. The
             result is then a copy of ``model``, of its own class and in eval mode, with the :class:`CompressedModel` in
             the place of the part. ``example_inputs`` and ``calibration`` stay those of ``model`` and may be whatever
@@ -178,6 +177,9 @@ def compile(  # type: ignore[misc]  # with a search its options are not listed a
     check_options(passes, seed, warn_drop, refuse, execution)
     if trainer is not None:
         check_trainer(trainer, part)
+    calibration = None if calibration is None else listed(calibration)
+    if example_inputs is None:
+        example_inputs = an_example(calibration, trainer, batch_dim)
     if search is not None:
         check_search(search, trainer, part)
         compiled = partial(
@@ -197,7 +199,6 @@ def compile(  # type: ignore[misc]  # with a search its options are not listed a
             refuse=refuse,
         )
         return searched(search, passes, compiled, engine, workdir)
-    given_batches = None if calibration is None else listed(calibration)
     tunes = trainer is not None
     chain = passes if isinstance(passes, Plan) else plan(list(passes), order=order, tunes=tunes)
     if tuning and not tunes:
@@ -207,7 +208,7 @@ def compile(  # type: ignore[misc]  # with a search its options are not listed a
     with recording():
         model = _own_copy(model) if has_inference_tensors(model) else model
         held = None if part is None else Part.seen(model, _own_copy(model), part, example_inputs)
-        taken = _captured_network(model, held, example_inputs, given_batches, batch_dim)
+        taken = _captured_network(model, held, example_inputs, calibration, batch_dim)
         home, execution = device_of(taken.graph_module), execution or Execution()
         place = execution.place(home)
         inputs = tuple(tensor.to(place) for tensor in taken.signature.to_graph(taken.inputs))
@@ -303,7 +304,7 @@ class _Taken:
 
 
 def _captured_network(
-    model: nn.Module, held: Part | None, example_inputs: Any, calibration: list[Any] | None, batch_dim: int
+    model: nn.Module, held: Part | None, example_inputs: Any, calibration: Sequence[Any] | None, batch_dim: int
 ) -> _Taken:
     """The graph of a model, or of the part of it that is ``held``."""
     module, given = (model, checked(example_inputs, "example_inputs")) if held is None else held.as_called()

@@ -50,6 +50,34 @@ def test_the_whole_chain_runs_in_the_order_of_the_plan_and_leaves_the_model_alon
     assert sum(small.report.records[-1].exit_rates.values()) <= 1
 
 
+@pytest.mark.parametrize("source", ["calibration", "trainer"])
+def test_an_example_is_taken_from_what_is_there(net, x, source):
+    given = {"calibration": [x[:6], x[6:9]]} if source == "calibration" else {"trainer": FakeTrainer(x)}
+    small = chainfx.compile(net, [PruneWeights(0.5)], **given)
+    assert [tensor.shape[0] for tensor in small.example_inputs] == [{"calibration": 6, "trainer": 1}[source]]
+    assert small(x[:5]).shape == net(x[:5]).shape
+
+
+class Empty(FakeTrainer):
+    calibration = ()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({}, "there is neither calibration nor a trainer"),
+        ({"trainer": Empty(images(4)), "batch_dim": 1}, "batch_dim=1 and those of a trainer have the batch first"),
+        ({"trainer": Empty(images(4))}, "the trainer has no batches of it"),
+    ],
+)
+def test_without_any_example(net, given, why):
+    with pytest.raises(InputError) as caught:
+        chainfx.compile(net, [PruneWeights(0.5)], **given)
+    assert str(caught.value) == (
+        f"example_inputs is missing, and {why}; give one batch of inputs as the network takes them."
+    )
+
+
 def test_stages_before_a_pass_are_never_changed_by_it(net, x):
     states = []
 

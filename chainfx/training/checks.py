@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -79,9 +80,12 @@ def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
             raise
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        device = inputs[0].device.type
+        half = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+        advice = f", or compute in float32 if it is {half} that it has no kernels for on this device" if half else ""
         raise DataError(
             f"the network does not accept a batch of the data, of shape {shapes}: {reason}; "
-            f"give data of the shape and type that the network takes."
+            f"give data of the shape and type that the network takes{advice}."
         ) from error
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import chainfx
 from chainfx.errors import DataError, InputError, TuningError
 from chainfx.ir.graph import ops
-from chainfx.passes import EarlyExit, PruneChannels, PruneWeights, TuneRequest
+from chainfx.passes import EarlyExit, Execution, PruneChannels, PruneWeights, TuneRequest
 from chainfx.training import Trainer, digits, from_loaders
 from tests.nets import images, small_resnet
 from tests.trainers import FakeTrainer
@@ -170,6 +170,24 @@ def test_data_that_do_not_fit_the_network(how):
         "the network does not accept a batch of the data, of shape (12, 5): "
         "mat1 and mat2 shapes cannot be multiplied (12x5 and 6x3); "
         "give data of the shape and type that the network takes."
+    )
+
+
+def test_a_network_that_has_no_kernels_in_half_precision():
+    class Odd(nn.Linear):
+        def forward(self, x):
+            if torch.is_autocast_enabled(x.device.type):
+                raise RuntimeError("no kernel for it.")
+            return super().forward(x)
+
+    trainer = Trainer(loaders(), epochs=1)
+    assert trainer.evaluate(Odd(6, 3)) >= 0
+    with pytest.raises(DataError) as caught:
+        trainer.on(Execution(precision="bfloat16")).evaluate(Odd(6, 3))
+    assert str(caught.value) == (
+        "the network does not accept a batch of the data, of shape (12, 6): no kernel for it; give data of the shape "
+        "and type that the network takes, or compute in float32 if it is torch.bfloat16 that it has no kernels for on "
+        "this device."
     )
 
 
