@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,9 @@ from chainfx.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
+    from chainfx.deploy import CompressedModel
     from chainfx.recipe import Recipe
+    from chainfx.search import SearchResult
     from chainfx.training import Trainer
 
 __all__ = ["app", "main"]
@@ -232,7 +235,10 @@ def compile_recipe(
         str | None, typer.Option(help="What to measure in: float32, bfloat16 or float16; unless the recipe says it.")
     ] = None,
 ) -> None:
-    """Compress a network as a recipe says, show what each pass did, and save the result."""
+    """Compress a network as a recipe says, show what each pass did, and save the result.
+
+    With a search in the recipe, show its front first; what is saved is the network that it chose.
+    """
     from chainfx.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -260,7 +266,8 @@ def _compile(recipe: "Recipe") -> None:
     if recipe.trains and trainer is not None:
         _train(model, trainer, recipe.seed)
     without_trainer = None if data is None or trainer is not None else data.calibration(512, 128)
-    compressed = compile_model(
+    compress: Callable[..., Any] = partial(
+        compile_model,
         model,
         recipe.passes,
         example_inputs=recipe.example_inputs(data),
@@ -274,6 +281,7 @@ def _compile(recipe: "Recipe") -> None:
         tuning=recipe.tuning,
         execution=recipe.execution,
     )
+    compressed = compress() if recipe.search is None else _found(compress(search=recipe.search))
     typer.echo(str(compressed.report))
     if trainer is not None:
         measured, before, after = trainer.metric, trainer.test(model), trainer.test(compressed)
@@ -281,6 +289,14 @@ def _compile(recipe: "Recipe") -> None:
     if recipe.output is not None:
         compressed.save(recipe.output)
         typer.echo(f"saved to {recipe.output}")
+
+
+def _found(result: "SearchResult") -> "CompressedModel":
+    """The network that a search chose, behind its front."""
+    typer.echo(f"{result}\n")
+    if result.model is None:
+        raise InputError("the search chose no network, so that there is none to save; see above what is nearest.")
+    return result.model
 
 
 def _train(model: "nn.Module", trainer: "Trainer", seed: int) -> None:

@@ -39,6 +39,7 @@ from chainfx.errors import ChainfxError, RecipeError, why_no_file
 from chainfx.ir.graph import seeded
 from chainfx.models import resolve_model
 from chainfx.passes import Execution, Pass, Tunings, get_pass, pass_names
+from chainfx.search import Search
 from chainfx.training import Augment, Data, SplitOptions, Trainer, open_data
 from chainfx.zoo import load_weights
 
@@ -100,6 +101,7 @@ class _Top(_Section):
     warn_drop: Annotated[float, Field(ge=0)] | None = 0.05
     tuning: dict[str, dict[str, Any] | None] | None = None
     execution: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     workdir: RecipePath | None = None
     output: RecipePath | None = None
 
@@ -116,8 +118,8 @@ _TORCHVISION = _source(root=(RecipePath, ...))
 class Recipe:
     """A checked recipe; its methods build what it describes. ``passes`` are as written, the plan orders them.
 
-    ``trains``: the model is to be trained from scratch first. ``warn_drop``, ``tuning`` and ``execution``: as of
-    :func:`chainfx.compile`. Every error in building names the line of the recipe.
+    ``trains``: the model is to be trained from scratch first. ``warn_drop``, ``tuning``, ``execution`` and ``search``:
+    as of :func:`chainfx.compile`. Every error in building names the line of the recipe.
     """
 
     path: Path
@@ -131,6 +133,7 @@ class Recipe:
     warn_drop: float | None
     tuning: Mapping[str, Mapping[str, Any]]
     execution: Execution
+    search: Search | None
     _model: _Model
     _data: _Source | None
     _trainer: Mapping[str, Any] | None
@@ -216,6 +219,7 @@ def load_recipe(path: str | Path) -> Recipe:
         warn_drop=top.warn_drop,
         tuning=_tuning(text, top, passes),
         execution=_execution(text, top.execution),
+        search=None if top.search is None else _search(text, top.search, trainer),
         _model=model,
         _data=None if top.data is None else _data_section(text, top.data),
         _trainer=trainer,
@@ -255,6 +259,14 @@ def _tuning(text: "_Text", top: _Top, passes: tuple[Pass, ...]) -> Mapping[str, 
 def _execution(text: "_Text", raw: dict[str, Any] | None) -> Execution:
     with text.located("execution"):
         return Execution(**text.options(Execution, raw or {}, ("execution",)))
+
+
+def _search(text: "_Text", raw: dict[str, Any], trainer: Any) -> Search:
+    if trainer is None:
+        raise text.error(("search",), "a search needs a 'trainer', which measures its trials; add one")
+    options, settings = raw.get("options", {}), {name: value for name, value in raw.items() if name != "options"}
+    with text.located("search"):
+        return Search.from_plain(options, **text.options(Search, settings, ("search",), without=("options",)))
 
 
 def _pass(text: "_Text", item: Any, at: Key) -> Pass:

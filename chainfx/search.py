@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from chainfx.bitops import get_convention
 from chainfx.deploy import CompressedModel, EngineChoice
@@ -54,6 +54,15 @@ class Range:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
+def _range(option: str, values: Any) -> Any:
+    """The values of an option; a mapping is a :class:`Range`."""
+    if not isinstance(values, Mapping):
+        return values
+    if not {"low", "high"} <= values.keys() <= {"low", "high", "log"}:
+        raise InputError(f"search: {option}={dict(values)!r} is no range; give it low and high, and perhaps log.")
+    return Range(**values)
+
+
 @dataclass(frozen=True)
 class Search:
     """Which options of which passes are tried, and how much accuracy the result may lose.
@@ -62,7 +71,7 @@ class Search:
         options: by the name of a pass, by the name of an option: a list of values, or a :class:`Range` of numbers. They
             are set in every pass of that name; all other options stay as they were given.
         budget: by how much the metric of the trainer may be worse than that of the original network, in its units: 0.01
-            is one point of accuracy.
+            is one point of accuracy. It has to be given.
         trials: how many combinations of options are tried. If there are no more than that, all of them are; else
             optuna chooses (``pip install chainfx[search]``), by a multi-objective tree-structured Parzen estimator.
         seed: of that choice. Finished stages are found again in ``workdir``, so the same search goes on where it ended.
@@ -74,8 +83,8 @@ class Search:
     6
     """
 
-    options: Mapping[str, Mapping[str, Sequence[Any] | Range]]
-    budget: float
+    options: Mapping[str, Mapping[str, Sequence[Any] | Range]] = field(default_factory=dict)
+    budget: float = math.nan
     trials: int = 20
     seed: int = 0
     cost: Literal["bitops", "storage"] = "bitops"
@@ -92,6 +101,10 @@ class Search:
                 raise InputError(
                     f"search: {option} of {name} is {values!r}; give a list of values to try, or a Range of numbers."
                 )
+        if isinstance(self.budget, float) and math.isnan(self.budget):
+            raise InputError(
+                "search: there is no budget; give by how much the metric may get worse, such as budget=0.01."
+            )
         if not is_number(self.budget, 0):
             raise InputError(f"search: budget={self.budget!r} is out of range; use a number from 0.")
         if type(self.trials) is not int or self.trials < 1:
@@ -99,6 +112,21 @@ class Search:
         if self.cost not in ("bitops", "storage"):
             raise InputError(f"search: cost={self.cost!r} is not known; use 'bitops' or 'storage'.")
         get_convention(self.convention)
+
+    @classmethod
+    def from_plain(cls, options: Any, **settings: Any) -> Self:
+        """The search whose options are written as a recipe has them: ``{low: 2, high: 8}`` stands for a range.
+
+        ``settings``: the other parameters. Raises :class:`~chainfx.errors.InputError` as the search itself does, and
+        for options that do not have this form.
+
+        >>> Search.from_plain({"quantize": {"weights": {"low": 2, "high": 8}}}, budget=0.01).options
+        {'quantize': {'weights': Range(low=2, high=8, log=False)}}
+        """
+        if not isinstance(options, Mapping) or not all(isinstance(each, Mapping) for each in options.values()):
+            raise InputError(f"search: options={options!r} cannot be; give a mapping for each pass.")
+        of_passes = {name: {key: _range(key, each) for key, each in of.items()} for name, of in options.items()}
+        return cls(of_passes, **settings)
 
     @property
     def space(self) -> dict[tuple[str, str], Sequence[Any] | Range]:

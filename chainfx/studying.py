@@ -36,6 +36,9 @@ __all__ = ["report", "study_app"]
 study_app = typer.Typer(no_args_is_help=True, help="Measure in what order passes do best.")
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
+DesignName = Annotated[
+    str, typer.Argument(metavar="DESIGN", help="pairwise, control, ..., a YAML file, or what pack wrote.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[str, typer.Option(help="What a shipped design is run on: digits, diabetes, mnist or cifar10.")]
 DataFolder = Annotated[
@@ -46,7 +49,7 @@ Law = Annotated[Path | None, typer.Option("--law", help="Write the measured orde
 
 @study_app.command()
 def run(
-    design: Annotated[str, typer.Argument(metavar="DESIGN", help="pairwise, control, ... or a YAML file.")],
+    design: DesignName,
     store: Annotated[Path, typer.Option(help="The folder of the study; one that is not finished goes on.")],
     data: Data = "digits",
     folder: DataFolder = None,
@@ -99,7 +102,7 @@ def run(
 
 @study_app.command()
 def show(
-    design: Annotated[str, typer.Argument(metavar="DESIGN", help="pairwise, control, ... or a YAML file.")],
+    design: DesignName,
     data: Data = "digits",
     folder: DataFolder = None,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="As a file to begin a design of one's own with.")] = False,
@@ -224,6 +227,8 @@ def report(
 def _design(name: str, data: str, folder: Path | None) -> Design:
     if Path(name).suffix in (".yaml", ".yml"):
         return load_design(name)
+    if Path(name).suffix == ".json":
+        return StudyStore.unpack(name)[0]
     return shipped_design(name, data, folder=folder)
 
 

@@ -361,6 +361,23 @@ passes:
 """
 
 
+@pytest.mark.parametrize("budget", [1, 0])
+def test_compile_searches_within_the_budget_of_a_recipe(run, tmp_path, budget):
+    (tmp_path / "r.yaml").write_text(
+        f"{LONG}output: small\n"
+        f"search: {{budget: {budget}, options: {{prune-channels: {{ratio: [0.75, 0.875], keep: [true]}}}}}}\n"
+    )
+    code, out, err = run("compile", tmp_path / "r.yaml")
+    assert out.startswith("the front of 2 trials; accuracy on held-out data, ")
+    if budget:
+        assert code == 0 and out.splitlines()[-1] == f"saved to {tmp_path / 'small'}"
+        return
+    assert code == 1 and not (tmp_path / "small").exists() and "no trial is within the budget of 0: " in out
+    assert err.splitlines()[-1] == (
+        "InputError: the search chose no network, so that there is none to save; see above what is nearest."
+    )
+
+
 @pytest.fixture
 def interrupt(monkeypatch):
     def at(number):

@@ -9,6 +9,7 @@ from chainfx.passes import pass_names
 from chainfx.passes.fuse import Fuse
 from chainfx.passes.quantize import Quantize
 from chainfx.recipe import load_recipe
+from chainfx.search import Range, Search
 from chainfx.training import Augment, Trainer, digits
 
 WHOLE = """\
@@ -110,7 +111,7 @@ def test_every_option_of_every_installed_pass_can_be_written(write):
 
 
 MODEL = "model: {name: resnet20}\n"
-KEYS = "data, execution, input, model, order, output, passes, refuse, seed, trainer, tuning, warn_drop, workdir"
+KEYS = "data, execution, input, model, order, output, passes, refuse, search, seed, trainer, tuning, warn_drop, workdir"
 NEEDED = f"give it of the keys {KEYS} those that it needs"
 PASSES = ", ".join(pass_names())
 
@@ -322,3 +323,44 @@ def test_a_recipe_that_is_no_readable_file(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path)
     assert str(caught.value) == f"{tmp_path}: the recipe cannot be read: it is a folder; {READ}"
+
+
+SEARCHING = (
+    WHOLE
+    + """\
+search:
+  budget: 0.02
+  trials: 6
+  options:
+    quantize: {weights: [8, 4], activations: {low: 2, high: 8}}
+"""
+)
+
+
+def test_a_recipe_has_a_search(write, monkeypatch):
+    monkeypatch.setenv("CHAINFX_TEST_OUT", "out")
+    search = Search({"quantize": {"weights": [8, 4], "activations": Range(2, 8)}}, budget=0.02, trials=6)
+    assert load_recipe(write(SEARCHING)).search == search and load_recipe(write(WHOLE)).search is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  budget: 0.02\n", "", "search: there is no budget; give by how much the metric may get worse, such as "),
+        ("budget: 0.02", "budgets: 0.02", "unknown key 'budgets' in search; did you mean 'budget'? allowed are "),
+        ("weights: [8, 4]", "weights: 8", "search: weights of quantize is 8; give a list of values to try, or a "),
+        ("trials: 6", "trials: 0", "search: trials=0 is out of range; use a whole number from 1."),
+    ],
+)
+def test_a_search_that_cannot_be(write, monkeypatch, old, new, message):
+    monkeypatch.setenv("CHAINFX_TEST_OUT", "out")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(SEARCHING.replace(old, new)))
+    assert message in str(caught.value)
+
+
+def test_a_search_needs_a_trainer(refused):
+    refused(
+        "model: {name: resnet20}\npasses: [fuse]\ninput: [1, 3, 32, 32]\nsearch: {budget: 0.1}\n",
+        "recipe.yaml:4: a search needs a 'trainer', which measures its trials; add one.",
+    )

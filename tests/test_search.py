@@ -181,3 +181,28 @@ def test_the_front_by_storage(net):
     records = result.model.report.records
     assert small.cost < large.cost and small.cost == records[-1].after.storage_bits / records[0].after.storage_bits
     assert torch.isfinite(result.model(INPUTS)).all()
+
+
+def test_a_search_without_a_budget_says_so():
+    with pytest.raises(InputError) as caught:
+        Search({"prune-channels": {"ratio": [0.5]}})
+    assert str(caught.value) == (
+        "search: there is no budget; give by how much the metric may get worse, such as budget=0.01."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "search: options=[] cannot be; give a mapping for each pass."),
+        ({"fuse": [1]}, "search: options={'fuse': [1]} cannot be; give a mapping for each pass."),
+        (
+            {"quantize": {"weights": {"low": 2, "hi": 8}}},
+            "search: weights={'low': 2, 'hi': 8} is no range; give it low and high, and perhaps log.",
+        ),
+    ],
+)
+def test_plain_options_have_a_form(options, message):
+    with pytest.raises(InputError) as caught:
+        Search.from_plain(options, budget=0.01)
+    assert str(caught.value) == message

@@ -81,6 +81,11 @@ def test_show_prints_a_design_as_text_or_as_a_file_to_begin_with(tmp_path):
     assert load_design(path) == shipped_design("recovery")
 
 
+def test_what_pack_wrote_is_a_design_too(run, folder):
+    chainfx("pack", folder / "store", folder / "whole.json")
+    assert chainfx("show", folder / "whole.json").output == f"{TINY}\n"
+
+
 def test_claims_are_read_from_several_studies_together(run, folder):
     store = folder / "store"
     plain = json.loads(chainfx("claims", store, store, "--json").output)

@@ -45,7 +45,8 @@ def endpoint_text(design: Design) -> str:
         "latency-1": "time of one sample",
         "latency-64": "time of 64 samples",
         "bytes": "bytes on disk",
-        "memory": "memory at its peak",
+        "memory": "memory at its peak, counted",
+        "peak-memory": "memory at its peak, measured",
     }[design.endpoint]
 
 

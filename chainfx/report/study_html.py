@@ -7,6 +7,8 @@ from html import escape
 import numpy as np
 
 from chainfx.report.study import endpoint_text, law_text, outcome_text
+from chainfx.report.study_axes import HEIGHT, WIDTH, Axes
+from chainfx.report.study_charts import charts_html
 from chainfx.report.study_dag import dag_svg
 from chainfx.report.study_sensitivity import sensitivity_html
 from chainfx.report.text_tables import times
@@ -37,7 +39,6 @@ document.addEventListener("click", event => {
   if (shown) document.getElementById("recipe").textContent = shown.textContent;
 });
 """
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 300, 48, 10, 10, 40
 
 
 def result_html(result: StudyResult) -> str:
@@ -51,7 +52,7 @@ def result_html(result: StudyResult) -> str:
             _table(verdicts, result.design.tiers),
             f'<div class="wide">{dag_svg(result.law(training))}</div>',
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
-            f'<div class="plots">{plots}</div>',
+            f'<div class="plots">{charts_html(result, training)}{plots}</div>',
             sensitivity_html(result, training),
         ]
     claims = claims_on([result])
@@ -103,49 +104,17 @@ def _figure(result: StudyResult, comparison: Comparison, verdict: Verdict) -> st
     alone = [Arm((letter,)) for letter in dict.fromkeys(comparison.first.letters)]
     arms = [("alone", alone), ("first", [comparison.first]), ("second", [comparison.second])]
     shown = {name: [point for arm in each for point in result.points(arm, verdict.training)] for name, each in arms}
-    axes = _Axes(
+    axes = Axes(
         [point for points in shown.values() for point in points], result.design.reference, endpoint_text(result.design)
     )
     marks = "".join(_marks(name, points, axes) for name, points in shown.items())
     names = f'<span class="first">{escape(verdict.first)}</span>, <span class="second">{escape(verdict.second)}</span>'
     text = f"{names}: {escape(outcome_text(verdict))}; grey: each pass alone"
-    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(str(comparison))}"'
+    view = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(str(comparison))}"'
     return f"<figure><svg {view}>{axes.drawn}{marks}</svg><figcaption>{text}</figcaption></figure>"
 
 
-class _Axes:
-    """Where points stand: compression to the right, in decades, loss of accuracy downwards to the reference."""
-
-    def __init__(self, points: Sequence[ArmPoint], reference: float, what: str) -> None:
-        self.reference, self.what = reference, what
-        self.decades = max([1.0, *(math.log10(point.ratio) for point in points if point.ratio > 0)])
-
-    def x(self, ratio: float) -> float:
-        """The place of a ratio; below 1 it stands at 1."""
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * max(math.log10(ratio), 0) / self.decades
-
-    def y(self, loss: float) -> float:
-        """The place of a loss; a gain stands at 0, what loses more than the reference at the lower edge."""
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * min(max(loss, 0), self.reference) / self.reference
-
-    @property
-    def drawn(self) -> str:
-        """Lines and numbers."""
-        parts = []
-        for decade in range(math.floor(self.decades) + 1):
-            x = self.x(10.0**decade)
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 24}" text-anchor="middle">{10**decade}x</text>')
-        for part in range(5):
-            loss = self.reference * part / 4
-            parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{self.y(loss):.1f}" y2="{self.y(loss):.1f}"/>')
-            parts.append(f'<text x="{_LEFT - 4}" y="{self.y(loss) + 4:.1f}" text-anchor="end">{0 - loss:.1%}</text>')
-        label = f"{self.what}: times less than the original; accuracy against it"
-        parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{escape(label)}</text>')
-        return "".join(parts)
-
-
-def _marks(name: str, points: Sequence[ArmPoint], axes: _Axes) -> str:
+def _marks(name: str, points: Sequence[ArmPoint], axes: Axes) -> str:
     """The points as circles, and their front as a line."""
     circles = "".join(
         f'<circle class="{name}" cx="{axes.x(point.ratio):.1f}" cy="{axes.y(point.loss):.1f}" r="4">'

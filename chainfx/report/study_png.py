@@ -9,10 +9,12 @@ import numpy as np
 
 from chainfx.errors import StudyError
 from chainfx.report.study import endpoint_text, outcome_text
-from chainfx.study import Arm, ArmPoint, Comparison, StudyResult, Verdict, front_of
+from chainfx.report.study_charts import COLOURS, fronts_together, stages_of
+from chainfx.study import Arm, ArmPoint, Comparison, StudyResult, Training, Verdict, front_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["write_plots"]
 
@@ -20,9 +22,10 @@ _COLOURS = {"alone": "#999999", "first": "#0072b2", "second": "#d55e00"}
 
 
 def write_plots(result: StudyResult, folder: Path) -> tuple[Path, ...]:
-    """Write a PNG for every comparison that has a verdict, and give back their paths.
+    """Write a PNG for every comparison that has a verdict, and the charts of the whole study; gives back their paths.
 
-    They are named after training and arms, such as ``paper-PQ-QP.png``. Raises
+    They are named after training and arms, such as ``paper-PQ-QP.png``, or what they show: ``paper-orders.png`` and
+    ``paper-stages.png``. Raises
     :class:`~chainfx.errors.StudyError` if matplotlib is missing or the folder takes no files.
     """
     try:
@@ -38,6 +41,13 @@ def write_plots(result: StudyResult, folder: Path) -> tuple[Path, ...]:
             path = folder / f"{verdict.training}-{_name(verdict.first)}-{_name(verdict.second)}.png"
             figure.savefig(path, dpi=150)
             written.append(path)
+        for training in result.design.trainings:
+            for name, draw in (("orders", _draw_orders), ("stages", _draw_stages)):
+                figure = Figure(figsize=(6, 4.2), layout="constrained")
+                if draw(figure, result, training):
+                    path = folder / f"{training}-{name}.png"
+                    figure.savefig(path, dpi=150)
+                    written.append(path)
     except OSError as error:
         raise StudyError(f"--png {str(folder)!r} takes no files ({error.strerror}).") from error
     return tuple(written)
@@ -62,13 +72,54 @@ def _draw(axes: "Axes", result: StudyResult, comparison: Comparison, verdict: Ve
     for name, each in arms.items():
         points = [point for arm in each for point in result.points(arm, verdict.training)]
         _scatter(axes, points, _COLOURS[name], labels[name])
+    _label(axes, result, f"{verdict.first} / {verdict.second}: {outcome_text(verdict)} ({verdict.training})")
+
+
+def _label(axes: "Axes", result: StudyResult, title: str) -> None:
     axes.set_xscale("log")
     axes.set_ylim(-result.design.reference, result.design.reference / 20)
     axes.set_xlabel(f"{endpoint_text(result.design)}: times less than the original")
     axes.set_ylabel("accuracy against the original")
-    axes.set_title(f"{verdict.first} / {verdict.second}: {outcome_text(verdict)} ({verdict.training})", fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def _draw_orders(figure: "Figure", result: StudyResult, training: Training) -> bool:
+    """The fronts of all orders in one plot, where they belong in one; whether they do."""
+    shown = fronts_together(result, training)
+    if not shown:
+        return False
+    axes = figure.add_subplot()
+    for index, (name, points) in enumerate(shown.items()):
+        front = front_of(np.array([[math.log10(point.ratio), point.loss] for point in points]))
+        line = [points[i].ratio for i in front], [-points[i].loss for i in front]
+        axes.plot(*line, color=COLOURS[index % len(COLOURS)], label=name, marker="o", markersize=3)
+    _label(axes, result, f"all orders ({training})")
+    return True
+
+
+def _draw_stages(figure: "Figure", result: StudyResult, training: Training) -> bool:
+    """What each stage of the whole chain adds, where there is one; whether there is."""
+    shown = stages_of(result, training)
+    if not shown:
+        return False
+    above, below = figure.subplots(2, sharex=True)
+    for place, points in enumerate(shown.values()):
+        for axes, values in ((above, [p.ratio for p in points]), (below, [-p.loss for p in points])):
+            axes.scatter([place] * len(values), values, 14, "#999999")
+            axes.hlines(_mean(values, log=axes is above), place - 0.2, place + 0.2, colors=COLOURS[0])
+    above.set_yscale("log")
+    above.set_ylabel("times less")
+    below.set_ylabel("accuracy")
+    below.set_xticks(range(len(shown)), list(shown))
+    above.set_title(f"what each stage adds: {endpoint_text(result.design)} ({training})", fontsize=10)
+    return True
+
+
+def _mean(values: Sequence[float], *, log: bool) -> float:
+    """The mean, on a log scale that of the logarithms."""
+    return float(np.exp(np.mean(np.log(values))) if log else np.mean(values))
 
 
 def _scatter(axes: "Axes", points: Sequence[ArmPoint], colour: str, label: str) -> None:

@@ -21,7 +21,7 @@ from chainfx.study.tuning import Training, Tuning
 
 __all__ = ["Case", "Design", "Endpoint", "load_design"]
 
-Endpoint = Literal["bitops", "storage", "latency-1", "latency-64", "bytes", "memory"]
+Endpoint = Literal["bitops", "storage", "latency-1", "latency-64", "bytes", "memory", "peak-memory"]
 """The cost that verdicts are about: bit operations, counted storage, or one of what is measured; see `Design`."""
 
 PAPER_CASES = 20

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.profiler import ProfilerActivity, profile
 
 from chainfx.deploy import CompressedModel, time_in_turns
 from chainfx.ir.graph import exits_of
@@ -16,13 +18,15 @@ from chainfx.scheduler import ChainReport, Stage
 
 __all__ = ["MEASURED", "Bench"]
 
-MEASURED = ("latency-1", "latency-64", "bytes", "memory")
+MEASURED = ("latency-1", "latency-64", "bytes", "memory", "peak-memory")
 """What can be measured of a point, by name: the time of a batch of 1 and of 64 samples as a share of the time that the
-original network of the seed takes in turn with it; the bytes of the saved network; and the bytes that one sample needs
-at its peak, which are counted, not measured."""
+original network of the seed takes in turn with it; the bytes of the saved network; the bytes that one sample needs at
+its peak, weights included, which are counted; and those that torch allocates for one sample at its peak, weights apart,
+which are measured."""
 
 _BATCHES = {"latency-1": 1, "latency-64": 64}
 _SECONDS = 0.2
+_PROFILED = 16
 
 
 class Bench:
@@ -38,7 +42,8 @@ class Bench:
     def measured(self, stage: Stage, threshold: float | None) -> dict[str, float]:
         """Everything in :data:`MEASURED` of a stage with its exits at a threshold; the original takes 1 of its time."""
         model = self._deployed(stage, threshold)
-        return {**self._latencies(model, stage.record.index == 0), **self._sizes(model, stage)}
+        latencies, sizes = self._latencies(model, stage.record.index == 0), self._sizes(model, stage)
+        return {**latencies, **sizes, "peak-memory": float(self._peak(model))}
 
     def _deployed(self, stage: Stage, threshold: float | None = None) -> CompressedModel:
         graph_module = copy.deepcopy(stage.graph_module)
@@ -63,6 +68,13 @@ class Bench:
         following = itertools.cycle(list(zip(*whole, strict=True)))
         return lambda: model(*next(following))
 
+    def _peak(self, model: CompressedModel) -> int:
+        """The most bytes that torch allocates for one of some samples: with exits it depends on the sample."""
+        call = self._call(model, 1)
+        with torch.no_grad():
+            call()  # the first makes what is kept
+            return max(allocated_at_peak(call) for _ in range(_PROFILED))
+
     @staticmethod
     def _sizes(model: CompressedModel, stage: Stage) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +83,21 @@ class Bench:
         report = stage.record.report
         peak = None if report is None else report.peak_bits
         return {"bytes": float(size), **({} if peak is None else {"memory": peak / 8})}
+
+
+def allocated_at_peak(call: Callable[[], object]) -> int:
+    """The most bytes that torch holds at once of those that it allocates during a call, on the processor.
+
+    The resident memory of a process would be another measure, but that of an interpreter with torch is thousands of
+    times that of a small network, and the differences between two of these are lost in it.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiled.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_bytes())["traceEvents"]
+    changes = sorted((each for each in events if each.get("name") == "[memory]"), key=lambda each: each["ts"])
+    return max(itertools.accumulate(each["args"]["Bytes"] for each in changes), default=0)
 
 
 def _set_exits(graph_module: GraphModule, threshold: float) -> None:

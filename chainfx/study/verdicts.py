@@ -105,7 +105,7 @@ def _verdict(
     decision: Decision,
 ) -> Verdict:
     also = {}
-    measured: list[tuple[str, Part, str]] = [(name, "accuracy", name) for name in MEASURED] if design.measured else []
+    measured: list[tuple[str, Part, str]] = [(name, "accuracy", name) for name in MEASURED if _has(found, name)]
     for name, part, cost in (*_OTHERS, *measured, ("test set", "test", design.cost)):
         there = arms_of(design, found, training, comparison, part, cost)
         also[name] = _factor(paired(there.first, there.second, design.reference))
@@ -124,6 +124,11 @@ def _verdict(
         tiers={tier: (_best(arms.first, tier), _best(arms.second, tier)) for tier in design.tiers},
         also=also,
     )
+
+
+def _has(found: Mapping[int, Found], name: str) -> bool:
+    """Whether all originals carry what is measured by that name; records of former versions carry less."""
+    return bool(found) and all(name in _original(each).points[0].measured for each in found.values())
 
 
 def informed(arms: _Arms, differences: Array, design: Design) -> Array:

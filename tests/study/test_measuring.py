@@ -13,7 +13,7 @@ from chainfx.passes import EarlyExit
 from chainfx.scheduler import StageRunner
 from chainfx.study import MEASURED, Design, Subject, analyse, run_study
 from chainfx.study.claims import claims_on
-from chainfx.study.measuring import Bench
+from chainfx.study.measuring import Bench, allocated_at_peak
 from tests.nets import graph_of, images, small_resnet, warm
 from tests.study.designs import PRUNE, tiny
 from tests.study.test_analysis import design, filled, further
@@ -46,6 +46,7 @@ def test_every_point_carries_what_was_measured(measured):
     assert original["latency-1"] == original["latency-64"] == 1.0
     assert all(each["latency-64"] not in (0, 1) and each["bytes"] not in (0, original["bytes"]) for each in others)
     assert all(each["memory"] < original["memory"] for each in others)
+    assert all(each["peak-memory"] > 0 for each in (original, *others))
 
 
 def test_verdicts_can_be_judged_by_every_cost(measured):
@@ -63,6 +64,19 @@ def _ratio(result, endpoint):
     if endpoint == "storage":
         return original.storage_bits / first.storage_bits
     return original.points[0].measured[endpoint] / first.points[0].measured[endpoint]
+
+
+def test_memory_is_what_torch_holds_at_once():
+    def one_after_the_other():
+        for _ in range(3):
+            torch.empty(1000)
+
+    def both():
+        kept = torch.empty(1000)
+        return kept, torch.empty(500)
+
+    assert allocated_at_peak(one_after_the_other) == 4000
+    assert allocated_at_peak(both) == 6000
 
 
 def test_exits_are_timed_at_the_threshold_of_the_point():
@@ -85,7 +99,8 @@ def test_what_was_not_measured_is_no_endpoint(tmp_path):
     with pytest.raises(StudyError) as caught:
         tiny(endpoint="watts")
     assert str(caught.value) == (
-        "design: endpoint='watts' cannot be; use one of bitops, storage, latency-1, latency-64, bytes, memory."
+        "design: endpoint='watts' cannot be; use one of bitops, storage, latency-1, latency-64, bytes, memory, "
+        "peak-memory."
     )
     store = filled(tmp_path, design(), further)
     with pytest.raises(StudyError) as caught:
