@@ -6,7 +6,8 @@
 held-out training images; the test images are run once for each finished network. ``--part`` is one of
 
 ``chains-300``, ``chains-5``   LeNet-300-100 and LeNet-5 through whole chains: the layers, the stages, the file
-``chains-5-more``              the source's own options, and the least bytes
+``chains-5-narrow``            LeNet-5 with half of its channels, tuned longer
+``chains-5-more``              LeNet-5 with the source's own options
 ``chains-300-shifted``         LeNet-300-100 trained longer, on images that are moved a little
 ``inits``                      linear, density, random and optimal codebooks over bits, untuned, dense and pruned
 ``kinds``                      bits of convolution and linear layers apart, untuned
@@ -14,6 +15,8 @@ held-out training images; the test images are run once for each finished network
 ``resnet20``                   a ResNet-20 that was trained elsewhere, on CIFAR-10: bytes after each stage
 ``forms``                      bytes of each sparse form over sparsities, with the crossovers
 ``latency``                    sparse, shared and dense execution of one linear layer
+``stages``                     the finished stages of any chain (``--data`` is its ``workdir``): bytes of each
+``decoding``                   how fast a coded layer becomes float32 weights again
 
 For ``resnet20`` the folder has CIFAR-10 in the same form, and ``--weights`` is a checkpoint for images normalised as
 ImageNet's. Finished stages are kept in ``WORK`` and found again. With ``--write`` the section of the page between the
@@ -21,29 +24,37 @@ marks of the part is replaced, else it is printed.
 """
 
 import argparse
+import copy
 import math
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import chainfx
 from chainfx import zoo
+from chainfx.coding import CODERS, Reader, decode_tensor, encode_tensor
 from chainfx.coding.places import places_by_form
 from chainfx.coding.symbols import encode_symbols
 from chainfx.deploy import CompressedModel
+from chainfx.deploy.lower import to_codes
 from chainfx.deploy.sparse import SparseLinear, largest_batch
-from chainfx.ir.artifact import array_of
+from chainfx.ir.artifact import array_of, save_graph
 from chainfx.ir.graph import Layer, edit, layers_of
-from chainfx.passes import Encode, Pass, PassContext, PruneWeights, ShareWeights
+from chainfx.passes import Encode, Pass, PassContext, PruneChannels, PruneWeights, ShareWeights
+from chainfx.scheduler import open_stage
 from chainfx.training import Augment, Data, Trainer
 from chainfx.training.sources import Options, from_arrays
 
@@ -57,7 +68,8 @@ SPREAD = 0.3081  # of the pixels of MNIST, which are divided by it where images 
 class Recipe:
     """How a network is trained (``epochs``, ``rate``) and tuned after each round and stage (``tuning`` epochs).
 
-    ``shift``: training images are moved by up to so many pixels at random. ``chains``: by title.
+    ``shift``: training images are moved by up to so many pixels at random, ``tuning_shift`` while a chain is tuned.
+    ``chains``: by title. ``options``: how passes are tuned other than they ask, see :func:`chainfx.compile`.
     """
 
     network: str
@@ -65,7 +77,9 @@ class Recipe:
     tuning: int
     rate: float
     shift: int
+    tuning_shift: int
     chains: dict[str, tuple[Pass, ...]]
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -86,20 +100,22 @@ SOURCE_5 = (
 
 
 def tight(ratio: float, bits: int, rounds: int, length: float = 0.0) -> tuple[Pass, ...]:
-    """A chain for few bytes: ranked over all layers, optimal codebooks also for biases, adaptive codes."""
+    """A chain for few bytes: ranked over all layers, optimal short codebooks also for biases, adaptive codes."""
     return (
         PruneWeights(ratio, scope="global", rounds=rounds, length=length),
-        ShareWeights(bits, init="optimal", biases=True),
+        ShareWeights(bits, init="optimal", biases=True, entries="bfloat16"),
         Encode(coder="adaptive"),
     )
 
 
+SHARED_16 = ShareWeights(4, init="optimal", entries="bfloat16")
 PLAIN = Recipe(
     "lenet_300_100",
     epochs=12,
     tuning=6,
     rate=0.1,
     shift=0,
+    tuning_shift=0,
     chains={
         "as the source": SOURCE_300,
         "60x": tight(0.95, 4, rounds=4),
@@ -113,6 +129,7 @@ SHIFTED_300 = Recipe(
     tuning=8,
     rate=0.1,
     shift=1,
+    tuning_shift=1,
     chains={
         "60x": tight(0.94, 4, rounds=4),
         "9.4 kB": tight(0.965, 4, rounds=5, length=2e-5),
@@ -125,12 +142,21 @@ SHIFTED_5 = Recipe(
     tuning=4,
     rate=0.05,
     shift=2,
-    chains={
-        "100x": tight(0.965, 4, rounds=4),
-        "5.7 kB": tight(0.99, 4, rounds=5, length=2e-5),
+    tuning_shift=2,
+    chains={"100x": tight(0.965, 4, rounds=4)},
+)
+# half of the channels go first, and the narrow network is tuned longer, to learn from itself as it was before
+NARROW_5 = replace(
+    SHIFTED_5,
+    tuning_shift=1,
+    chains={"5.7 kB": (PruneChannels(0.5, include=("conv*",)), *tight(0.978, 4, rounds=5, length=1e-5))},
+    options={
+        "prune-channels": {"epochs": 4},
+        "prune-weights": {"epochs": (3, 3, 3, 3, 12), "teacher": "before"},
+        "share-weights": {"epochs": 6, "teacher": "before"},
     },
 )
-MORE_5 = replace(SHIFTED_5, chains={"as the source": SOURCE_5, "3.4 kB": tight(0.994, 3, rounds=5, length=2e-5)})
+MORE_5 = replace(SHIFTED_5, chains={"as the source": SOURCE_5})
 
 
 def load(folder: Path, shift: int = 0) -> Data:
@@ -149,15 +175,20 @@ def trained(recipe: Recipe, data: Data, work: Path) -> nn.Module:
     if place.exists():
         model.load_state_dict(torch.load(place, weights_only=True))
     else:
-        trainer(recipe, data, recipe.epochs).fit(model, seed=0)
+        trainer(recipe, data, recipe.epochs, recipe.shift).fit(model, seed=0)
         work.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), place)
     return model.eval()
 
 
-def trainer(recipe: Recipe, data: Data, epochs: int) -> Trainer:
+def tuner(recipe: Recipe, data: Data) -> Trainer:
+    """What tunes the stages of a chain, and measures."""
+    return trainer(recipe, data, recipe.tuning, recipe.tuning_shift)
+
+
+def trainer(recipe: Recipe, data: Data, epochs: int, shift: int) -> Trainer:
     """What trains from scratch, and tunes at 0.3 of the rate."""
-    augment = Augment(recipe.shift, flip=False) if recipe.shift else None
+    augment = Augment(shift, flip=False) if shift else None
     return Trainer(data, epochs=epochs, learning_rate=recipe.rate, fine_tune_scale=0.3, augment=augment)
 
 
@@ -167,10 +198,11 @@ def compressed(recipe: Recipe, chain: Sequence[Pass], data: Data, work: Path) ->
         trained(recipe, data, work),
         chain,
         example_inputs=data.example_inputs(2),
-        trainer=trainer(recipe, data, recipe.tuning),
+        trainer=tuner(recipe, data),
         workdir=work / "stages",
         order="given",
         warn_drop=None,
+        tuning=recipe.options,
     )
 
 
@@ -185,11 +217,11 @@ def chains(recipe: Recipe, folder: Path, work: Path) -> Iterator[str]:
     data = load(folder, recipe.shift)
     original = trained(recipe, data, work)
     dense = 4 * sum(each.numel() for each in original.parameters())
-    judge = trainer(recipe, data, recipe.tuning)
+    judge = tuner(recipe, data)
     moved = f", on images moved by up to {recipe.shift} pixels" if recipe.shift else ""
     yield (
-        f"{recipe.network}, {recipe.epochs} epochs of training{moved}, {recipe.tuning} after each round and stage: "
-        f"{dense:,} bytes of floats, test error {1 - judge.test(original):.2%}.\n"
+        f"{recipe.network}, {recipe.epochs} epochs of training{moved}, {_tuned(recipe)}: {dense:,} bytes of floats, "
+        f"test error {1 - judge.test(original):.2%}.\n"
     )
     for title, chain in recipe.chains.items():
         print(f"{recipe.name}: {title}", flush=True)
@@ -208,6 +240,14 @@ def chains(recipe: Recipe, folder: Path, work: Path) -> Iterator[str]:
             f"({disk / table_says - 1:+.1%}).\n"
         )
         yield layer_table(small, dense)
+
+
+def _tuned(recipe: Recipe) -> str:
+    """How long stages are tuned, in words."""
+    if not recipe.options:
+        return f"{recipe.tuning} after each round and stage"
+    said = (f"{options['epochs']} of {name}" for name, options in recipe.options.items())
+    return f"then (on images moved by up to {recipe.tuning_shift} pixels) {', '.join(said)}"
 
 
 def layer_table(small: CompressedModel, dense: int) -> str:
@@ -255,7 +295,7 @@ def untuned(recipe: Recipe, chain: Sequence[Pass], data: Data, work: Path, start
     graph_module = chainfx.capture(trained(recipe, data, work) if start is None else start, data.example_inputs(2))
     for one in chain:
         one.apply(graph_module, PassContext(graph_module, data.example_inputs(2)))
-    return trainer(recipe, data, recipe.tuning).evaluate(graph_module)
+    return tuner(recipe, data).evaluate(graph_module)
 
 
 def inits(folder: Path, work: Path) -> Iterator[str]:
@@ -338,6 +378,29 @@ def resnet20(folder: Path, work: Path, weights: Path) -> Iterator[str]:
     yield f"Test accuracy of the last: {tuner.test(chainfx.load(work / 'resnet20')):.2%}.\n"
 
 
+def stages(folder: Path, work: Path) -> Iterator[str]:
+    """What the finished stages of a chain take on disk: as they are saved, coded, and with 16 values a layer coded."""
+    found = sorted(map(open_stage, sorted(folder.iterdir())), key=lambda stage: stage.record.index)
+    rows, place = [], work / "stage"
+    for stage in found:
+        cells = [sum(each.stat().st_size for each in _saved(stage.graph_module, place, coded=False))]
+        for passes in ((Encode(),), (Encode("adaptive"),), (SHARED_16, Encode("adaptive"))):
+            graph_module = copy.deepcopy(stage.graph_module)
+            for one in passes:
+                one.apply(graph_module, PassContext(graph_module, ()))
+            cells.append(sum(each.stat().st_size for each in _saved(graph_module, place, coded=True)))
+        metric = "" if stage.record.metric is None else f"{stage.record.metric:.1%}"
+        rows.append([f"`{stage.record.label}`", metric, *(f"{cell:,}" for cell in cells)])
+    yield "Bytes on disk; shared without tuning, so that the accuracy is that of the first three.\n"
+    yield table(["stage", "held-out accuracy", "saved", "coded", "coded, adaptive", "16 shared values, adaptive"], rows)
+
+
+def _saved(graph_module: GraphModule, folder: Path, *, coded: bool) -> Iterator[Path]:
+    """The files of a network, saved anew."""
+    save_graph(to_codes(graph_module), folder, coded=coded)
+    return folder.iterdir()
+
+
 def forms(folder: Path, work: Path) -> Iterator[str]:
     """Bytes of the places of a random sparse matrix in each form, beside the entropy bound."""
     draw, rows, best = np.random.default_rng(0), [], []
@@ -377,6 +440,41 @@ def latency(folder: Path, work: Path) -> Iterator[str]:
     yield table(["weights", "zeros", *(f"batch {batch}" for batch in batches), "look-up"], rows)
 
 
+def decoding(folder: Path, work: Path) -> Iterator[str]:
+    """How fast codes become float32 weights again, beside zlib, which codes no places, only the bytes of all codes."""
+    draw, rows = np.random.default_rng(0), []
+    book = draw.normal(size=16).astype(np.float32)
+    for shape, sparsity in product(((1024, 1024), (4096, 4096)), (0.0, 0.9, 0.97)):
+        codes = np.clip(draw.normal(8, 3, shape), 0, 15).astype(np.uint8)
+        kept = draw.random(shape) >= sparsity if sparsity else None
+        symbols = codes if kept is None else np.where(kept, codes + 1, 0).astype(np.uint8)
+        deflated = zlib.compress(symbols.tobytes(), 9)
+        cells, megabytes = [], 4 * codes.size / 1e6
+        for coder in CODERS:
+            data = encode_tensor(codes, kept, coder)
+            speed = megabytes / fastest(partial(decoded, data, shape, kept is not None, book))
+            cells += [f"{len(data):,}", f"{speed:,.0f}"]
+        speed = megabytes / fastest(partial(inflated, deflated, shape, kept is not None, book))
+        rows.append([f"{shape[0]} x {shape[1]}", f"{sparsity:.0%}", *cells, f"{len(deflated):,}", f"{speed:,.0f}"])
+    yield "Weights of 16 values: bytes, and megabytes of float32 weights a second that one thread makes of them, the"
+    yield "best of seven runs.\n"
+    heads = (f"{name}, {what}" for name in (*CODERS, "zlib") for what in ("bytes", "MB/s"))
+    yield table(["weights", "zeros", *heads], rows)
+
+
+def decoded(data: bytes, shape: tuple[int, int], masked: bool, book: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The weights of a tensor of codes."""
+    values, kept = decode_tensor(Reader(data), shape, np.dtype(np.uint8), masked=masked)
+    weights = book[values]
+    return weights if kept is None else weights * kept
+
+
+def inflated(data: bytes, shape: tuple[int, int], masked: bool, book: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same from deflated codes, in which a zero is one more value."""
+    symbols = np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)
+    return np.concatenate([[np.float32(0)], book])[symbols] if masked else book[symbols]
+
+
 def looked_up(x: Tensor, codes: Tensor, book: Tensor, shape: torch.Size) -> Tensor:
     """A linear layer whose weight is looked up at every call, in the fastest way that torch has."""
     return F.linear(x, book.index_select(0, codes).view(shape))
@@ -401,12 +499,15 @@ PARTS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     "chains-300": partial(chains, PLAIN),
     "chains-300-shifted": partial(chains, SHIFTED_300),
     "chains-5": partial(chains, SHIFTED_5),
+    "chains-5-narrow": partial(chains, NARROW_5),
     "chains-5-more": partial(chains, MORE_5),
     "inits": inits,
     "kinds": kinds,
     "orders": orders,
     "forms": forms,
     "latency": latency,
+    "decoding": decoding,
+    "stages": stages,
 }
 
 

@@ -11,9 +11,9 @@ before it in i = 4 bits, in row-major order; where 2**i or more zeros lie betwee
 element is one more symbol. That is the entropy of the mask, n H(k / n), plus k times that of the codes that are kept. A
 float weight is not coded: only its mask is.
 
-``coded``: the bytes of the smallest of the real codes of :mod:`chainfx.coding`, for weights that are marked so.
+``coded``: the bytes of the smallest of the real codes of :mod:`chainfx.coding`, with the coder of each marked weight.
 
-Scales and codebooks are stored as they are under all of them.
+Scales and codebooks are stored as they are under all of them but the last.
 """
 
 import math
@@ -120,8 +120,8 @@ def _entropy(stored: Stored) -> int:
 
 
 def _coded(stored: Stored) -> int:
-    if not stored.coder:
-        return _dense(stored)
+    if not stored.coder:  # what is no weight lies in the same file, in the smallest code of any chainfx
+        return 8 * coded_bytes(array_of(stored.tensor.cpu()))
     if stored.role == "mask":
         return 0
     codes = _codes(stored)

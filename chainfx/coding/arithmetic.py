@@ -1,10 +1,10 @@
 """Adaptive arithmetic coding by the package ``constriction``: probabilities are learnt from what went before.
 
 There is no table to store, and a probability need not be a power of a half. What a step learns from are whole blocks,
-so that each is one call: blocks of symbols that grow by half, and rows of a matrix of places.
+so that each is one call: blocks of symbols that grow by half, and diagonals of a matrix of places.
 """
 
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from chainfx.coding.reading import Bytes, Reader, varint
 from chainfx.errors import ArtifactError
 
-__all__ = ["decode_places", "decode_symbols", "encode_places", "encode_symbols"]
+__all__ = ["decode_places", "decode_symbols", "encode_places", "encode_symbols", "has_few_diagonals"]
 
 _FIRST_BLOCK = 16
-_PARTS_OF_A_ROW = 8
-_TRUST = 2.0  # how many rows the density of the whole counts beside those of a column
+_TRUSTS = (4, 16, 64)  # how many elements the density of the whole counts beside those of a row or column
+_TRUST_OF_A_PAIR = 2.0
+_LEAST = 1e-4  # of a probability
+_MOST_DIAGONALS = 4096
 
 
 def encode_symbols(symbols: Bytes) -> bytes:
@@ -43,42 +45,77 @@ def decode_symbols(reader: Reader, count: int) -> Bytes:
 
 
 def encode_places(kept: NDArray[np.bool_]) -> bytes:
-    """Which elements of a matrix are there, each with a probability that its column and its row so far give."""
-    encoder = _constriction().stream.queue.RangeEncoder()
-    for part, row, shares in _shares(kept):
-        encoder.encode(kept[row, part].astype(np.int32), _bernoulli(), shares)
-    return _words(encoder)
+    """Which elements of a matrix are there, each with a probability that its surroundings so far give.
+
+    The trust that takes the fewest bytes comes first.
+    """
+    coded = (bytes([trust]) + _coded_places(kept, trust) for trust in _TRUSTS)
+    return min(coded, key=len)
 
 
 def decode_places(reader: Reader, rows: int, columns: int) -> NDArray[np.bool_]:
     """The matrix that :func:`encode_places` wrote."""
+    trust = reader.byte()
+    if trust not in _TRUSTS or not has_few_diagonals(rows, columns):
+        raise ArtifactError("an arithmetic code is not as it was written; save the model again.")
     decoder = _decoder(reader)
-    kept = np.zeros((rows, columns), np.bool_)
-    for part, row, shares in _shares(kept):
-        kept[row, part] = decoder.decode(_bernoulli(), shares)
-    return kept
+    padded = np.zeros((rows + 1, columns + 1), np.bool_)
+    for places, shares in _shares(padded, trust):
+        padded.reshape(-1)[places] = decoder.decode(_bernoulli(), shares)
+    return padded[1:, 1:].copy()
 
 
-def _shares(kept: NDArray[np.bool_]) -> Any:
-    """For each part of each row the probabilities of its elements, from the elements before it alone.
+def has_few_diagonals(rows: int, columns: int) -> bool:
+    """Whether a matrix is not so narrow that it takes many steps, each of them for few elements."""
+    return rows + columns < _MOST_DIAGONALS + 64 * min(rows, columns)
 
-    An element's is (ones of its column + 2 d) / (rows so far + 2), d the density of all so far, times how much denser
-    this row has been so far than such probabilities said.
+
+def _coded_places(kept: NDArray[np.bool_], trust: int) -> bytes:
+    encoder = _constriction().stream.queue.RangeEncoder()
+    padded = np.pad(kept, ((1, 0), (1, 0)))
+    for places, shares in _shares(padded, trust):
+        encoder.encode(padded.reshape(-1)[places].astype(np.int32), _bernoulli(), shares)
+    return _words(encoder)
+
+
+def _shares(padded: NDArray[np.bool_], trust: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """For each diagonal the places of its elements and their probabilities, from the elements of those before alone.
+
+    ``padded`` has a row and a column of zeros before the matrix. On a diagonal, from the lower left to the upper right,
+    no element is beside another one, so that all of it is one step. The odds of an element are those of its column so
+    far times those of its row so far, over those of all so far; the share of a column of which r elements are known is
+    (ones + t d) / (r + t) with the ``trust`` t and the share d of all, and likewise of a row. How often there was more
+    than such odds say, beside the same two neighbours (the one on the left and the one above), corrects them.
+
+    Every number is made by steps that each machine rounds in the same way: a reader has to find the same ones.
     """
-    rows, columns = kept.shape
-    ones, total = np.zeros(columns), 0.5
-    edges = np.linspace(0, columns, min(_PARTS_OF_A_ROW, columns) + 1).astype(int)
-    for row in range(rows):
-        density = total / (row * columns + 1.0)
-        expected_of = (ones + _TRUST * density) / (row + _TRUST)
-        seen = expected = 1.0
-        for begin, end in pairwise(edges):
-            part = slice(begin, end)
-            yield part, row, np.clip(expected_of[part] * (seen / expected), 1e-4, 1 - 1e-4)
-            seen += float(kept[row, part].sum())
-            expected += float(expected_of[part].sum())
-        ones += kept[row]
-        total += float(kept[row].sum())
+    rows, columns = padded.shape[0] - 1, padded.shape[1] - 1
+    flat, width = padded.reshape(-1), columns + 1
+    of_row, of_column = np.zeros(rows), np.zeros(columns)
+    ones, known = 0.5, 1.0
+    seen, expected = np.full(4, _TRUST_OF_A_PAIR), np.full(4, _TRUST_OF_A_PAIR)
+    for diagonal in range(rows + columns - 1):
+        row = np.arange(max(0, diagonal - columns + 1), min(rows - 1, diagonal) + 1)
+        column = diagonal - row
+        places = (row + 1) * width + column + 1
+        share = ones / known
+        odds = _odds((of_column[column] + trust * share) / (row + trust))
+        odds *= _odds((of_row[row] + trust * share) / (column + trust)) / _odds(share)
+        pair = flat[places - 1] + 2 * flat[places - width]
+        corrected = odds * (seen[pair] / expected[pair])
+        yield places, np.clip(corrected / (1 + corrected), _LEAST, 1 - _LEAST)
+        found = flat[places]
+        seen += np.bincount(pair, found, 4)
+        expected += np.bincount(pair, odds / (1 + odds), 4)
+        of_row[row] += found
+        of_column[column] += found
+        ones += int(found.sum())
+        known += len(found)
+
+
+def _odds(share: Any) -> Any:
+    inside = np.clip(share, _LEAST, 1 - _LEAST)
+    return inside / (1 - inside)
 
 
 def _blocks(count: int) -> list[slice]:

@@ -3,7 +3,8 @@
 ``bitmap``: a bit for each element. ``rows``: for each row the number of elements and their columns (CSR), in fixed
 widths. ``gaps``: the number of zeros before each element in 4, 5 or 8 bits, with a filler symbol for ``2**bits - 1``
 zeros and no element (Han et al. 2016, arXiv 1510.00149, sec. 2), the symbols coded. ``runs``: the lengths of runs of
-zeros and of elements in turn. ``shares``: an arithmetic code by columns and rows, or by rows and columns.
+zeros and of elements in turn. ``shares``: an arithmetic code by how full the row and the column of an element are, and
+by its neighbours. ``stripped``: without the rows and columns of nothing but zeros, the rest in one of the forms.
 """
 
 import math
@@ -22,7 +23,7 @@ __all__ = ["FORMS", "decode_places", "encode_places", "places_by_form"]
 Kept = NDArray[np.bool_]
 
 GAP_BITS = (4, 5, 8)
-FORMS = ("bitmap", "rows", *(f"gaps-{bits}" for bits in GAP_BITS), "runs", "shares", "shares of columns")
+FORMS = ("bitmap", "rows", *(f"gaps-{bits}" for bits in GAP_BITS), "runs", "shares", "stripped")
 _DAMAGED = "the places of a sparse tensor are not as they were written; save the model again."
 
 
@@ -34,9 +35,12 @@ def places_by_form(kept: Kept, *, adaptive: bool) -> dict[str, bytes]:
     for bits in GAP_BITS:
         found[f"gaps-{bits}"] = _escaped(np.diff(places, prepend=-1) - 1, 2**bits - 1, adaptive)
     found["runs"] = _escaped(_run_lengths(flat), 255, adaptive)
-    if adaptive:
+    if adaptive and arithmetic.has_few_diagonals(*matrix.shape):
         found["shares"] = arithmetic.encode_places(matrix)
-        found["shares of columns"] = arithmetic.encode_places(np.ascontiguousarray(matrix.T))
+    filled = [np.asarray(matrix.any(axis)) for axis in (1, 0)]
+    if kept.any() and not all(each.all() for each in filled):
+        lines = b"".join(encode_symbols(each.astype(np.uint8), adaptive=adaptive) for each in filled)
+        found["stripped"] = lines + encode_places(matrix[np.ix_(*filled)], adaptive=adaptive)
     return found
 
 
@@ -152,15 +156,20 @@ def _read_shares(reader: Reader, shape: Sequence[int], count: int) -> Kept:
     return arithmetic.decode_places(reader, *_matrix_shape(shape))
 
 
-def _read_column_shares(reader: Reader, shape: Sequence[int], count: int) -> Kept:
-    rows, columns = _matrix_shape(shape)
-    return np.ascontiguousarray(arithmetic.decode_places(reader, columns, rows).T)
+def _read_stripped(reader: Reader, shape: Sequence[int], count: int) -> Kept:
+    filled = [decode_symbols(reader, size).astype(np.bool_) for size in _matrix_shape(shape)]
+    inner = tuple(int(each.sum()) for each in filled)
+    if inner == _matrix_shape(shape):
+        raise ArtifactError(_DAMAGED)  # so that what is stripped gets smaller each time
+    kept = np.zeros(_matrix_shape(shape), np.bool_)
+    kept[np.ix_(*filled)] = decode_places(reader, inner)
+    return kept
 
 
 _DECODERS: Mapping[str, Callable[[Reader, Sequence[int], int], Kept]] = dict(
     zip(
         FORMS,
-        (_bitmap, _read_rows, *(_read_gaps(bits) for bits in GAP_BITS), _read_runs, _read_shares, _read_column_shares),
+        (_bitmap, _read_rows, *(_read_gaps(bits) for bits in GAP_BITS), _read_runs, _read_shares, _read_stripped),
         strict=True,
     )
 )

@@ -20,7 +20,7 @@ Coder = Literal["static", "adaptive"]
 CODERS: tuple[Coder, ...] = get_args(Coder)
 """The names of the coders."""
 
-_RAW, _PLANES, _SPARSE, _ZERO_SYMBOL = range(4)
+_RAW, _PLANES, _SPARSE, _ZERO_SYMBOL, _SHORT = range(5)
 
 
 def encode_tensor(values: NDArray[Any], kept: NDArray[np.bool_] | None = None, coder: Coder = "static") -> bytes:
@@ -42,6 +42,8 @@ def encode_tensor(values: NDArray[Any], kept: NDArray[np.bool_] | None = None, c
         tried = [bytes([_RAW]) + values.tobytes()] if values.size else [bytes([_RAW])]
         if values.size:
             tried.append(bytes([_PLANES]) + _planes(values.reshape(-1), adaptive))
+            zeros = _zero_bytes(values)
+            tried.append(bytes([_SHORT, zeros]) + _bytewise(values)[:, zeros:].tobytes())
         return min(tried, key=len)
     stored = values[kept]
     tried = [bytes([_SPARSE]) + encode_places(kept, adaptive=adaptive) + _planes(stored, adaptive)]
@@ -60,6 +62,8 @@ def decode_tensor(
         if form == _RAW:
             return np.frombuffer(reader.take(size * dtype.itemsize), dtype).reshape(shape).copy(), None
         return _read_planes(reader, size, dtype).reshape(shape), None
+    if form == _SHORT and not masked:
+        return _read_short(reader, size, dtype).reshape(shape), None
     if form == _SPARSE and masked:
         kept = decode_places(reader, shape)
         values = np.zeros(shape, dtype)
@@ -78,10 +82,32 @@ def coded_bytes(values: NDArray[Any], kept: NDArray[np.bool_] | None = None, cod
     return len(encode_tensor(values, kept, coder))
 
 
+def _bytewise(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of each number, the lowest first (n, size of a number)."""
+    flat = values.reshape(-1)
+    return flat.astype(values.dtype.newbyteorder("<")).view(np.uint8).reshape(len(flat), values.itemsize)
+
+
+def _zero_bytes(values: NDArray[Any]) -> int:
+    """How many of the lowest bytes are 0 in every number, as in floats that were rounded to a shorter type."""
+    used = _bytewise(values).any(0)
+    return int(used.argmax()) if used.any() else values.itemsize
+
+
+def _read_short(reader: Reader, count: int, dtype: "np.dtype[Any]") -> NDArray[Any]:
+    zeros = reader.byte()
+    if zeros > dtype.itemsize:
+        raise ArtifactError(f"a tensor leaves {zeros} bytes of each number out, which has fewer; save the model again.")
+    found = np.zeros((count, dtype.itemsize), np.uint8)
+    stored = dtype.itemsize - zeros
+    found[:, zeros:] = np.frombuffer(reader.take(count * stored), np.uint8).reshape(count, stored)
+    return found.view(dtype.newbyteorder("<")).reshape(count).astype(dtype)
+
+
 def _planes(values: NDArray[Any], adaptive: bool) -> bytes:
     """Each byte of the numbers (n,) as a sequence of symbols, one sequence after the other."""
-    bytewise = values.astype(values.dtype.newbyteorder("<")).view(np.uint8).reshape(len(values), values.itemsize)
-    return b"".join(encode_symbols(np.ascontiguousarray(plane), adaptive=adaptive) for plane in bytewise.T)
+    planes = _bytewise(values).T
+    return b"".join(encode_symbols(np.ascontiguousarray(plane), adaptive=adaptive) for plane in planes)
 
 
 def _read_planes(reader: Reader, count: int, dtype: "np.dtype[Any]") -> NDArray[Any]:

@@ -47,6 +47,7 @@ class Encode(Pass):
         family="coding",
         exact=True,
         tunes=False,
+        revision=2,
     )
 
     coder: Coder = "static"

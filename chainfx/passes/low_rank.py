@@ -55,11 +55,11 @@ class LowRank(Pass):
     that keep the energy the cheapest are taken, and a layer that would not become cheaper stays whole.
 
     ``price`` lets each layer learn its rank, by the LC algorithm (Idelbayev and Carreira-Perpinan 2020, "Low-rank
-    compression of neural nets: learning the rank of each layer"; ``scheme="spatial"``): a rank r costs ``price`` times
-    its share of the network's MACs, in units of the loss, beside ``pull / 2`` times the squared error of the weight,
-    and the rank of least sum is taken, or the whole layer. Before each of the ``rounds`` but the last the weights are
-    tuned while ``pull / 2 ||w - w_r||^2`` draws them to those of that round's ranks; the pull grows fourfold from round
-    to round. That takes a trainer.
+    compression of neural nets: learning the rank of each layer"): a rank r costs ``price`` times its share of the
+    network's MACs, in units of the loss, beside ``pull / 2`` times the squared error of the weight, and the rank of
+    least sum is taken, or the whole layer; with Tucker factors the two ranks of least sum. Before each of the
+    ``rounds`` but the last the weights are tuned while ``pull / 2 ||w - w_r||^2`` draws them to those of that round's
+    ranks; the pull grows fourfold from round to round. That takes a trainer.
 
     With singular values s_i, the squared error of a weight is the sum of the dropped s_i^2 (SVD, spatial), or at most
     the sum over both unfoldings (Tucker); exact where nothing but zeros is dropped. Left alone, with the reason:
@@ -102,8 +102,6 @@ class LowRank(Pass):
         self._check(self.price is None or (is_number(self.price, 0) and self.price > 0), "price", "a number above 0")
         self._check(type(self.rounds) is int and self.rounds >= 1, "rounds", "an integer of at least 1")
         self._check(is_number(self.pull, 0) and self.pull > 0, "pull", "a number above 0")
-        if self.price is not None and self.scheme != "spatial":
-            raise PassError("low-rank: price learns the rank of one decomposition; use scheme='spatial' with it.")
         if self.price is None and self.rounds > 1:
             raise PassError(
                 f"low-rank: rounds={self.rounds!r} is for ranks that are learnt; give price, or leave it out."
@@ -197,15 +195,9 @@ class _Weight:
         return best if best is not None and self.macs(best) < self.whole() else None
 
     def learnt(self, price: float, pull: float) -> _Choice | None:
-        """The factors of the rank that costs least, MACs at ``price`` each and the error; ``None`` for all of it."""
-        assert isinstance(self.factors, SpatialFactors)
-        ranks = [self.factors.of_rank(rank) for rank in range(1, len(self.factors.dropped))]
-        costs = [
-            price * self.macs(choice) + pull / 2 * float(error)
-            for choice, error in zip(ranks, self.factors.dropped[1:], strict=True)
-        ]
-        best = min(range(len(ranks)), key=costs.__getitem__)
-        return ranks[best] if costs[best] < price * self.whole() else None
+        """The factors whose MACs, at ``price`` each, and error cost least; ``None`` for the whole layer."""
+        choice, cost = self.factors.cheapest(lambda factors: price * self.macs(factors), pull / 2)
+        return choice if cost < price * self.whole() else None
 
     def saved(self, energy: float) -> int:
         """How many MACs go at ``energy``."""
@@ -285,9 +277,9 @@ def _drawn(
     """The network as it is, with a request to draw the weights to those of the ranks that were chosen."""
     targets = {}
     for weight, choice in zip(weights, choices, strict=True):
-        if choice is not None and isinstance(weight.factors, SpatialFactors):
+        if choice is not None:
             old = edit.get_tensor(graph_module, weight.name)
-            targets[weight.name] = weight.factors.nearest(choice[0].shape[0]).to(old), torch.ones_like(old)
+            targets[weight.name] = weight.factors.product(choice).to(old), torch.ones_like(old)
     penalties = (Pull(targets, pull),) if targets else ()
     return PassResult(graph_module, False, TuneRequest(penalties=penalties) if weights else None, skipped)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -58,8 +58,9 @@ class ShareWeights(Pass):
     codebooks of 32-bit floats included; bits of 1 to 8 for each codebook are then chosen so that the sum over the
     codebooks of squared error / sum of squares is least, by an exact solver. ``groups``: patterns of layers; those that
     a pattern matches have one codebook together. ``biases``: biases get codebooks of ``bits`` too, those of more than
-    ``2**bits`` finite numbers; the others are named in ``skipped``. ``skip``: patterns
-    (``fnmatch``) of layers to leave alone.
+    ``2**bits`` finite numbers; the others are named in ``skipped``. ``entries="bfloat16"``: after tuning the entries of
+    all codebooks are rounded to what bfloat16 can be, eight significant bits, in the type that they have; ``Encode``
+    then stores two bytes for each. ``skip``: patterns (``fnmatch``) of layers to leave alone.
 
     Masked weights are in no codebook: the mask stays on top of the look-up, zeros stay zeros, and a later quantizer
     goes between the two, so that it keeps both. Layers that are quantized already are left alone. Needs nothing; asks
@@ -90,6 +91,7 @@ class ShareWeights(Pass):
     biases: bool = False
     rounds: int = 1
     pull: float = 0.01
+    entries: Literal["float32", "bfloat16"] = "float32"
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class ShareWeights(Pass):
         self._check(allowed, "budget", "a mean number of bits above 0 and up to 32, or None")
         self._check(type(self.rounds) is int and self.rounds >= 1, "rounds", "an integer of at least 1")
         self._check(is_number(self.pull, 0) and self.pull > 0, "pull", "a number above 0")
+        self._check(self.entries in ("float32", "bfloat16"), "entries", "'float32' or 'bfloat16'")
         for option in ("groups", "skip"):
             self._check(isinstance(getattr(self, option), tuple), option, "a tuple of patterns")
 
@@ -126,6 +129,16 @@ class ShareWeights(Pass):
         edit.tidy(graph_module)
         request = TuneRequest() if weights else None
         return PassResult(graph_module, bool(weights), request, tuple(skipped), {"bits": profile})
+
+    def finish(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
+        """Round the entries of the codebooks, if they are to be; see the class."""
+        if self.entries == "float32":
+            return PassResult(graph_module, modified=False)
+        for path in _codebooks(graph_module):
+            entries = edit.get_tensor(graph_module, path)
+            with torch.no_grad():
+                entries.copy_(entries.bfloat16())
+        return PassResult(graph_module, modified=True)
 
     def _grouped(self, weights: Sequence["_Weight"]) -> list[list["_Weight"]]:
         """The weights that have a codebook together: those that the same pattern of ``groups`` matches first."""
@@ -248,6 +261,13 @@ def _obstacle(weight: _Weight) -> str:
             f"or add it to skip."
         )
     return ""
+
+
+def _codebooks(graph_module: GraphModule) -> set[str]:
+    """The paths of all codebooks of floats."""
+    read = graph_module.graph.find_nodes(op="call_function", target=ops.look_up)
+    paths = {str(edit.input_of(node, 1).target) for node in read}
+    return {path for path in paths if edit.get_tensor(graph_module, path).is_floating_point()}
 
 
 def _numbers(tensor: Tensor) -> NDArray[Any]:

@@ -67,6 +67,36 @@ def test_masked_codes_take_little_more_than_their_entropy(share):
     assert adaptive < 1.03 * bound + 20 and static < 1.08 * bound + 60
 
 
+def test_floats_that_were_rounded_to_a_shorter_type_take_its_bytes():
+    values = np.random.default_rng(0).normal(size=16).astype(np.float32)
+    assert coded_bytes(values) == 1 + 4 * 16
+    short = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    assert coded_bytes(short) == 2 + 2 * 16
+    assert np.array_equal(again(encode_tensor(short), short, masked=False)[0], short)
+
+
+def test_rows_and_columns_of_zeros_are_left_out():
+    draw = np.random.default_rng(0)
+    kept = np.zeros((300, 400), np.bool_)
+    kept[np.ix_(draw.permutation(300)[:60], draw.permutation(400)[:80])] = draw.random((60, 80)) < 0.2
+    found = {form: len(made) for form, made in places_by_form(kept, adaptive=False).items()}
+    assert found["stripped"] < 0.8 * min(size for form, size in found.items() if form != "stripped")
+
+
+def test_neighbours_that_are_there_make_an_element_likelier():
+    """Blocks of 4 x 4 in places that are drawn: the entropy of each element alone is no bound."""
+    kept = np.kron(np.random.default_rng(0).random((40, 50)) < 0.2, np.ones((4, 4))) > 0
+    assert len(places_by_form(kept, adaptive=True)["shares"]) < 0.7 * entropy(kept.reshape(-1)) / 8
+
+
+def test_a_matrix_of_too_many_diagonals_has_no_shares():
+    kept = np.random.default_rng(0).random((2, 5000)) < 0.2
+    assert "shares" not in places_by_form(kept, adaptive=True)
+    head = bytes([FORMS.index("shares")]) + varint(3) + b"\x04"
+    with pytest.raises(ArtifactError, match="an arithmetic code is not as it was written"):
+        decode_places(Reader(head), kept.shape)
+
+
 def test_places_that_lie_in_columns_take_less_than_the_entropy_of_places_anywhere():
     draw = np.random.default_rng(0)
     kept = draw.random((300, 400)) < draw.random(400) ** 4 / 3
@@ -152,6 +182,16 @@ def test_any_bytes_are_a_tensor_or_one_clear_error(data):
         (b"\x02\x00" + b"\xff" * 9, True, "a coded tensor has a number that is too long; save the model again."),
         (b"\x01\x02\x01", False, "a Huffman code is not as it was written; save the model again."),
         (b"\x01\x03\x01", False, "an arithmetic code is not as it was written; save the model again."),
+        (
+            b"\x04\x03",
+            False,
+            "a tensor leaves 3 bytes of each number out, which has fewer; save the model again.",
+        ),
+        (
+            b"\x02\x07\x01\x00\x01\x00\x01",
+            True,
+            "the places of a sparse tensor are not as they were written; save the model again.",
+        ),
         (
             b"\x02\x00\x24",
             True,

@@ -1,6 +1,8 @@
 """LowRank: exact at full rank, errors as the dropped singular values say, MACs as predicted, and what stays whole."""
 
 import copy
+import itertools
+import math
 from fractions import Fraction
 
 import pytest
@@ -11,11 +13,11 @@ from torch import nn
 import chainfx
 from chainfx.bitops import count
 from chainfx.errors import PassError
-from chainfx.ir.graph import layers_of
+from chainfx.ir.graph import edit, layers_of
 from chainfx.ir.graph.checks import verify
 from chainfx.passes import Fuse, Granularity, Kind, PassContext, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
-from chainfx.passes.factoring.factors import SpatialFactors, TuckerFactors, dropped, rank_for
+from chainfx.passes.factoring.factors import SpatialFactors, TuckerFactors, dropped, factors_of, rank_for
 from chainfx.passes.low_rank import LowRank
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.testing import check_pass
@@ -370,7 +372,6 @@ def test_info():
         ({"price": 0, "scheme": "spatial"}, "price=0 is out of range; use a number above 0."),
         ({"price": 1, "scheme": "spatial", "pull": 0}, "pull=0 is out of range; use a number above 0."),
         ({"price": 1, "scheme": "spatial", "rounds": 0}, "rounds=0 is out of range; use an integer of at least 1."),
-        ({"price": 1}, "price learns the rank of one decomposition; use scheme='spatial' with it."),
         ({"macs": 0.5, "rounds": 2}, "rounds=2 is for ranks that are learnt; give price, or leave it out."),
         ({"energy": 0.0}, "energy=0.0 is out of range; use a share above 0 and up to 1."),
         ({"energy": 1.5}, "energy=1.5 is out of range; use a share above 0 and up to 1."),
@@ -433,6 +434,42 @@ def test_learnt_ranks_are_those_of_least_price_and_error(spectra, price, pull):
     assert result.profile["ranks"] == {name: [rank] for name, rank in expected.items() if rank}
     whole = [name for name, rank in expected.items() if not rank]
     assert [item.reason for item in result.skipped] == ["no rank of it is worth its error at this price"] * len(whole)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (20, 2, 3, 1), (1, 4, 3, 3), (4, 1, 3, 3), (5, 6)])
+@pytest.mark.parametrize("scheme", ["tucker", "spatial"])
+@pytest.mark.parametrize("weight", [0.5, 30.0])
+def test_learnt_factors_are_the_best_of_all_ranks(shape, scheme, weight):
+    """Against each choice built and compared with the weight; a factor costs two or three times its size."""
+    kernel = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    factors = factors_of(kernel, scheme)
+
+    def cost(choice):
+        return sum(math.prod(factor.shape) * (2 if all(factor.axes) else 3) for factor in choice)
+
+    if isinstance(factors, TuckerFactors):
+        ranks = [range(1, basis.shape[1] + 1) for basis in factors._bases]
+        pairs = [pair for pair in itertools.product(*ranks) if pair != shape[:2]]
+        choices = [factors._factors(*pair) for pair in pairs]
+    else:
+        choices = [factors.of_rank(rank) for rank in range(1, len(factors.dropped))]
+    sums = [cost(each) + weight * float((factors.product(each) - kernel).square().sum()) for each in choices]
+    best, least = factors.cheapest(cost, weight)
+    assert least == pytest.approx(min(sums)) and least == pytest.approx(sums[choices.index(best)])
+
+
+@pytest.mark.parametrize("scheme", ["tucker", "spatial"])
+def test_convolutions_learn_their_ranks_and_are_drawn_to_the_product_of_their_factors(scheme):
+    graph_module, x = graph_of(small_resnet(), images()), images()
+    one = LowRank(price=2.0, rounds=2, pull=0.05, scheme=scheme, keep=True)
+    drawn = one.apply(graph_module, PassContext(graph_module, (x,), tunes=True))
+    (penalty,) = drawn.tune.penalties
+    for path, (target, _) in penalty.targets.items():
+        edit.set_tensor(graph_module, path, target)
+    last = one.apply(graph_module, PassContext(graph_module, (x,), tunes=True, round=1))
+    verify(last.graph_module, (x,))
+    ranks = last.profile["ranks"]
+    assert {len(each) for name, each in ranks.items() if "conv2" in name} == ({2} if scheme == "tucker" else {1})
 
 
 def test_rounds_draw_the_weights_to_the_nearest_of_their_rank_before_they_are_cut(spectra):

@@ -105,6 +105,19 @@ def test_rounds_without_a_trainer_are_one_sentence(vectors):
     )
 
 
+def test_entries_are_rounded_after_tuning(vectors):
+    graph_module, x = vectors
+    one = ShareWeights(2, entries="bfloat16", biases=True)
+    shared, _ = applied(one, graph_module, x)
+    books = {path: edit.get_tensor(shared, path) for path in dict(shared.named_parameters()) if "codebook" in path}
+    before = {path: book.detach().clone() for path, book in books.items()}
+    assert one.finish(shared, PassContext(shared, (x,))).modified and len(books) == 4
+    for path, book in books.items():
+        assert book.dtype == torch.float32 and torch.equal(book, before[path].bfloat16().float())
+    assert any(not torch.equal(book, before[path]) for path, book in books.items())
+    assert not ShareWeights(2).finish(shared, PassContext(shared, (x,))).modified
+
+
 def test_biases_that_have_no_codebook_are_named(vectors):
     graph_module, x = vectors
     with torch.no_grad():
@@ -231,6 +244,7 @@ def test_a_layer_without_weights_is_one_clear_error(vectors):
         ({"budget": 0}, "budget=0 is out of range; use a mean number of bits above 0 and up to 32, or None."),
         ({"rounds": 0}, "rounds=0 is out of range; use an integer of at least 1."),
         ({"pull": 0}, "pull=0 is out of range; use a number above 0."),
+        ({"entries": "float16"}, "entries='float16' is out of range; use 'float32' or 'bfloat16'."),
         ({"groups": "fc"}, "groups='fc' is out of range; use a tuple of patterns."),
     ],
 )

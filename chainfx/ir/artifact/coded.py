@@ -1,9 +1,9 @@
 """The coded file: one binary file with the manifest, deflated, and every tensor in the code that is smallest for it.
 
 ``model.chainfx`` holds, one after the other: the magic number and the version of this format, the first 16 bytes of the
-SHA-256 sum of all that follows, the sizes of the manifest and the manifest (compact JSON, deflated with a dictionary of
-what manifests usually say), and the tensors in the order of the manifest (:mod:`chainfx.coding`). The codes or values
-of a masked weight and its mask are coded together.
+SHA-256 sum of all that follows, the sizes of the manifest and the manifest (JSON without what follows from the rest,
+:mod:`chainfx.ir.artifact.compact`, deflated with a dictionary of what manifests usually say), and the tensors in the
+order of the manifest (:mod:`chainfx.coding`). The codes or values of a masked weight and its mask are coded together.
 
 Reading is bounded: a file of n bytes may unfold to at most 2**20 + 4096 n elements, and nothing is allocated before
 that is checked.
@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.coding import Coder, Reader, decode_tensor, encode_tensor, varint
 from chainfx.errors import ArtifactError
+from chainfx.ir.artifact.compact import compact, unfolded
 from chainfx.ir.artifact.dictionary import DICTIONARY
 from chainfx.ir.artifact.literals import dtype_of
 from chainfx.ir.artifact.packing import array_of, tensor_of
@@ -33,7 +34,7 @@ __all__ = ["CODED", "describe_coded", "header_bytes", "read_coded", "write_coded
 
 CODED = "model.chainfx"
 _MAGIC = b"chFX"
-_VERSION = 2
+_VERSION = 3
 _DIGEST = 16
 _MOST_MANIFEST = 1 << 28
 _MOST_UNFOLDED = 4096
@@ -127,7 +128,7 @@ def header_bytes(body: Mapping[str, Any]) -> int:
 
 
 def _header(body: Mapping[str, Any]) -> bytes:
-    text = json.dumps(body, separators=(",", ":")).encode()
+    text = json.dumps(compact(body), separators=(",", ":")).encode()
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
     deflated = deflate.compress(text) + deflate.flush()
     return varint(len(text)) + varint(len(deflated)) + deflated
@@ -187,7 +188,7 @@ def _read(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     text = inflate.decompress(reader.take(reader.varint()), size + 1)
     if len(text) != size:
         raise ArtifactError("its manifest is damaged; save the model again.")
-    body = json.loads(text)
+    body = unfolded(json.loads(text))
     listed = body["tensors"]
     total = sum(math.prod(entry[4]) for entry in listed if len(entry) > 4)
     if total > _most_elements(len(content)):

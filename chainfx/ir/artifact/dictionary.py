@@ -3,39 +3,40 @@
 __all__ = ["DICTIONARY"]
 
 _TEXTS = (
-    '"torch.nn.modules.batchnorm:BatchNorm2d","options":{"num_features":16,"eps":1e-05,"momentum":0.1,"affine":true,'
-    '"track_running_stats":true}}',
-    '"torch.nn.modules.pooling:AdaptiveAvgPool2d","options":{"output_size":1}}',
-    '"torch.nn.modules.linear:Identity","options":{}}',
-    '"torch.nn.modules.dropout:Dropout","options":{"p":0.5,"inplace":false}}',
-    '"torch.nn.modules.pooling:MaxPool2d","options":{"kernel_size":2,"stride":2,"padding":0,"dilation":1,'
-    '"return_indices":false,"ceil_mode":false}}',
-    '"torch.nn.modules.flatten:Flatten","options":{"start_dim":1,"end_dim":-1}}',
-    '["exit1","call_function","chainfx:exit_point",[{"node":"linear"},"exit1",0.9,"max-softmax"],{}],',
-    '["add","call_function","_operator:add",[{"node":"relu"},{"node":"bn2"}],{}],',
-    '["relu","call_function","torch.nn.functional:relu",[{"node":"conv1"}],{"inplace":false}],',
-    '["quantize_activation","call_function","chainfx:quantize_activation",[{"node":"relu"},{"node":"quantize_relu_clip"'
-    "},8,false],{}],",
-    '["dequantize_weight","call_function","chainfx:dequantize_weight",[{"node":"conv1_codes"},{"node":"conv1_scale"},4,'
-    '"uniform"],{}],',
-    '["conv2d","call_function","torch.nn.functional:conv2d",[{"node":"x"},{"node":"coded_weight"},{"node":"conv1_bias"},'
-    '{"tuple":[1,1]},{"tuple":[0,0]},{"tuple":[1,1]},1],{}],',
-    '["features_0_weight_codes","get_attr","features.0.weight_codes",[],{}],["features_0_weight_codebook","get_attr",'
-    '"features.0.weight_codebook",[],{}],["look_up_1","call_function","chainfx:look_up",[{"node":"features_0_weight_codes'
-    '"},{"node":"features_0_weight_codebook"}],{}],["fc1_weight_mask","get_attr","fc1.weight_mask",[],{}],',
-    '["mask_weight_1","call_function","chainfx:mask_weight",[{"node":"look_up_1"},{"node":"fc1_weight_mask"},'
-    '"unstructured"],{}],["coded_weight_1","call_function","chainfx:coded_weight",[{"node":"mask_weight_1"},"static"],{}]'
-    ',["fc1_bias","get_attr","fc1.bias",[],{}],["fc1","call_function","torch._C._nn:linear",[{"node":"flatten"},{"node":'
-    '"coded_weight_1"},{"node":"fc1_bias"}],{}],["relu1","call_module","relu1",[{"node":"fc1"}],{}],',
-    '["output","output","output",[{"node":"fc3"}],{}]],"modules":{"relu1":{"class":"torch.nn.modules.activation:ReLU",'
-    '"options":{"dict":[["inplace",false]]}},"flatten":{"class":"torch.nn.modules.flatten:Flatten","options":{"dict":[['
-    '"start_dim",1],["end_dim",-1]]}}},"tensors":[["conv1.bias","parameter",true,"float32",[20]],["fc1.weight_codes",'
-    '"buffer",false,"uint8",[300,784],"fc1.weight_mask"],["fc1.weight_mask","buffer",false,"bool",[300,784]],'
-    '["fc1.weight_codebook","parameter",true,"float32",[32]],["fc1.codes","buffer",false,"uint8",[64,64,3,3]],'
-    '["fc1.scale","buffer",false,"float32",[64,1,1,1]],["bn1.running_mean","buffer",false,"float32",[16]],'
-    '["bn1.num_batches_tracked","buffer",false,"int64",[]]],"extra":{"signature":',
-    '{"class_name":"GraphModule","training":false,"nodes":[["x","placeholder","x",[],{}],["flatten","call_module",'
-    '"flatten",[{"node":"x"}],{}],["conv1_weight","get_attr","conv1.weight",[],{}],',
+    '[2,"_operator:getitem",[{"node":2},{"tuple":[{"slice":[null,null,null]},{"slice":[null,null,2]}]}]],'
+    '[2,"torch.nn.functional:pad",[{"node":1},{"tuple":[0,0,0,0,8,8]}],{"dict":[["mode","constant"],["value",null]]}],',
+    '[2,"chainfx:exit_point",[{"node":1},"exit1",0.9,"max-softmax"]],[2,"torch:cat",[[{"node":2},{"node":1}],1]],'
+    '[2,"torch.nn.functional:relu",[{"node":1}],{"dict":[["inplace",false]]}],[2,"torch:flatten",[{"node":1},1]],',
+    '[2,"chainfx:quantize_activation",[{"node":2},{"node":1},8,false]],[1,"conv1.codes"],[1,"conv1.scale"],'
+    '[2,"chainfx:dequantize_weight",[{"node":2},{"node":1},4,"uniform"]],',
+    '[1,"stages.0.0.conv1.weight"],[2,"chainfx:coded_weight",[{"node":1},"static"]],[2,"torch:conv2d",[{"node":3},'
+    '{"node":1},null,{"tuple":[1,1]},{"tuple":[1,1]},{"tuple":[1,1]},1],{"dict":[]},"stages_0_0_conv1"],'
+    '[4,"stages.0.0.bn1",[{"node":1}]],[4,"stages.0.0.relu1",[{"node":1}]],[2,"_operator:add",[{"node":1},{"node":10}]],',
+    '{"dict":[["num_features",16],["eps",1e-05],["momentum",0.1],["affine",true],["track_running_stats",true],'
+    '["bias",true]]}},"stages.0.0.bn1":{"class":"torch.nn.modules.batchnorm:BatchNorm2d","options":',
+    '"pool":{"class":"torch.nn.modules.pooling:AdaptiveAvgPool2d","options":{"dict":[["output_size",1]]}},'
+    '"dropout":{"class":"torch.nn.modules.dropout:Dropout","options":{"dict":[["p",0.5],["inplace",false]]}},'
+    '"identity":{"class":"torch.nn.modules.linear:Identity","options":{"dict":[]}},',
+    '["layers.0.bn1.running_mean",1,[16]],["layers.0.bn1.running_var",1,[16]],["layers.0.bn1.num_batches_tracked",2,[]],'
+    '["features.0.bn1.weight",0,[16]],["features.0.bn1.bias",0,[16]],[[1,0,[32]],[6,0,[64]],[12,1,[64,64,3,3]],',
+    '{"class_name":"GraphModule","training":false,"nodes":[[0,"x"],[4,"flatten",[{"node":1}]],[1,"conv1.weight_mask"],'
+    '[1,"conv1.weight_codes"],[1,"conv1.weight_codebook"],[2,"chainfx:look_up",[{"node":2},{"node":1}]],'
+    '[2,"chainfx:mask_weight",[{"node":1},{"node":4},"unstructured"],{"dict":[]},"mask_weight_3"],'
+    '[2,"chainfx:coded_weight",[{"node":1},"adaptive"]],[1,"conv1.bias_codes"],[1,"conv1.bias_codebook"],'
+    '[2,"chainfx:look_up",[{"node":2},{"node":1}],{"dict":[]},"look_up_3"],[2,"chainfx:coded_weight",[{"node":4},'
+    '"adaptive"]],[2,"torch:conv2d",[{"node":10},{"node":1},{"node":2},{"tuple":[1,1]},{"tuple":[0,0]},{"tuple":[1,1]},'
+    '1],{"dict":[]},"conv1"],[4,"pool1",[{"node":1}]],[1,"fc1.weight_mask"],[1,"fc1.weight_codes"],'
+    '[1,"fc1.weight_codebook"],[2,"chainfx:look_up",[{"node":2},{"node":1}]],[2,"chainfx:mask_weight",[{"node":1},'
+    '{"node":4},"unstructured"]],[1,"fc1.bias"],[2,"chainfx:coded_weight",[{"node":2},"adaptive"]],'
+    '[2,"torch._C._nn:linear",[{"node":7},{"node":1},{"node":2}],{"dict":[]},"fc1"],[4,"relu1",[{"node":1}]],'
+    '[5,"output",[{"node":1}]]],"modules":{"pool1":{"class":"torch.nn.modules.pooling:MaxPool2d","options":{"dict":['
+    '["kernel_size",2],["stride",2],["padding",0],["dilation",1],["return_indices",false],["ceil_mode",false]]}},'
+    '"flatten":{"class":"torch.nn.modules.flatten:Flatten","options":{"dict":[["start_dim",1],["end_dim",-1]]}},'
+    '"relu1":{"class":"torch.nn.modules.activation:ReLU","options":{"dict":[["inplace",false]]}}},'
+    '"tensors":[[3,0,[16]],[8,2,[300,784],7],["fc1.bias",0,[10]]],"extra":{"signature":{"parameters":[{"name":"x",'
+    '"given":"either","shape":[2,1,28,28],"dtype":"torch.float32","fixed":[]}],"why":""},"report":"0"},'
+    '"kinds":[["parameter",true,"float32"],["buffer",false,"float32"],["buffer",false,"int64"],["buffer",false,"bool"],'
+    '["buffer",false,"uint8"]]}',
 )
 
 DICTIONARY = "".join(_TEXTS).encode()

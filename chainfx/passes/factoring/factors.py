@@ -1,6 +1,7 @@
 """Low-rank factors of a weight: how many, of what shapes, and their values."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,9 +86,16 @@ class SpatialFactors:
         rest = tuple(not mine for mine in self.first)
         return Factor((rank, inputs, *one), self.first), Factor((outputs, rank, *other), rest)
 
-    def nearest(self, rank: int) -> Tensor:
-        """The weight of that rank that is nearest (float64)."""
-        first, second = self.weights(self.of_rank(rank))
+    def cheapest(self, cost: Callable[[tuple[Factor, ...]], float], weight: float) -> tuple[tuple[Factor, ...], float]:
+        """The factors with the least sum of ``cost`` and ``weight`` times the squared error, and that sum."""
+        choices = [self.of_rank(rank) for rank in range(1, len(self.dropped))]
+        sums = [cost(choice) + weight * float(error) for choice, error in zip(choices, self.dropped[1:], strict=True)]
+        best = min(range(len(sums)), key=sums.__getitem__)
+        return choices[best], sums[best]
+
+    def product(self, factors: tuple[Factor, ...]) -> Tensor:
+        """The weight that the factors make (float64), the nearest one of its rank."""
+        first, second = self.weights(factors)
         return torch.einsum("or...,ri...->oi...", second, first)
 
     def weights(self, factors: tuple[Factor, ...]) -> list[Tensor]:
@@ -124,6 +132,43 @@ class TuckerFactors:
         ranks = {(out, inside), (out, inputs), (outputs, inside)} - {(outputs, inputs)}
         return [self._factors(*each) for each in sorted(ranks)]
 
+    def cheapest(self, cost: Callable[[tuple[Factor, ...]], float], weight: float) -> tuple[tuple[Factor, ...], float]:
+        """The factors with the least sum of ``cost`` and ``weight`` times the squared error, and that sum.
+
+        ``cost`` has to be a sum over the factors, of each in proportion to the size of its weight, as MACs are.
+        """
+        outputs, inputs = self.shape[:2]
+        single = self._factors(1, 1)
+        core = next(place for place, factor in enumerate(single) if all(factor.axes))
+        before, middle, after = (cost(part) if part else 0.0 for part in (single[:core], single[: core + 1], single))
+        middle, after = middle - before, after - middle
+        errors = self._errors()
+        out, inside = np.arange(1, errors.shape[0] + 1)[:, None], np.arange(1, errors.shape[1] + 1)[None]
+        sums = middle * out * inside + weight * errors
+        sums += before * inside * (inside < inputs) + after * out * (out < outputs)
+        sums[(out == outputs) & (inside == inputs)] = np.inf  # that is the whole kernel
+        place = np.unravel_index(int(sums.argmin()), sums.shape)
+        return self._factors(int(place[0]) + 1, int(place[1]) + 1), float(sums[place])
+
+    def _errors(self) -> NDArray[np.float64]:
+        """The squared error at every rank of the outputs and of the inputs, from 1 on."""
+        core = torch.einsum("mn...,mr,ns->rs...", self._weight, self._bases[0], self._bases[1])
+        kept = core.flatten(2).square().sum(2).cumsum(0).cumsum(1).cpu()
+        errors: NDArray[np.float64] = (kept[-1, -1] - kept).clamp(min=0).numpy()
+        return errors
+
+    def product(self, factors: tuple[Factor, ...]) -> Tensor:
+        """The weight that the factors make (float64)."""
+        out, inside = self._ranks(factors)
+        project = (basis[:, :rank] @ basis[:, :rank].T for basis, rank in zip(self._bases, (out, inside), strict=True))
+        return torch.einsum("mn...,mo,ni->oi...", self._weight, *project)
+
+    @staticmethod
+    def _ranks(factors: tuple[Factor, ...]) -> tuple[int, int]:
+        """The channels that the core gives and takes."""
+        out, inside = next(factor.shape[:2] for factor in factors if all(factor.axes))
+        return out, inside
+
     def _factors(self, out: int, inside: int) -> tuple[Factor, ...]:
         outputs, inputs, *kernel = self._weight.shape
         ones, none, every = [1] * len(kernel), (False,) * len(kernel), (True,) * len(kernel)
@@ -134,7 +179,7 @@ class TuckerFactors:
     def weights(self, factors: tuple[Factor, ...]) -> list[Tensor]:
         """The values of the factors (float64): orthonormal 1x1 convolutions around the projected core."""
         outputs, inputs = self._weight.shape[:2]
-        out, inside = next(factor.shape[:2] for factor in factors if all(factor.axes))
+        out, inside = self._ranks(factors)
         out_basis, in_basis = self._bases[0][:, :out], self._bases[1][:, :inside]
         core = self._weight
         core = torch.einsum("mn...,ns->ms...", core, in_basis) if inside < inputs else core

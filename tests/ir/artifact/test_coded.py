@@ -28,7 +28,7 @@ def coded(tmp_path):
 
 
 def forged(path, change=lambda body: None, tensors=lambda data: data, size=None):
-    """The file with another manifest or other tensors, and a right checksum."""
+    """The file with another manifest, changed as it is stored, or other tensors, and a right checksum."""
     data = path.read_bytes()[21:]
     reader = Reader(data)
     reader.varint()
@@ -39,7 +39,7 @@ def forged(path, change=lambda body: None, tensors=lambda data: data, size=None)
     deflated = deflate.compress(text) + deflate.flush()
     rest = tensors(reader.take(reader.left))
     content = varint(size or len(text)) + varint(len(deflated)) + deflated + rest
-    path.write_bytes(b"chFX\x02" + hashlib.sha256(content).digest()[:16] + content)
+    path.write_bytes(b"chFX\x03" + hashlib.sha256(content).digest()[:16] + content)
 
 
 def refusal(path):
@@ -69,7 +69,7 @@ def test_what_is_no_tensor_is_counted_to_a_few_bytes(coded, tmp_path):
 def test_the_manifest_is_deflated_to_a_twentieth(coded, tmp_path):
     graph_module, _ = coded
     save_graph(graph_module, tmp_path / "plain")
-    assert manifest_bytes(graph_module) < (tmp_path / "plain" / "manifest.json").stat().st_size / 15
+    assert manifest_bytes(graph_module) < (tmp_path / "plain" / "manifest.json").stat().st_size / 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -119,8 +119,8 @@ def test_what_is_damaged_or_unknown_is_one_clear_error(coded):
     for wrong in (b"", data[:10], b"PK" + data[2:]):
         path.write_bytes(wrong)
         assert refusal(path) == f"{path} is not a coded chainfx model or is cut short; save the model again."
-    path.write_bytes(data[:4] + b"\x03" + data[5:])
-    assert refusal(path) == f"{path} has version 3 of the coded format, this chainfx reads 2; save it again."
+    path.write_bytes(data[:4] + b"\x02" + data[5:])
+    assert refusal(path) == f"{path} has version 2 of the coded format, this chainfx reads 3; save it again."
 
 
 def test_forged_sizes_ask_for_no_memory(coded):
@@ -128,10 +128,10 @@ def test_forged_sizes_ask_for_no_memory(coded):
     data = path.read_bytes()
 
     def large(body):
-        entry = next(entry for entry in body["tensors"] if len(entry) > 5)
-        entry[4] = [1 << 20, 1 << 20]
-        mask = next(other for other in body["tensors"] if other[0] == entry[5])
-        mask[4] = entry[4]
+        entry = next(entry for entry in body["tensors"] if len(entry) > 3)
+        entry[2] = [1 << 20, 1 << 20]
+        mask = next(other for other in body["tensors"] if other[0] == entry[3])
+        mask[2] = entry[2]
 
     forged(path, large)
     assert refusal(path).endswith("elements, which is too many for its size; save the model again.")
@@ -164,10 +164,15 @@ def test_forged_tensors_are_one_clear_error(coded):
     [
         lambda body: body.pop("tensors"),
         lambda body: body["tensors"].append(["more"]),
-        lambda body: body["tensors"][0].__setitem__(3, "float99"),
-        lambda body: body["tensors"][0].__setitem__(4, [-1]),
-        lambda body: body["nodes"][1].append(1),
-        lambda body: body["nodes"][1].__setitem__(2, "os.system"),
+        lambda body: body.pop("kinds"),
+        lambda body: body["kinds"][0].__setitem__(2, "float99"),
+        lambda body: body["tensors"][0].__setitem__(0, 999),
+        lambda body: body["tensors"][0].__setitem__(1, 99),
+        lambda body: body["tensors"][0].__setitem__(2, [-1]),
+        lambda body: body["nodes"][1].extend([[], {"dict": []}, "name", 1]),
+        lambda body: body["nodes"][1].__setitem__(0, 9),
+        lambda body: next(node for node in body["nodes"] if node[0] == 2).__setitem__(1, "os:system"),
+        lambda body: body["nodes"][-1].__setitem__(2, [{"node": 0}]),
         lambda body: body.__setitem__("class_name", "x; import os"),
     ],
 )
