@@ -10,7 +10,7 @@ to 7 and 8 bits on that engine; the rest are ``peers.py`` on the ResNet-34.
 All answer the same test images, one thread each, in turns in one process. How many leave at which exit is measured on
 ``--tested`` test images; the images of a batch are the first ones of each exit, as many as its share. Where the batch
 is 1, a call is 16 images one after another, so that the median is over calls that all have the exits in their shares.
-``faster`` compares with the last row, the original compiled in float32.
+``faster`` compares with the last row, the original compiled in float32; the last lines, with the fastest int8 engine.
 """
 
 import argparse
@@ -34,7 +34,6 @@ from chainfx.ir.graph import exits_of, leaving
 from chainfx.passes import PostTrainingQuantize
 
 SINGLE = 16  # images one after another that are one call where the batch is 1
-BF16_BATCH = 8  # on processors without bfloat16 a larger batch would take minutes
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,7 @@ def measure(artefact: Artefact, images: Tensor, labels: Tensor, options: argpars
         }
         for batch in options.batches:
             rows = in_shares(taken, rates, SINGLE if batch == 1 else batch)
-            calls = {
-                name: _on(peer, images[rows], batch)
-                for name, peer in contenders.items()
-                if name != "compiled bf16" or batch <= BF16_BATCH
-            }
+            calls = {name: _on(peer, images[rows], batch) for name, peer in contenders.items()}
             found = time_in_turns(calls, len(rows), options.seconds)
             latencies += [_of_one(each) for each in found] if batch == 1 else found
     return Measured(BenchReport(machine_facts(), tuple(contenders), tuple(latencies)), rates, accuracies)
@@ -155,7 +150,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="where the chain is kept")
     parser.add_argument("--images", type=int, default=1000, help="training images, where the chain is not there yet")
     parser.add_argument("--tested", type=int, default=500, help="test images")
-    parser.add_argument("--peers", nargs="*", default=list(peers.ALL), choices=peers.ALL, help="all by default")
+    parser.add_argument("--peers", nargs="*", default=peers.usual(), choices=peers.ALL)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0)

@@ -11,7 +11,7 @@ medians, and ``faster`` compares with the last row, the compiled original.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -29,16 +29,20 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
-def report_of(network: nn.Module, seconds: float) -> BenchReport:
-    """The times of one network in its four forms."""
+def report_of(
+    network: nn.Module, seconds: float, batches: Sequence[int] = BATCHES, *, compiled: bool = True
+) -> BenchReport:
+    """The times of one network in its four forms, or without ``compiled`` in the three that need no compiler."""
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     small = chainfx.compile(network, [PostTrainingQuantize(7, 8)], example_inputs=x, calibration=[x])
-    decoded = small.lower("float")
-    decoded.compile(dynamic=False)
-    forms = {"int8": small, "float compiled": decoded, "eager": network, "compiled": torch.compile(network)}
+    forms = {"int8": small, "float": small.lower("float"), "eager": network}
+    if compiled:
+        decoded = small.lower("float")
+        decoded.compile(dynamic=False)
+        forms = {"int8": small, "float compiled": decoded, "eager": network, "compiled": torch.compile(network)}
     latencies = []
     with torch.no_grad():
-        for batch in BATCHES:
+        for batch in batches:
             images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
             calls = {name: _call(form, images) for name, form in forms.items()}
             latencies += time_in_turns(calls, batch, seconds)

@@ -69,11 +69,9 @@ def compared(report: BenchReport, batch: int) -> str:
 
 def main() -> None:
     """Print a table for each network, or JSON."""
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    usual = [name for name in peers.ALL if native or name != "compiled bf16"]
     parser = argparse.ArgumentParser(description="Integers beside other engines.")
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2", "resnet34"])
-    parser.add_argument("--peers", nargs="*", default=usual, choices=peers.ALL)
+    parser.add_argument("--peers", nargs="*", default=peers.usual(), choices=peers.ALL)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0)

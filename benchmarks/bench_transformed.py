@@ -52,6 +52,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.benchmark(max_time=0.5, min_rounds=5)
 @pytest.mark.parametrize("batch", [1, 64], ids="batch{}".format)
 @pytest.mark.parametrize("way", ["eager", "compiled", "int8"])
 @pytest.mark.parametrize("name", PASSES)

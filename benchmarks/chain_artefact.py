@@ -45,7 +45,7 @@ class Recipe:
     def passes(self) -> list[Pass]:
         """The passes; the last one adds the exits."""
         quantize = Quantize(weights=1, activations=8)
-        return [Distill(depth=self.student), PruneChannels(self.ratio), quantize, EarlyExit(self.exits, keep=True)]
+        return [Distill(depth=self.student), PruneChannels(self.ratio), quantize, EarlyExit(self.exits)]
 
     def network(self) -> nn.Module:
         """The original, untrained."""

@@ -40,6 +40,12 @@ ALL = (
 INT8 = ("openvino int8", "ort int8", "ort int8 (qdq)", "torchao int8")
 
 
+def usual() -> list[str]:
+    """All, but for bfloat16 where the processor has none: torch takes 40 times as long then."""
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return [name for name in ALL if native or name != "compiled bf16"]
+
+
 def eager(network: nn.Module) -> Peer:
     """The network as it is."""
     return lambda x: partial(network, x)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import chainfx
 from chainfx import zoo
 from chainfx.deploy import Machine
 
+pytest_plugins = ["pytester"]
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 needs_kernels = pytest.mark.skipif(not Machine.here().kernels, reason="this machine has no integer kernels")
 
@@ -126,3 +128,71 @@ def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file, monkey
     assert found.errors["chainfx dynamic"] == found.errors["alone dynamic"] > 0
     assert found.errors["chainfx weights"] == found.errors["alone weights"] > 0
     assert "batch 1: chainfx dynamic takes" in str(found)
+
+
+@needs_kernels
+def test_integers_are_timed_beside_float(benchmark_file):
+    module = benchmark_file("bench_integers")
+    report = module.report_of(tiny(), 0.0, batches=[2], compiled=False)
+    assert [each.network for each in report.latencies] == ["int8", "float", "eager"]
+
+
+def test_engines_are_compared_with_float64(benchmark_file, monkeypatch, capsys):
+    module = benchmark_file("bench_agreement")
+    monkeypatch.setattr(module, "NETWORKS", {"tiny": tiny})
+    shown = run(module, monkeypatch, capsys, "--images", "4").splitlines()
+    assert [line.split()[:2] for line in shown] == [["tiny", each] for each in module.ENGINES]
+    exact = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
+    assert module.compare(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), exact).split() == [
+        *("moved", "50.0%", "distance", "4.5e-01", "agree", "50.0%")
+    ]
+
+
+def test_a_row_of_training_has_both_rates(benchmark_file, monkeypatch, capsys):
+    module = benchmark_file("bench_training")
+    monkeypatch.setattr(module, "network", lambda name, data: chainfx.capture(tiny(), data.example_inputs(2)))
+    monkeypatch.setattr(module, "SIZES", {"tiny": 8})
+    header, _, row = run(module, monkeypatch, capsys, "--images", "16", "--rounds", "1", "--networks", "tiny").split(
+        "\n"
+    )[:3]
+    assert header.count("|") == row.count("|") == 6
+    name, size, hand, ours, ratio = (cell.strip() for cell in row.strip("| ").split("|"))
+    assert (name, size) == ("tiny", "8")
+    assert float(ratio) == pytest.approx(float(ours) / float(hand), rel=0.1)
+
+
+def test_accuracies_are_those_of_the_integer_engine(benchmark_file, cifar, monkeypatch, capsys):
+    module = benchmark_file("bench_quantization")
+    data = module.load(cifar, 16, 20)
+    network = tiny()
+    batches = [inputs[0] for inputs in data.calibration(16, module.BATCH)]
+    for small in module.quantized(network, batches, 7, 8):
+        assert small.engine == ("int8" if Machine.here().kernels else "float")
+    right = module.accuracy(network, data)
+    assert right * 20 == round(right * 20)
+
+
+@needs_kernels
+def test_a_row_of_accuracy_is_of_the_integer_engine(benchmark_file, cifar):
+    module = benchmark_file("bench_accuracy")
+    data = module.load(cifar, 16, 20)
+    name, inside, was, found, points, same = (
+        cell.strip() for cell in module.row("tiny", tiny(), data, 7, 16).strip("| ").split("|")
+    )
+    count, of = map(int, inside.split(" of "))
+    assert name == "tiny" and 0 < count <= of
+    assert float(points) == pytest.approx(float(found[:-1]) - float(was[:-1]), abs=0.01)
+    assert 0 <= float(same[:-1]) <= 100
+
+
+@pytest.mark.slow
+def test_passes_are_timed_by_a_fixture(pytester, benchmark_file):
+    result = pytester.runpytest_subprocess(
+        FOLDER / "bench_transformed.py",
+        "-k",
+        "fuse and eager and batch1-",
+        "--benchmark-disable",
+        "-p",
+        "no:cacheprovider",
+    )
+    result.assert_outcomes(passed=1)
