@@ -6,7 +6,7 @@
 held-out training images; the test images are run once for each finished network. ``--part`` is one of
 
 ``chains-300``, ``chains-5``   LeNet-300-100 and LeNet-5 through whole chains: the layers, the stages, the file
-``chains-5-narrow``            LeNet-5 with half of its channels, tuned longer
+``chains-5-narrow``            LeNet-5 with half of the units of its first linear layer
 ``chains-5-more``              LeNet-5 with the source's own options
 ``chains-300-shifted``         LeNet-300-100 trained longer, on images that are moved a little
 ``inits``                      linear, density, random and optimal codebooks over bits, untuned, dense and pruned
@@ -45,8 +45,8 @@ from torch.fx import GraphModule
 
 import chainfx
 from chainfx import zoo
-from chainfx.coding import CODERS, Reader, decode_tensor, encode_tensor
-from chainfx.coding.places import places_by_form
+from chainfx.coding import CODERS, Reader, coded_bytes, decode_tensor, encode_tensor
+from chainfx.coding.places import FORMS, places_by_form
 from chainfx.coding.symbols import encode_symbols
 from chainfx.deploy import CompressedModel
 from chainfx.deploy.lower import to_codes
@@ -68,8 +68,8 @@ SPREAD = 0.3081  # of the pixels of MNIST, which are divided by it where images 
 class Recipe:
     """How a network is trained (``epochs``, ``rate``) and tuned after each round and stage (``tuning`` epochs).
 
-    ``shift``: training images are moved by up to so many pixels at random, ``tuning_shift`` while a chain is tuned.
-    ``chains``: by title. ``options``: how passes are tuned other than they ask, see :func:`chainfx.compile`.
+    ``shift``: training images are moved by up to so many pixels at random. ``chains``: by title. ``options``: how
+    passes are tuned other than they ask, see :func:`chainfx.compile`.
     """
 
     network: str
@@ -77,7 +77,6 @@ class Recipe:
     tuning: int
     rate: float
     shift: int
-    tuning_shift: int
     chains: dict[str, tuple[Pass, ...]]
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -99,13 +98,14 @@ SOURCE_5 = (
 )
 
 
+def shared(bits: int) -> tuple[Pass, ...]:
+    """Optimal short codebooks also for biases, and adaptive codes."""
+    return ShareWeights(bits, init="optimal", biases=True, entries="bfloat16"), Encode(coder="adaptive")
+
+
 def tight(ratio: float, bits: int, rounds: int, length: float = 0.0) -> tuple[Pass, ...]:
-    """A chain for few bytes: ranked over all layers, optimal short codebooks also for biases, adaptive codes."""
-    return (
-        PruneWeights(ratio, scope="global", rounds=rounds, length=length),
-        ShareWeights(bits, init="optimal", biases=True, entries="bfloat16"),
-        Encode(coder="adaptive"),
-    )
+    """A chain for few bytes: ranked over all layers, then shared and coded."""
+    return PruneWeights(ratio, scope="global", rounds=rounds, length=length), *shared(bits)
 
 
 SHARED_16 = ShareWeights(4, init="optimal", entries="bfloat16")
@@ -115,7 +115,6 @@ PLAIN = Recipe(
     tuning=6,
     rate=0.1,
     shift=0,
-    tuning_shift=0,
     chains={
         "as the source": SOURCE_300,
         "60x": tight(0.95, 4, rounds=4),
@@ -129,7 +128,6 @@ SHIFTED_300 = Recipe(
     tuning=8,
     rate=0.1,
     shift=1,
-    tuning_shift=1,
     chains={
         "60x": tight(0.94, 4, rounds=4),
         "9.4 kB": tight(0.965, 4, rounds=5, length=2e-5),
@@ -142,19 +140,19 @@ SHIFTED_5 = Recipe(
     tuning=4,
     rate=0.05,
     shift=2,
-    tuning_shift=2,
     chains={"100x": tight(0.965, 4, rounds=4)},
 )
-# half of the channels go first, and the narrow network is tuned longer, to learn from itself as it was before
+# units of fc1 that nothing feeds any more are the first to go, which is free; what is left is tuned longer and faster
 NARROW_5 = replace(
     SHIFTED_5,
-    tuning_shift=1,
-    chains={"5.7 kB": (PruneChannels(0.5, include=("conv*",)), *tight(0.978, 4, rounds=5, length=1e-5))},
-    options={
-        "prune-channels": {"epochs": 4},
-        "prune-weights": {"epochs": (3, 3, 3, 3, 12), "teacher": "before"},
-        "share-weights": {"epochs": 6, "teacher": "before"},
+    chains={
+        "5.7 kB": (
+            PruneWeights(0.99, scope="global", rounds=5, length=2e-5),
+            PruneChannels(0.5, include=("fc1",)),
+            *shared(4),
+        )
     },
+    options={"prune-channels": {"epochs": 10, "learning_rate": 0.03}},
 )
 MORE_5 = replace(SHIFTED_5, chains={"as the source": SOURCE_5})
 
@@ -175,20 +173,15 @@ def trained(recipe: Recipe, data: Data, work: Path) -> nn.Module:
     if place.exists():
         model.load_state_dict(torch.load(place, weights_only=True))
     else:
-        trainer(recipe, data, recipe.epochs, recipe.shift).fit(model, seed=0)
+        trainer(recipe, data, recipe.epochs).fit(model, seed=0)
         work.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), place)
     return model.eval()
 
 
-def tuner(recipe: Recipe, data: Data) -> Trainer:
-    """What tunes the stages of a chain, and measures."""
-    return trainer(recipe, data, recipe.tuning, recipe.tuning_shift)
-
-
-def trainer(recipe: Recipe, data: Data, epochs: int, shift: int) -> Trainer:
+def trainer(recipe: Recipe, data: Data, epochs: int) -> Trainer:
     """What trains from scratch, and tunes at 0.3 of the rate."""
-    augment = Augment(shift, flip=False) if shift else None
+    augment = Augment(recipe.shift, flip=False) if recipe.shift else None
     return Trainer(data, epochs=epochs, learning_rate=recipe.rate, fine_tune_scale=0.3, augment=augment)
 
 
@@ -198,7 +191,7 @@ def compressed(recipe: Recipe, chain: Sequence[Pass], data: Data, work: Path) ->
         trained(recipe, data, work),
         chain,
         example_inputs=data.example_inputs(2),
-        trainer=tuner(recipe, data),
+        trainer=trainer(recipe, data, recipe.tuning),
         workdir=work / "stages",
         order="given",
         warn_drop=None,
@@ -217,7 +210,7 @@ def chains(recipe: Recipe, folder: Path, work: Path) -> Iterator[str]:
     data = load(folder, recipe.shift)
     original = trained(recipe, data, work)
     dense = 4 * sum(each.numel() for each in original.parameters())
-    judge = tuner(recipe, data)
+    judge = trainer(recipe, data, recipe.tuning)
     moved = f", on images moved by up to {recipe.shift} pixels" if recipe.shift else ""
     yield (
         f"{recipe.network}, {recipe.epochs} epochs of training{moved}, {_tuned(recipe)}: {dense:,} bytes of floats, "
@@ -244,10 +237,8 @@ def chains(recipe: Recipe, folder: Path, work: Path) -> Iterator[str]:
 
 def _tuned(recipe: Recipe) -> str:
     """How long stages are tuned, in words."""
-    if not recipe.options:
-        return f"{recipe.tuning} after each round and stage"
-    said = (f"{options['epochs']} of {name}" for name, options in recipe.options.items())
-    return f"then (on images moved by up to {recipe.tuning_shift} pixels) {', '.join(said)}"
+    others = (f", {options} after {name}" for name, options in recipe.options.items())
+    return f"{recipe.tuning} after each round and stage{''.join(others)}"
 
 
 def layer_table(small: CompressedModel, dense: int) -> str:
@@ -258,12 +249,12 @@ def layer_table(small: CompressedModel, dense: int) -> str:
         adaptive = layer.coded.args[1] == "adaptive"
         forms = places_by_form(kept, adaptive=adaptive)
         form = min(forms, key=lambda each: len(forms[each]))
-        book = edit.get_tensor(small.graph_module, layer.weight_path.replace("_codes", "_codebook")).numel()
-        bits, stays = (book - 1).bit_length(), int(kept.sum())
+        book = edit.get_tensor(small.graph_module, layer.weight_path.replace("_codes", "_codebook"))
+        bits, stays = (book.numel() - 1).bit_length(), int(kept.sum())
         coded = len(encode_symbols(values[kept], adaptive=adaptive))
-        shared = (bits + 5) * stays / 8 + 4 * book
-        final = coded + len(forms[form]) + 4 * book
-        totals += (kept.size, stays, shared, final)
+        quantized = (bits + 5) * stays / 8 + 4 * book.numel()
+        final = coded + len(forms[form]) + coded_bytes(array_of(book))
+        totals += (kept.size, stays, quantized, final)
         rows.append(
             [
                 layer.path,
@@ -271,15 +262,15 @@ def layer_table(small: CompressedModel, dense: int) -> str:
                 f"{stays / kept.size:.1%}",
                 f"{bits} > {8 * coded / stays:.2f}",
                 f"5 > {8 * len(forms[form]) / stays:.2f} ({form})",
-                f"{shared / kept.size / 4:.2%} > {final / kept.size / 4:.2%}",
+                f"{quantized / kept.size / 4:.2%} > {final / kept.size / 4:.2%}",
             ]
         )
-    size, stays, shared, final = totals
+    size, stays, quantized, final = totals
     rows.append(
-        ["total", f"{size:,.0f}", f"{stays / size:.1%}", "", "", f"{shared / size / 4:.2%} > {final / size / 4:.2%}"]
+        ["total", f"{size:,.0f}", f"{stays / size:.1%}", "", "", f"{quantized / size / 4:.2%} > {final / size / 4:.2%}"]
     )
     pruned = (32 + 5) * stays / 8
-    sums = f"\nWeights alone: P {dense / pruned:.0f}x, P+Q {dense / shared:.0f}x, P+Q+coding {dense / final:.0f}x.\n"
+    sums = f"\nWeights alone: P {dense / pruned:.0f}x, P+Q {dense / quantized:.0f}x, P+Q+coding {dense / final:.0f}x.\n"
     return table(["layer", "weights", "kept", "bits", "index bits", "size"], rows) + sums
 
 
@@ -295,7 +286,7 @@ def untuned(recipe: Recipe, chain: Sequence[Pass], data: Data, work: Path, start
     graph_module = chainfx.capture(trained(recipe, data, work) if start is None else start, data.example_inputs(2))
     for one in chain:
         one.apply(graph_module, PassContext(graph_module, data.example_inputs(2)))
-    return tuner(recipe, data).evaluate(graph_module)
+    return trainer(recipe, data, recipe.tuning).evaluate(graph_module)
 
 
 def inits(folder: Path, work: Path) -> Iterator[str]:
@@ -319,8 +310,8 @@ def kinds(folder: Path, work: Path) -> Iterator[str]:
     """Held-out accuracy over bits where only the convolutions or only the linear layers are shared."""
     data, rows = load(folder, SHIFTED_5.shift), []
     for bits in (1, 2, 3, 4, 6):
-        shared = [ShareWeights(bits, skip=skip) for skip in (("fc*",), ("conv*",), ())]
-        rows.append([str(bits), *(f"{untuned(SHIFTED_5, (each,), data, work):.2%}" for each in shared)])
+        passes = [ShareWeights(bits, skip=skip) for skip in (("fc*",), ("conv*",), ())]
+        rows.append([str(bits), *(f"{untuned(SHIFTED_5, (each,), data, work):.2%}" for each in passes)])
     yield "LeNet-5, accuracy on the held-out images, not tuned, linear init.\n"
     yield table(["bits", "convolutions", "linear layers", "both"], rows)
 
@@ -404,16 +395,17 @@ def _saved(graph_module: GraphModule, folder: Path, *, coded: bool) -> Iterator[
 def forms(folder: Path, work: Path) -> Iterator[str]:
     """Bytes of the places of a random sparse matrix in each form, beside the entropy bound."""
     draw, rows, best = np.random.default_rng(0), [], []
+    names = [form for form in FORMS if form != "stripped"]  # there are no rows and columns of zeros alone
     for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99):
         kept = draw.random((300, 784)) >= sparsity
         found = {form: len(made) for form, made in places_by_form(kept, adaptive=True).items()}
         share = kept.mean()
         bound = -kept.size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)) / 8
-        static = {form: size for form, size in found.items() if not form.startswith("shares")}
-        best.append((sparsity, min(static, key=lambda form: static[form])))
-        rows.append([f"{sparsity:.0%}", *(f"{size:,}" for size in found.values()), f"{bound:,.0f}"])
+        static = [form for form in names if form != "shares"]
+        best.append((sparsity, min(static, key=found.__getitem__)))
+        rows.append([f"{sparsity:.0%}", *(f"{found[form]:,}" for form in names), f"{bound:,.0f}"])
     yield "A matrix of 300 x 784 with zeros anywhere: bytes for where the others are.\n"
-    yield table(["zeros", *found, "entropy"], rows)
+    yield table(["zeros", *names, "entropy"], rows)
     yield "Smallest static form: " + ", ".join(f"{form} at {sparsity:.0%}" for sparsity, form in best) + ".\n"
 
 

@@ -20,6 +20,7 @@ _TRUSTS = (4, 16, 64)  # how many elements the density of the whole counts besid
 _TRUST_OF_A_PAIR = 2.0
 _LEAST = 1e-4  # of a probability
 _MOST_DIAGONALS = 4096
+_SMALL = 1 << 20
 
 
 def encode_symbols(symbols: Bytes) -> bytes:
@@ -47,10 +48,10 @@ def decode_symbols(reader: Reader, count: int) -> Bytes:
 def encode_places(kept: NDArray[np.bool_]) -> bytes:
     """Which elements of a matrix are there, each with a probability that its surroundings so far give.
 
-    The trust that takes the fewest bytes comes first.
+    The trust that takes the fewest bytes comes first; for large matrices, whose shares are soon known, one is tried.
     """
-    coded = (bytes([trust]) + _coded_places(kept, trust) for trust in _TRUSTS)
-    return min(coded, key=len)
+    tried = _TRUSTS if kept.size <= _SMALL else _TRUSTS[-1:]
+    return min((bytes([trust]) + _coded_places(kept, trust) for trust in tried), key=len)
 
 
 def decode_places(reader: Reader, rows: int, columns: int) -> NDArray[np.bool_]:
