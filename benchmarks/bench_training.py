@@ -65,7 +65,7 @@ def by_hand(model: nn.Module, data: Data, size: int, dtype: torch.dtype) -> Call
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
-        float(loss)
+        float(loss.detach())
 
     return epoch
 

@@ -93,6 +93,7 @@ def small_recipe():
     return {"blocks": (1, 2), "width": 8, "student": (1, 1), "exits": 1}
 
 
+@pytest.mark.slow
 def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
     benchmark_file, cifar, small_recipe, monkeypatch, capsys, tmp_path
 ):

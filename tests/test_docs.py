@@ -23,7 +23,7 @@ TRAINED = ("search.md",)  # pages whose numbers hang on how a version of torch r
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 
 
-LONG = ("deployment.md", "lint.md", "pruning.md", "search.md", "study.md", "your_trainer.md")
+LONG = ("bitops.md", "deployment.md", "lint.md", "passes.md", "pruning.md", "search.md", "study.md", "your_trainer.md")
 
 
 # what compiles and trains takes as long as a tenth of all tests; .ci/run reads it besides

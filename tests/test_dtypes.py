@@ -104,6 +104,7 @@ def exits():
     return small, x, small(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.filterwarnings("ignore")
 def test_copies_and_pickles_answer_as_before_also_once_compiled(way):

@@ -48,6 +48,7 @@ def test_pairs_have_neither(tmp_path):
     assert charts_html(result, "paper") == "" and not stages_of(result, "paper")
 
 
+@pytest.mark.slow
 def test_both_are_files_too(ablation, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
     from chainfx.report import write_plots

@@ -7,6 +7,7 @@ import torch
 
 import chainfx
 from chainfx.ir.channels import analyse_channels
+from tests.budget import mostly_slow
 from tests.ir.channels.families import LITTLE, LOST, TIMM, TORCHVISION, TRANSFORMERS, Family, measured
 from tests.ir.channels.masked import TOLERANCE, assert_equals_masked
 from tests.ir.channels.prune_models import give_values
@@ -34,7 +35,12 @@ def check(family):
     return row
 
 
-@pytest.mark.parametrize("family", QUICK, ids=lambda family: family.name)
+LONG = ("BertForSequenceClassification", "swin_tiny_patch4_window7_224")
+
+
+@pytest.mark.parametrize(
+    "family", mostly_slow(QUICK, [each for each in QUICK if each.name not in LONG]), ids=lambda family: family.name
+)
 def test_a_small_network_of_every_kind(family):
     assert check(family)["opaque"] == []
 
