@@ -11,6 +11,7 @@ import typer
 from chainfx.errors import StudyError, why_no_file
 from chainfx.report import write_plots
 from chainfx.study import (
+    Budget,
     CaseRecord,
     Design,
     Endpoint,
@@ -60,6 +61,9 @@ def run(
         int | None, typer.Option(help="So many configurations of an order at most: a reduced grid, and labelled so.")
     ] = None,
     training: Annotated[str | None, typer.Option(help="paper or equal alone, in place of both.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="How long arms train: 'per stage', or 'total' for all equally long.")
+    ] = None,
     measured: Annotated[
         bool, typer.Option("--measured", help="Also measure latency, bytes and memory of each point.")
     ] = False,
@@ -81,6 +85,8 @@ def run(
         chosen = dataclasses.replace(chosen, cases=cases)
     if training is not None:
         chosen = dataclasses.replace(chosen, trainings=(cast(Training, training),))
+    if budget is not None:
+        chosen = dataclasses.replace(chosen, budget=cast(Budget, budget))
     if measured:
         chosen = dataclasses.replace(chosen, measured=True)
     subject = Subject.of(chosen)

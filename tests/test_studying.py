@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from chainfx.cli import app
 from chainfx.scheduler import load_evidence
-from chainfx.study import CLAIMS, StudyStore, load_design, shipped_design
+from chainfx.study import CLAIMS, StudyStore, analyse, load_design, shipped_design
 from tests.study.designs import TINY
 
 
@@ -86,6 +86,12 @@ def test_what_pack_wrote_is_a_design_too(run, folder):
     assert chainfx("show", folder / "whole.json").output == f"{TINY}\n"
 
 
+def test_the_page_says_what_each_stage_trained(run, folder):
+    page = analyse(folder / "store").to_html()
+    row = "<td>all parameters, by the loss of the task, at a rate of 0.005, for 1 epochs</td><td>P, Q, PQ, QP</td>"
+    assert row in page
+
+
 def test_claims_are_read_from_several_studies_together(run, folder):
     store = folder / "store"
     plain = json.loads(chainfx("claims", store, store, "--json").output)
@@ -113,9 +119,10 @@ def test_predict_reads_each_pass_alone(run, folder):
 
 def test_a_reduced_grid_of_one_training_is_another_design(folder, run):
     store = folder / "reduced"
-    chainfx("run", "pairwise", "--store", store, "--cases", "1", "--training", "equal", "--minutes", "0")
+    options = ("--cases", "1", "--training", "equal", "--budget", "total")
+    chainfx("run", "pairwise", "--store", store, *options, "--minutes", "0")
     found = StudyStore.open(store).design
-    assert (found.cases, found.trainings, found.reduced) == (1, ("equal",), True)
+    assert (found.cases, found.trainings, found.budget, found.reduced) == (1, ("equal",), "total", True)
 
 
 def test_merge_makes_a_store_and_records_alone_may_stay(run, folder):

@@ -29,12 +29,22 @@ def design_text(design: Design) -> str:
         *([f"{' or '.join(map(str, counts))} configurations of an order{few}"] if counts else []),
         f"{seeds} seeds, each with its own original; trainings: {', '.join(design.trainings)}; budget {design.budget}",
         f"{design.stages} stages to train; {design.stages_unshared} if beginnings were not shared",
+        *_unequal(design),
         f"primary endpoint: {endpoint_text(design)}, mean of the best log-ratio over losses of accuracy up to "
         f"{design.reference:.1%}; {primary} comparisons a training",
         f"equivalent within {design.margin:.0%}; {design.test} test over seeds, Holm correction, alpha {design.alpha}",
         *(_power(design, primary) if primary else ["nothing is compared: the points of each pass alone are measured"]),
     ]
     return "\n".join(lines)
+
+
+def _unequal(design: Design) -> list[str]:
+    """What a reader should know of how long arms train, and of those that are given up."""
+    lengths = {len(each.first.steps) - len(each.second.steps) for each in design.comparisons if each.primary}
+    unequal = design.budget == "per stage" and lengths - {0}
+    longer = "arms of more steps train longer; budget 'total' trains all arms equally long"
+    given_up = f"chains that lost more than {design.hopeless:.1%} are not trained further" if design.hopeless else ""
+    return [*([longer] if unequal else []), *([given_up] if given_up else [])]
 
 
 def endpoint_text(design: Design) -> str:

@@ -12,7 +12,7 @@ from chainfx.report.study_charts import charts_html
 from chainfx.report.study_dag import dag_svg
 from chainfx.report.study_sensitivity import sensitivity_html
 from chainfx.report.text_tables import times
-from chainfx.study import Arm, ArmPoint, Claim, Comparison, StudyResult, Verdict, claims_on, front_of
+from chainfx.study import Arm, ArmPoint, Claim, Comparison, StudyResult, Training, Verdict, claims_on, front_of
 
 __all__ = ["result_html"]
 
@@ -54,6 +54,7 @@ def result_html(result: StudyResult) -> str:
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
             f'<div class="plots">{charts_html(result, training)}{plots}</div>',
             sensitivity_html(result, training),
+            _trained(result, training),
         ]
     claims = claims_on([result])
     parts += [
@@ -69,6 +70,22 @@ def result_html(result: StudyResult) -> str:
         f"<title>Order study</title><style>{_STYLE}</style></head><body>"
         f"{''.join(parts)}<script>{_SCRIPT}</script></body></html>"
     )
+
+
+def _trained(result: StudyResult, training: Training) -> str:
+    """What was trained, and by which last stages of chains; empty if no record says it."""
+    found: dict[str, dict[str, None]] = {}
+    for records in result.records.values():
+        for record in records.values():
+            if record.trained and record.training == training:
+                chain = "".join(step.partition(":")[0] for step in record.steps)
+                found.setdefault(record.trained, {})[chain] = None
+    rows = [_row(["trained", "by the last pass of"], "th")]
+    rows += [
+        _row([words, ", ".join(sorted(chains, key=lambda chain: (len(chain), chain)))], "td")
+        for words, chains in found.items()
+    ]
+    return f'<h3>what each stage trained</h3><div class="wide"><table>{"".join(rows)}</table></div>' if found else ""
 
 
 def _claims(claims: Iterable[Claim], training: str) -> str:

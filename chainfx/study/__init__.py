@@ -9,7 +9,7 @@ is there. :func:`analyse` makes a :class:`StudyResult` of the records: a :class:
 
 from chainfx.study.analysis import ArmPoint, Status, StudyResult, analyse, status_of
 from chainfx.study.claims import CLAIMS, Claim, ClaimTest, claims_on
-from chainfx.study.design import Case, Design, Endpoint, load_design
+from chainfx.study.design import Budget, Case, Design, Endpoint, load_design
 from chainfx.study.fronts import area_under_front, front_of
 from chainfx.study.measuring import MEASURED
 from chainfx.study.on_ray import RayCluster
@@ -44,6 +44,7 @@ __all__ = [
     "RULES",
     "Arm",
     "ArmPoint",
+    "Budget",
     "Case",
     "CaseRecord",
     "Claim",

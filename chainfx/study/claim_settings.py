@@ -75,14 +75,18 @@ def _direction(result: StudyResult, verdict: Verdict) -> str | None:
 def stable_under_latency(results: Results, training: Training) -> Iterator[ClaimTest]:
     """Pairs that bit operations decide, judged by the measured time of a batch of 1 and of 64 samples instead.
 
-    The same pass first speaks for the claim, the other one or equivalence against it.
+    They may be decided by another study of the same network and data. The same pass first speaks for the claim, the
+    other one or equivalence against it.
     """
+    counted = {
+        (*setting_of(result), each.first, each.second): each
+        for result, each in pair_verdicts([each.judged_by("bitops") for each in results], training)
+    }
     for result in (each for each in results if each.design.measured):
-        counted = {(each.first, each.second): each for _, each in pair_verdicts([result.judged_by("bitops")], training)}
         for endpoint in _LATENCIES:
             for _, timed in pair_verdicts([result.judged_by(endpoint)], training):
-                by_bits = counted[timed.first, timed.second]
-                if by_bits.better is None:
+                by_bits = counted.get((*setting_of(result), timed.first, timed.second))
+                if by_bits is None or by_bits.better is None:
                     continue
                 undecided = timed.decision.outcome == "undecided"
                 says: Says = "nothing" if undecided else "for" if timed.better == by_bits.better else "against"

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 Says = Literal["for", "against", "nothing"]
 Results = Sequence[StudyResult]
+T = TypeVar("T")
+_Best = dict[tuple[str, str, frozenset[str]], tuple[tuple[int, int], StudyResult, T]]
+"""By network, data and two arms: seeds and configurations, the study, and what it says of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +116,30 @@ def studies_of(results: Results, training: Training) -> Iterator[StudyResult]:
 
 
 def _reordered(results: Results, training: Training) -> Iterator[tuple[StudyResult, Comparison]]:
-    """Primary comparisons of the same passes in another order; of the same two arms the study with most seeds."""
-    found: dict[tuple[str, str, frozenset[str]], tuple[int, StudyResult, Comparison]] = {}
+    """Primary comparisons of the same passes in another order; of the same two arms those of :func:`_most`."""
+    found: _Best[Comparison] = {}
     for result in studies_of(results, training):
         for each in result.design.comparisons:
             same = each.first.letters == each.second.letters and each.first.steps != each.second.steps
             if not (each.primary and same and is_plain(each.first) and is_plain(each.second)):
                 continue
             seeds = len(_difference(result, training, each.first, each.second))
-            key = (*setting_of(result), frozenset((str(each.first), str(each.second))))
-            if key not in found or found[key][0] < seeds:
-                found[key] = seeds, result, each
+            _most(found, result, (str(each.first), str(each.second)), (seeds, _options(result, each)), each)
     return ((result, each) for _, result, each in found.values())
+
+
+def _options(result: StudyResult, comparison: Comparison) -> int:
+    return len(result.design.configurations(comparison.first))
+
+
+def _most(found: "_Best[T]", result: StudyResult, arms: tuple[str, str], size: tuple[int, int], each: T) -> None:
+    """Remember of studies of one network and data that compare the same two arms the one with most seeds.
+
+    Of those with equally many it is the one with most configurations, else the first. ``size`` has both numbers.
+    """
+    key = (*setting_of(result), frozenset(arms))
+    if key not in found or found[key][0] < size:
+        found[key] = size, result, each
 
 
 def combining(results: Results, training: Training) -> Iterator[Sample]:
@@ -188,7 +203,8 @@ def _decided(results: Results, training: Training, like: StudyResult, pair: tupl
 
 
 def pair_verdicts(results: Results, training: Training) -> Iterator[tuple[StudyResult, Verdict]]:
-    """The primary verdicts on pairs."""
+    """The primary verdicts on pairs; of the same pair those of :func:`_most`."""
+    found: _Best[Verdict] = {}
     for result in studies_of(results, training):
         names = {
             (str(each.first), str(each.second))
@@ -197,7 +213,9 @@ def pair_verdicts(results: Results, training: Training) -> Iterator[tuple[StudyR
         }
         for verdict in result.verdicts:
             if verdict.training == training and verdict.primary and (verdict.first, verdict.second) in names:
-                yield result, verdict
+                size = len(verdict.seeds), verdict.configurations
+                _most(found, result, (verdict.first, verdict.second), size, verdict)
+    return ((result, verdict) for _, result, verdict in found.values())
 
 
 def larger_ratio_first(results: Results, training: Training) -> Iterator[Sample]:
@@ -332,7 +350,7 @@ def _gains(result: StudyResult, training: Training) -> dict[int, list[float]]:
     lost: dict[tuple[str, ...], dict[int, float]] = {}
     for seed, records in result.records.items():
         for record in records.values():
-            if record.training == training and record.points and record.passes and not record.salt:
+            if record.training == training and record.points and record.passes and not (record.salt or record.given_up):
                 lost.setdefault(record.steps, {})[seed] = _loss(records, record)
     found: dict[int, list[float]] = {seed: [] for seed in result.records}
     for steps, by_seed in lost.items():

@@ -19,7 +19,10 @@ from chainfx.study.strength import as_strong_as_two, milder
 from chainfx.study.students import ContrastedStudent, FreshStudent, Recovery, UntaughtStudent
 from chainfx.study.tuning import Training, Tuning
 
-__all__ = ["Case", "Design", "Endpoint", "load_design"]
+__all__ = ["Budget", "Case", "Design", "Endpoint", "load_design"]
+
+Budget = Literal["per stage", "total"]
+"""How long arms train: every stage equally long, or every arm in all."""
 
 Endpoint = Literal["bitops", "storage", "latency-1", "latency-64", "bytes", "memory", "peak-memory"]
 """The cost that verdicts are about: bit operations, counted storage, or one of what is measured; see `Design`."""
@@ -72,6 +75,8 @@ class Design:
         trainings: how stages are trained, see :class:`~chainfx.study.StudyTrainer`; each gives verdicts of its own.
         budget: ``"per stage"``: every stage trains for ``tuning.epochs``; ``"total"``: every arm trains as long as the
             longest, in equal parts.
+        hopeless: a chain whose beginning lost more than this is not trained further, and keeps the points of that
+            beginning; ``None`` to train all. At least ``reference``, so that such points count for nothing.
         cases: how many configurations of an arm are run, evenly spread over its grid; ``None`` for all.
         thresholds: of networks with exits each one gives a point, the same for all exits; 1.01 is above every
             confidence.
@@ -95,7 +100,8 @@ class Design:
     seeds: tuple[int, ...] = tuple(range(8))
     tuning: Tuning = field(default_factory=Tuning)
     trainings: tuple[Training, ...] = ("paper", "equal")
-    budget: Literal["per stage", "total"] = "per stage"
+    budget: Budget = "per stage"
+    hopeless: float | None = None
     cases: int | None = None
     thresholds: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.01)
     convention: str = "mac_bw_ba"
@@ -122,6 +128,8 @@ class Design:
         self._check(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds", "seeds that differ")
         self._check(bool(self.trainings) and set(self.trainings) <= {"paper", "equal"}, "trainings", "paper, equal")
         self._check(self.budget in ("per stage", "total"), "budget", "'per stage' or 'total'")
+        hope = "None, or a loss from reference"
+        self._check(self.hopeless is None or self.hopeless >= self.reference, "hopeless", hope)
         self._check(self.cases is None or self.cases >= 1, "cases", "None or a number from 1")
         self._check(bool(self.thresholds) and min(self.thresholds) >= 0, "thresholds", "numbers from 0")
         self._check(0 < self.reference <= 1, "reference", "a share of accuracy in (0, 1]")

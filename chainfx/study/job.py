@@ -36,6 +36,10 @@ class Job:
         """The unit of some cases."""
         return Unit(cases, self.design, self.subject, self.store)
 
+    def is_over(self, ends: float | None) -> bool:
+        """Whether a moment has passed, for all processes that train together."""
+        return ends is not None and self.subject.trainer(self.design.tuning, 1).agreed(is_over(ends))
+
 
 def is_over(ends: float | None) -> bool:
     """Whether a moment of :func:`time.monotonic` has passed; ``None`` never does."""

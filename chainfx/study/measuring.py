@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,9 +72,14 @@ class Bench:
     def _peak(self, model: CompressedModel) -> int:
         """The most bytes that torch allocates for one of some samples: with exits it depends on the sample."""
         call = self._call(model, 1)
+
+        def calls() -> None:
+            for _ in range(_PROFILED):
+                call()
+
         with torch.no_grad():
             call()  # the first makes what is kept
-            return max(allocated_at_peak(call) for _ in range(_PROFILED))
+            return allocated_at_peak(calls)
 
     @staticmethod
     def _sizes(model: CompressedModel, stage: Stage) -> dict[str, float]:
@@ -91,6 +97,7 @@ def allocated_at_peak(call: Callable[[], object]) -> int:
     The resident memory of a process would be another measure, but that of an interpreter with torch is thousands of
     times that of a small network, and the differences between two of these are lost in it.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else some builds of torch print a line at each start and end
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:

@@ -35,7 +35,9 @@ class CaseRecord:
     ``case``: :attr:`Case.hash`; ``seed``, ``salt``, ``training``, ``epochs``, ``steps`` and ``passes`` (their labels)
     say the same to a reader. ``stage``: the fingerprint under which its network is kept. ``points``: one, or one a
     threshold of its exits; empty if it failed. ``storage_bits``: of the network. ``seconds``: of its last stage.
-    ``failed``: why, as a sentence, else ``None``.
+    ``failed``: why, as a sentence, else ``None``. ``trained``: in words what the last stage trained, empty if nothing
+    or by a former version. ``given_up``: it was not run because the one that it goes on from had lost too much; its
+    points are those of that one.
     """
 
     case: str
@@ -51,6 +53,8 @@ class CaseRecord:
     storage_bits: int
     seconds: float
     failed: str | None = None
+    trained: str = ""
+    given_up: bool = False
 
     @classmethod
     def of(cls, case: Case, origin: Origin, **outcome: Any) -> Self:

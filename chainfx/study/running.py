@@ -88,11 +88,11 @@ def run_study(
 def _run_here(units: Sequence[tuple[Case, ...]], job: Job, ends: float | None, workers: int, watcher: Watcher) -> None:
     with one_thread():
         for cases in units:
-            if is_over(ends):
+            if job.is_over(ends):
                 return
             for record in job.unit(cases).run():
                 watcher.finished(record)
-                if is_over(ends):
+                if job.is_over(ends):
                     return
 
 

@@ -1,14 +1,14 @@
 """How the stages of a study are trained: as the paper defines each of them, or all in the same way."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from chainfx.ir.graph import content_hash
-from chainfx.passes import Epoch, Measurement, Task, TuneRequest, task_of
+from chainfx.passes import Epoch, Measurement, Task, TuneRequest, all_found, processes_of, task_of
 from chainfx.training import Trainer
 
 __all__ = ["StudyTrainer", "Training", "Tuning"]
@@ -67,6 +67,15 @@ class StudyTrainer:
         """The part held out for choices inside a stage."""
         return self.trainer.validation
 
+    @property
+    def processes(self) -> tuple[int, int]:
+        """Which of the processes that train together this is, and how many there are; the first keeps the stages."""
+        return processes_of(self.trainer)
+
+    def agreed(self, found: bool) -> bool:
+        """Whether all processes that train together found a stage; each of them has to ask."""
+        return all_found(self.trainer, found)
+
     def tune(
         self, graph_module: GraphModule, request: TuneRequest, *, seed: int, on_epoch: Callable[[Epoch], None]
     ) -> None:
@@ -85,6 +94,17 @@ class StudyTrainer:
     def evaluate(self, graph_module: nn.Module) -> float:
         """Accuracy in [0, 1] on the part held out for choices."""
         return self.trainer.evaluate(graph_module)
+
+    def trained(self, request: Mapping[str, Any]) -> str:
+        """In words what is trained for a request, as :meth:`~chainfx.passes.TuneRequest.plain` has it."""
+        usual, rate = self.trainer, self.rate
+        which, loss = "all parameters", "distillation from the original network"
+        if self.training == "paper":
+            names, scale = request.get("parameters"), 1.0 if request.get("from_scratch") else usual.fine_tune_scale
+            which = which if names is None else f"{len(names)} tensors, the rest frozen"
+            loss = "distillation" if request.get("loss") == "kd" else "the loss of the task"
+            rate = request.get("learning_rate") or usual.learning_rate * scale
+        return f"{which}, by {loss}, at a rate of {rate:g}, for {usual.epochs} epochs"
 
     def served(self, request: TuneRequest) -> TuneRequest:
         """The request that the trainer gets instead."""

@@ -55,7 +55,7 @@ class Unit:
         first, tuning = cases[0], design.tuning
         example_inputs = subject.example_inputs
         self._original = _original(design, subject, store, first.seed)
-        trainer = StudyTrainer(
+        self._trainer = StudyTrainer(
             subject.trainer(tuning, first.epochs),
             first.training,
             tuning.learning_rate * tuning.equal_scale,
@@ -64,7 +64,7 @@ class Unit:
         self._runner = StageRunner(
             self._original.graph_module,
             example_inputs=example_inputs,
-            trainer=trainer,
+            trainer=self._trainer,
             store=store.stages,
             seed=first.seed + _SALT * first.salt,
         )
@@ -72,13 +72,18 @@ class Unit:
         self.origin = Origin(around.network, machine_kind(around.device), around.chainfx, around.torch)
 
     def run(self, begins: Callable[[Case], None] = lambda case: None) -> Iterator[CaseRecord]:
-        """The records of all cases; those that are missing are made when they are asked for."""
+        """The records of all cases; those that are missing are made when they are asked for.
+
+        Several processes that train together make them together, and the first of them keeps them.
+        """
+        first = self._trainer.processes[0] == 0
         for case in self.cases:
             found = self.store.find(case, self.origin)
-            if found is None:
+            if not self._trainer.agreed(found is not None) or found is None:
                 begins(case)
                 found = self._made(case)
-                self.store.keep(found)
+                if first:
+                    self.store.keep(found)
             yield found
 
     def failure(self, case: Case, reason: str) -> CaseRecord:
@@ -90,6 +95,9 @@ class Unit:
             before = self.store.find(case.beginning(length), self.origin)
             if before is not None and before.failed is not None:
                 return self.failure(case, before.failed)
+        hopeless = self._given_up(case)
+        if hopeless is not None:
+            return hopeless
         try:
             stage = self._stage(case)
             return self._measured(case, stage)
@@ -100,6 +108,19 @@ class Unit:
         except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
             kind = "out of memory" if lacks_memory(error) else type(error).__name__
             return self.failure(case, f"{kind}: {(str(error).splitlines() or [''])[0]}")
+
+    def _given_up(self, case: Case) -> CaseRecord | None:
+        """The record of a case that goes on from one which lost more than the design has hope for."""
+        limit = self.design.hopeless
+        if limit is None or not case.passes:
+            return None
+        original, before = (self.store.find(case.beginning(n), self.origin) for n in (0, len(case.passes) - 1))
+        if original is None or before is None or not before.points:
+            return None
+        if any(original.points[0].accuracy - point.accuracy <= limit for point in before.points):
+            return None
+        same = {"stage": before.stage, "points": before.points, "storage_bits": before.storage_bits}
+        return CaseRecord.of(case, self.origin, seconds=0.0, given_up=True, **same)
 
     def _stage(self, case: Case) -> Stage:
         """The stage of a case, by way of those before it; of the last path all are remembered."""
@@ -127,6 +148,7 @@ class Unit:
             ),
             storage_bits=stage.record.after.storage_bits,
             seconds=stage.record.seconds,
+            trained="; ".join(dict.fromkeys(map(self._trainer.trained, stage.record.requests))),
         )
 
     @cached_property
@@ -144,9 +166,11 @@ def _original(design: Design, subject: Subject, store: StudyStore, seed: int) ->
     trainer = subject.trainer(tuning, tuning.original_epochs or tuning.epochs)
     key = content_hash("original", subject.fingerprint, trainer.fingerprint, seed, __version__, str(torch.__version__))
     found = store.stages.find(key)
-    if found is not None:
+    if trainer.agreed(found is not None) and found is not None:
         return found
     graph_module = capture(subject.original(tuning, seed), inputs)
     first = StageRunner(graph_module, example_inputs=inputs, trainer=trainer, seed=seed).first()
-    kept = store.stages.keep(replace(first, record=replace(first.record, fingerprint=key)))
-    return store.stages.find(key) or kept  # as every later process will see it
+    named = replace(first, record=replace(first.record, fingerprint=key))
+    kept = store.stages.keep(named) if trainer.processes[0] == 0 else named
+    found = store.stages.find(key)  # as every later process will see it
+    return found if trainer.agreed(found is not None) and found is not None else kept

@@ -112,6 +112,7 @@ BAD = {
     "seeds": ((), "design: seeds=() cannot be; use seeds that differ."),
     "trainings": (("best",), "design: trainings=('best',) cannot be; use paper, equal."),
     "budget": ("none", "design: budget='none' cannot be; use 'per stage' or 'total'."),
+    "hopeless": (0.05, "design: hopeless=0.05 cannot be; use None, or a loss from reference."),
     "cases": (0, "design: cases=0 cannot be; use None or a number from 1."),
     "thresholds": ((), "design: thresholds=() cannot be; use numbers from 0."),
     "reference": (0, "design: reference=0 cannot be; use a share of accuracy in (0, 1]."),
@@ -184,6 +185,13 @@ def test_every_design_ships_and_says_what_it_does(name):
     design = shipped_design(name)
     assert Design.from_dict(design.to_dict()) == design
     assert str(design).startswith(f"study {name!r} of zoo.resnet on digits\n")
+
+
+def test_a_design_says_that_longer_arms_train_longer():
+    line = "arms of more steps train longer; budget 'total' trains all arms equally long"
+    assert line in str(shipped_design("ablation")).splitlines()
+    assert line not in str(dataclasses.replace(shipped_design("ablation"), budget="total"))
+    assert line not in str(shipped_design("pairwise"))
 
 
 def test_shipped_designs():

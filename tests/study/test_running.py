@@ -1,5 +1,7 @@
 import dataclasses
 import errno
+import json
+import os
 import random
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import chainfx.study.running
+import chainfx.study.unit
 from chainfx import zoo
 from chainfx.errors import PassError, StudyError, TuningError
 from chainfx.passes import OptimizeGraph, PruneChannels, Quantize
@@ -88,7 +91,7 @@ def test_a_study_goes_on_where_time_was_up(subject, tmp_path, whole):
     assert status_of(first).recorded == 0
     moments = iter([False, False, True])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chainfx.study.running, "is_over", lambda ends: next(moments))
+        patch.setattr(Job, "is_over", lambda self, ends: next(moments))
         run_study(TINY, tmp_path, subject=subject)
     assert status_of(first).recorded == 2
     assert untimed(run_study(TINY, tmp_path, subject=subject)) == untimed(whole)
@@ -147,6 +150,64 @@ def test_an_exact_pass_may_find_nothing_to_do(subject, tmp_path):
     records = {record.steps: record for record in run_study(design, tmp_path, subject=subject).records()}
     assert {record.failed for record in records.values()} == {None}
     assert records["P:0", "G:0"].points == records["P:0",].points
+
+
+def test_chains_without_hope_are_given_up_where_the_design_says_so(subject, tmp_path, monkeypatch):
+    measured = chainfx.study.unit.points_of
+
+    def ruined(stage, *rest):
+        """Quantization loses everything."""
+        found = measured(stage, *rest)
+        lost = stage.record.name == "quantize"
+        return tuple(dataclasses.replace(point, accuracy=-1.0) for point in found) if lost else found
+
+    monkeypatch.setattr(chainfx.study.unit, "points_of", ruined)
+    store = run_study(tiny(hopeless=0.5), tmp_path, subject=subject)
+    records = {" ".join(record.passes): record for record in store.records()}
+    given_up, before = records[f"{QUANTIZE} {PRUNE}"], records[QUANTIZE]
+    assert [name for name, record in records.items() if record.given_up] == [f"{QUANTIZE} {PRUNE}"]
+    assert (given_up.stage, given_up.points, given_up.seconds) == (before.stage, before.points, 0.0)
+    assert len(store.stages.records()) == 4 and given_up.trained == ""
+    assert before.trained == "all parameters, by the loss of the task, at a rate of 0.005, for 1 epochs"
+    line = "chains that lost more than 50.0% are not trained further"
+    assert line in str(store.design).splitlines() and line not in str(tiny())
+
+
+PROCESSES = """
+import json, os, sys
+from pathlib import Path
+import torch
+import chainfx
+from chainfx.study import StudyStore, Subject, run_study
+from chainfx.training import Trainer
+from tests.study.designs import tiny
+
+folder, kept, keep = Path(sys.argv[1]), [], StudyStore.keep
+StudyStore.keep = lambda self, record: kept.append(record.name) or keep(self, record)
+design = tiny()
+subject = Subject.of(design)
+subject.trainer(design.tuning, 1).on(chainfx.passes.Execution())  # accelerate makes the group
+rank = torch.distributed.get_rank()
+run_study(design, folder / "store", subject=subject, minutes=0.0)
+stopped = len(kept)
+run_study(design, folder / "store", subject=subject, minutes=10.0)
+(folder / str(rank)).write_text(json.dumps([stopped, len(kept)]))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_stage_together(subject, tmp_path):
+    script, root = tmp_path / "study.py", Path(__file__).parents[2]
+    script.write_text(PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "1"}
+    ended = subprocess.run(launch, check=False, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert [json.loads((tmp_path / name).read_text()) for name in "01"] == [[0, 5], [0, 0]]
+    store = StudyStore.open(tmp_path / "store")
+    assert all(record.failed is None and len(record.points) == 1 for record in store.records())
+    assert len(store.records()) == len(store.stages.records()) == 5
 
 
 def test_control_runs_the_same_arm_with_other_random_numbers(subject, tmp_path):

@@ -10,10 +10,10 @@ from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneReques
 from chainfx.scheduler import Stage, StageRunner
 from chainfx.study import ContrastedStudent, FreshStudent, Recovery, StudyTrainer, UntaughtStudent
 from chainfx.study.points import points_of
-from chainfx.training import Batches, Data
+from chainfx.training import Batches, Data, Trainer
 from chainfx.training.data import Images
 from tests.nets import graph_of, images, small_resnet
-from tests.trainers import FakeTrainer
+from tests.trainers import FakeTrainer, few_digits
 
 X = images(20)
 
@@ -53,6 +53,21 @@ def test_where_training_is_held_equal_every_request_is_the_same(graph_module):
         ]
         * 2
     )
+
+
+def test_what_is_trained_is_said_in_words(graph_module):
+    usual = Trainer(few_digits(), epochs=4)
+    paper, equal = (StudyTrainer(usual, training, 0.025, graph_module) for training in ("paper", "equal"))
+    student = TuneRequest(loss="kd", teacher=graph_module, from_scratch=True)
+    heads = TuneRequest(("a", "b"), loss="task", learning_rate=0.3)
+    rest = "for 4 epochs"
+    assert [paper.trained(each.plain()) for each in (student, TuneRequest(), heads)] == [
+        f"all parameters, by distillation, at a rate of 0.05, {rest}",
+        f"all parameters, by the loss of the task, at a rate of 0.005, {rest}",
+        f"2 tensors, the rest frozen, by the loss of the task, at a rate of 0.3, {rest}",
+    ]
+    same = f"all parameters, by distillation from the original network, at a rate of 0.025, {rest}"
+    assert {equal.trained(each.plain()) for each in (student, TuneRequest(), heads)} == {same}
 
 
 def test_the_fingerprint_tells_trainings_and_rates_apart(graph_module):
