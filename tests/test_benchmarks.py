@@ -118,12 +118,11 @@ def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
 
 
 @needs_kernels
-def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file, monkeypatch):
+def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file):
     pytest.importorskip("torchao")
     module = benchmark_file("bench_torchao")
     network, shape = module.network_of("gpt2 block", width=32, heads=2)
-    monkeypatch.setattr(module.peers, "compiled", module.peers.eager)
-    found = module.measure(network, shape, [1], 0.0, pt2e=False)
+    found = module.measure(network, shape, [1], 0.0, eager=True)
     assert found.errors["float"] == 0
     assert found.errors["chainfx dynamic"] == found.errors["alone dynamic"] > 0
     assert found.errors["chainfx weights"] == found.errors["alone weights"] > 0
