@@ -98,7 +98,14 @@ class Measured:
 
 
 def measure(
-    network: nn.Module, shape: Sequence[int], batches: Sequence[int], seconds: float, *, pt2e: bool
+    network: nn.Module,
+    shape: Sequence[int],
+    batches: Sequence[int],
+    seconds: float,
+    *,
+    configs: Sequence[str] = tuple(CONFIGS),
+    pt2e: bool = False,
+    eager: bool = False,
 ) -> Measured:
     """The times and errors of one network in all its forms."""
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))

@@ -115,6 +115,9 @@ def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
     taken, right = module.exits_taken(made.small, images, labels)
     assert right == float((made.small(images).argmax(1) == labels).double().mean()) == found["accuracies"]["chain"]
     assert set(taken.tolist()) <= set(range(len(made.small.segments)))
+    assert [line.split(":")[0] for line in module.profile(made.small, images).splitlines()] == [
+        f"segment {index}" for index in range(len(made.small.segments))
+    ]
 
 
 @needs_kernels
