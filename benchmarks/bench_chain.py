@@ -26,6 +26,7 @@ import peers
 import torch
 from chain_artefact import WORK, Artefact, Recipe, make, test_images
 from peers import Call, Peer
+from profile_peers import Timed
 from torch import Tensor, nn
 
 import chainfx
@@ -118,6 +119,24 @@ def in_shares(taken: Tensor, rates: Sequence[float], count: int) -> Tensor:
     return torch.cat([found.repeat(count)[:number] for found, number in zip(places, numbers.tolist(), strict=True)])
 
 
+def profile(small: CompressedModel, images: Tensor, runs: int = 3, shown: int = 5) -> str:
+    """Milliseconds of each segment with all images, and its slowest nodes; nothing leaves in between."""
+    lines, values = [], [images]
+    with torch.no_grad():
+        for index, segment in enumerate(small.segments):
+            timed = Timed(segment)
+            timed.run(*values)
+            timed.seconds.clear()
+            for _ in range(runs):
+                outputs = timed.run(*values)
+            times = {name: seconds / runs * 1e3 for name, seconds in timed.seconds.items()}
+            slowest = sorted(times, key=times.__getitem__, reverse=True)[:shown]
+            parts = ", ".join(f"{name} {times[name]:.1f}" for name in slowest)
+            lines.append(f"segment {index}: {sum(times.values()):.1f} ms, of which {parts}")
+            values = outputs[2:] if isinstance(outputs, tuple) else []
+    return "\n".join(lines)
+
+
 def _on(peer: Peer, images: Tensor, batch: int) -> Call:
     """A call that answers all images: in one batch, or one after another where the batch is 1."""
     if batch > 1:
@@ -154,10 +173,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--profile", action="store_true", help="where a batch spends its time in the chain, no more")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     artefact = make(Recipe(), options.data, options.work, options.images)
+    if options.profile:
+        print(profile(artefact.small, test_images(options.data, max(options.batches))[0]))
+        return
     measured = measure(artefact, *test_images(options.data, options.tested), options)
     print(json.dumps(measured.to_dict()) if options.json else measured)
 

@@ -12,13 +12,14 @@ but for what is quantized, one thread, in turns:
 
 With ``--pt2e``: ``alone pt2e``, quantized by torchao's PT2E for x86, and ``chainfx pt2e``, by
 ``PostTrainingQuantize(7, 8)`` on the engine ``pt2e``; and ``chainfx int8``, the same on the engine ``int8``. These
-quantize activations beforehand. *error*: the norm of the difference to the float network's answers over that of these.
+quantize activations beforehand. *error*: the norm of the difference to the float network's answers over that of these,
+in the last batch size.
 """
 
 import argparse
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,37 +98,48 @@ class Measured:
 
 
 def measure(
-    network: nn.Module, shape: Sequence[int], batches: Sequence[int], seconds: float, *, pt2e: bool
+    network: nn.Module,
+    shape: Sequence[int],
+    batches: Sequence[int],
+    seconds: float,
+    *,
+    configs: Sequence[str] = tuple(CONFIGS),
+    pt2e: bool = False,
+    eager: bool = False,
 ) -> Measured:
     """The times and errors of one network in all its forms."""
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
-    forms = _forms(network, x, pt2e=pt2e)
+    forms = _forms(network, x, configs, pt2e=pt2e, ready=peers.eager if eager else peers.compiled)
     latencies = []
     with torch.no_grad():
-        errors = {name: _error(ready(x)(), network(x)) for name, ready in forms.items()}
         for batch in batches:
             given = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
-            latencies += time_in_turns({name: ready(given) for name, ready in forms.items()}, batch, seconds)
+            calls = {name: ready(given) for name, ready in forms.items()}
+            errors = {name: _error(call(), network(given)) for name, call in calls.items()}
+            latencies += time_in_turns(calls, batch, seconds)
     return Measured(BenchReport(machine_facts(), tuple(forms), tuple(latencies)), errors)
 
 
-def _forms(network: nn.Module, x: Tensor, *, pt2e: bool) -> dict[str, Peer]:
+def _forms(
+    network: nn.Module, x: Tensor, configs: Sequence[str], *, pt2e: bool, ready: Callable[[nn.Module], Peer]
+) -> dict[str, Peer]:
     """The network by torchao alone and by chainfx, and as it is."""
     import torchao.quantization
 
     forms: dict[str, Peer] = {}
-    for name, config in CONFIGS.items():
+    for name in configs:
+        config = CONFIGS[name]
         alone = copy.deepcopy(network)
         torchao.quantization.quantize_(alone, getattr(torchao.quantization, config)())
-        forms[f"alone {name}"] = peers.compiled(alone)
+        forms[f"alone {name}"] = ready(alone)
         small = chainfx.compile(network, [TorchaoQuantize(f"{config}()")], example_inputs=x)
-        forms[f"chainfx {name}"] = peers.compiled(small)
+        forms[f"chainfx {name}"] = ready(small)
     if pt2e:
         small = chainfx.compile(network, [PostTrainingQuantize(7, 8)], example_inputs=x, calibration=[x])
         forms["alone pt2e"] = peers.compiled(peers.by_torchao(network, x))
         forms["chainfx pt2e"] = peers.eager(small.lower("pt2e"))
         forms["chainfx int8"] = peers.eager(small)
-    return {**forms, "float": peers.compiled(network)}
+    return {**forms, "float": ready(network)}
 
 
 def _error(given: Tensor, exact: Tensor) -> float:
@@ -139,13 +151,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="chainfx and torchao beside torchao alone.")
     parser.add_argument("--networks", nargs="+", default=["vit_b_16", "gpt2 block"], choices=["vit_b_16", "gpt2 block"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--configs", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    parser.add_argument("--eager", action="store_true", help="compile nothing but what is for pt2e")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--pt2e", action="store_true", help="static quantization too, which takes minutes to compile")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    found = {name: measure(*network_of(name), given.batches, given.seconds, pt2e=given.pt2e) for name in given.networks}
+    found = {
+        name: measure(
+            *network_of(name), given.batches, given.seconds, configs=given.configs, pt2e=given.pt2e, eager=given.eager
+        )
+        for name in given.networks
+    }
     if given.json:
         print(json.dumps({name: each.to_dict() for name, each in found.items()}))
         return

@@ -77,13 +77,15 @@ def peers_of(
 
 def compiled(network: nn.Module) -> Peer:
     """By ``torch.compile``, for each shape by itself, with weights taken as constants."""
+    import torch._dynamo.config
     from torch._inductor import config
 
     compiling: Any = torch.compile  # typed for functions, it gives a module for a module
     form = compiling(network, dynamic=False)
 
     def ready(x: Tensor) -> Call:
-        with config.patch(freezing=True):
+        # several networks of one class and several shapes are compiled here, more than torch takes of one function
+        with config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=64):
             form(x)
         return partial(form, x)
 

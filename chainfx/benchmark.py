@@ -42,7 +42,8 @@ def bench(
         compiled: ``False`` leaves all as it is.
 
     Raises:
-        InputError: for batch sizes below 1, or samples that are not what the network takes.
+        InputError: for batch sizes below 1, samples that are not what the network takes, or another network that takes
+            other inputs.
 
     Example:
         >>> import torch, chainfx
@@ -56,6 +57,8 @@ def bench(
         raise InputError(f"batches is {list(batches)!r}; give whole numbers of at least 1.")
     small = model if isinstance(model, CompressedModel) else load(model)
     given = _given(small, samples)
+    if against is not None:
+        _check_takes(against, given)
     contenders = _contenders(small, against, compiled)
     latencies: list[Latency] = []
     with torch.no_grad():
@@ -77,6 +80,20 @@ def _given(small: CompressedModel, samples: Tensor | Sequence[Tensor] | None) ->
     if len({len(x) for x in given}) != 1 or not len(given[0]):
         raise InputError("samples must have at least one row each, and as many in all inputs.")
     return given
+
+
+def _check_takes(against: nn.Module, given: tuple[Tensor, ...]) -> None:
+    """Raise for a network that one sample of the inputs does not fit, before anything is compiled."""
+    try:
+        with torch.no_grad():
+            against(*(x[:1] for x in given))
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        shapes = ", ".join(str(tuple(x.shape[1:])) for x in given)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"against does not take what the compressed network takes, samples of shape {shapes}: {reason}; "
+            f"give a network with the same inputs."
+        ) from error
 
 
 def _random(example: Tensor, generator: torch.Generator) -> Tensor:

@@ -41,7 +41,7 @@ def test_batches_are_taken_from_the_samples_in_turn(small):
     samples = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 1, 8, 8).contiguous()
     report = chainfx.bench(small, Seen(), samples=samples, batches=[2, 4], seconds=0.0, compiled=False)
     assert report.facts["inputs"] == "3 samples"
-    assert batches[:2] == [[0.0, 1.0], [0.0, 1.0]]
+    assert batches[:3] == [[0.0], [0.0, 1.0], [0.0, 1.0]]  # the first shows that it takes them
     assert [0.0, 1.0, 2.0, 0.0] in batches
 
 
@@ -56,6 +56,16 @@ def test_samples_must_be_there(small):
     with pytest.raises(InputError) as caught:
         chainfx.bench(small, samples=images(0))
     assert str(caught.value) == "samples must have at least one row each, and as many in all inputs."
+
+
+def test_another_network_takes_the_same_inputs(small):
+    with pytest.raises(InputError) as caught:
+        chainfx.bench(small, torch.nn.Linear(5, 2), batches=[1])
+    start, end = (
+        "against does not take what the compressed network takes, samples of shape (1, 8, 8): ",
+        "; give a network with the same inputs.",
+    )
+    assert str(caught.value) == start + "mat1 and mat2 shapes cannot be multiplied (8x8 and 5x2)" + end
 
 
 def test_the_command_line_times_a_saved_network(small, tmp_path):

@@ -116,15 +116,17 @@ def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
     taken, right = module.exits_taken(made.small, images, labels)
     assert right == float((made.small(images).argmax(1) == labels).double().mean()) == found["accuracies"]["chain"]
     assert set(taken.tolist()) <= set(range(len(made.small.segments)))
+    assert [line.split(":")[0] for line in module.profile(made.small, images).splitlines()] == [
+        f"segment {index}" for index in range(len(made.small.segments))
+    ]
 
 
 @needs_kernels
-def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file, monkeypatch):
+def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file):
     pytest.importorskip("torchao")
     module = benchmark_file("bench_torchao")
     network, shape = module.network_of("gpt2 block", width=32, heads=2)
-    monkeypatch.setattr(module.peers, "compiled", module.peers.eager)
-    found = module.measure(network, shape, [1], 0.0, pt2e=False)
+    found = module.measure(network, shape, [1], 0.0, eager=True)
     assert found.errors["float"] == 0
     assert found.errors["chainfx dynamic"] == found.errors["alone dynamic"] > 0
     assert found.errors["chainfx weights"] == found.errors["alone weights"] > 0
