@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainfx.coding import CODERS, Reader, coded_bytes, decode_tensor, encode_tensor, huffman, varint
+from chainfx.coding import CODERS, Reader, arithmetic, coded_bytes, decode_tensor, encode_tensor, huffman, varint
 from chainfx.coding.places import FORMS, decode_places, places_by_form
 from chainfx.errors import ArtifactError
 
@@ -87,6 +87,14 @@ def test_neighbours_that_are_there_make_an_element_likelier():
     """Blocks of 4 x 4 in places that are drawn: the entropy of each element alone is no bound."""
     kept = np.kron(np.random.default_rng(0).random((40, 50)) < 0.2, np.ones((4, 4))) > 0
     assert len(places_by_form(kept, adaptive=True)["shares"]) < 0.7 * entropy(kept.reshape(-1)) / 8
+
+
+def test_the_trust_of_fewest_bytes_is_found_for_small_matrices_alone(monkeypatch):
+    kept = np.random.default_rng(0).random((30, 90)) < np.random.default_rng(1).random((30, 1))
+    assert arithmetic.encode_places(kept)[0] == 4  # rows that differ are worth more than the share of the whole
+    monkeypatch.setattr(arithmetic, "_SMALL", kept.size - 1)
+    data = arithmetic.encode_places(kept)
+    assert data[0] == 64 and np.array_equal(arithmetic.decode_places(Reader(data), *kept.shape), kept)
 
 
 def test_a_matrix_of_too_many_diagonals_has_no_shares():
