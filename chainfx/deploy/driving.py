@@ -36,7 +36,7 @@ def _outside(function: _F, inner: _FrameAction = _FrameAction.DEFAULT) -> _F:
     return function
 
 
-def run_segments(segments: Sequence[nn.Module], thresholds: Sequence[float], inputs: Sequence[Tensor]) -> Any:
+def run_segments(segments: nn.ModuleList, thresholds: Sequence[float], inputs: Sequence[Tensor]) -> Any:
     """What a network gives that was cut into segments: one more than it has thresholds, at which samples leave."""
     if thresholds:
         return _run_staged(segments, thresholds, inputs)
@@ -44,7 +44,7 @@ def run_segments(segments: Sequence[nn.Module], thresholds: Sequence[float], inp
 
 
 @_outside
-def _run_staged(segments: Sequence[nn.Module], thresholds: Sequence[float], inputs: Sequence[Tensor]) -> Tensor:
+def _run_staged(segments: nn.ModuleList, thresholds: Sequence[float], inputs: Sequence[Tensor]) -> Tensor:
     """Logits (N, classes): those of the first exit that is sure enough of a sample, or of the last segment."""
     rows, values = torch.arange(len(inputs[0]), device=inputs[0].device), list(inputs)
     answers: Tensor | None = None
@@ -75,7 +75,9 @@ def _any_batch() -> AbstractContextManager[object]:
     """Let graphs that are made meanwhile take single samples too, if other batches are as free."""
     from torch.fx.experimental import _config
 
-    found: AbstractContextManager[object] = _config.patch(backed_size_oblivious=True)
+    found: AbstractContextManager[object] = _config.patch(  # type: ignore[attr-defined]  # torch puts it there
+        backed_size_oblivious=True
+    )
     return found
 
 
