@@ -43,6 +43,14 @@ def test_outputs_are_replaced_added_and_removed():
     assert "InputError: 'no/such' does not exist" in refreshed(command)
 
 
+def test_an_example_that_needs_what_is_not_there_stays_as_it_is():
+    page = "```python needs no_such_package\n1 / 0\n```\n\n```text\nold\n```\n"
+    assert refreshed(page) == page
+    assert refreshed(page.replace("no_such_package", "torch").replace("1 / 0", "print(1)")) == (
+        "```python needs torch\nprint(1)\n```\n\n```text\n1\n```\n"
+    )
+
+
 def test_an_example_that_fails_is_an_error():
     with pytest.raises(ZeroDivisionError):
         refreshed("```python\n1 / 0\n```\n")

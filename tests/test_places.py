@@ -11,6 +11,7 @@ from torch import nn
 
 import chainfx
 from chainfx.passes import (
+    Bf16,
     Distill,
     EarlyExit,
     Encode,
@@ -118,6 +119,7 @@ CHAINS = {
     "spatial": [LowRank(macs=0.8, scheme="spatial"), PruneChannels(0.3, round_to=2)],
     "coded": [PruneWeights(0.5), ShareWeights(3), Encode()],
     "before quantizing": [OptimizeGraph(), PostTrainingQuantize()],
+    "half": [Fuse(), Bf16()],
     "folded": [Fuse(), PruneChannels(macs=0.6, scope="global", importance="activation", compensate=True)],
 }
 

@@ -4,12 +4,17 @@ Usage: .venv/bin/python tools/update_docs.py
 
 The ``python`` blocks of a page are one script, run from top to bottom; the lines of a ``console`` block that begin with
 ``$ chainfx`` are commands, run in the same empty folder. What a block prints stands in a ``text`` block below it.
+
+A block that begins with ``python needs torchao g++`` is run only where all these packages and programs are there. Else
+it and what it printed stay as they are.
 """
 
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,20 +24,28 @@ from typer.testing import CliRunner
 from chainfx.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
-_EXAMPLE = re.compile(r"```(python|console)\n(.*?)```\n(?:\n```text\n.*?```\n)?", flags=re.DOTALL)
+_EXAMPLE = re.compile(r"```(python|console)((?: needs [^\n]*)?)\n(.*?)```\n(?:\n```text\n.*?```\n)?", flags=re.DOTALL)
 
 
 def refreshed(page: str, name: str = "page") -> str:
     """The text of a page with the output of all its examples as it is now."""
     namespace: dict[str, Any] = {"__name__": name}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        return _EXAMPLE.sub(lambda found: _example(found[1], found[2], namespace), page)
+        return _EXAMPLE.sub(lambda found: _example(found, namespace), page)
 
 
-def _example(language: str, code: str, namespace: dict[str, Any]) -> str:
+def _example(found: re.Match[str], namespace: dict[str, Any]) -> str:
+    language, needs, code = found.groups()
+    if not all(map(_is_there, needs.split()[1:])):
+        return found[0]
     output = _python(code, namespace) if language == "python" else _commands(code)
     shown = f"\n```text\n{output.rstrip()}\n```\n" if output.strip() else ""
-    return f"```{language}\n{code}```\n{shown}"
+    return f"```{language}{needs}\n{code}```\n{shown}"
+
+
+def _is_there(needed: str) -> bool:
+    """Whether a package can be imported, or a program be called."""
+    return importlib.util.find_spec(needed) is not None or shutil.which(needed) is not None
 
 
 def _python(code: str, namespace: dict[str, Any]) -> str:

@@ -43,9 +43,9 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
     """The format of the elements of every node that holds tensors, after ``propagate_shapes``, in one forward pass.
 
     Quantizers give their literal bits, as shifts where weights are powers of two; moving values, masking, max-pooling,
-    ReLU and dropout keep the (widest) format of their tensor inputs; everything else gives the width of its dtype,
-    which is FLOAT32 for ordinary networks. Raises :class:`CostError` on a quantizer whose bits are not a literal whole
-    number of at least 1.
+    ReLU and dropout keep the (widest) format of their tensor inputs; everything else, a cast of floating point numbers
+    included, gives the width of its dtype, which is FLOAT32 for ordinary networks. Raises :class:`CostError` on a
+    quantizer whose bits are not a literal whole number of at least 1.
     """
     formats: dict[Node, Format] = {}
     for node in graph_module.graph.nodes:
@@ -60,8 +60,15 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
             formats[node] = Format(literal(node, 2, "bits"), formats[node.all_input_nodes[0]].kind)
             continue
         incoming = [formats[source] for source in _moved(graph_module, node) if source in formats]
-        formats[node] = widest(incoming) if incoming else format_of_dtype(tensors[0].dtype)
+        stored = format_of_dtype(tensors[0].dtype)
+        formats[node] = widest(incoming) if incoming and not _is_cast(node, incoming) else stored
     return formats
+
+
+def _is_cast(node: Node, incoming: Sequence[Format]) -> bool:
+    """Whether a node turns floating point numbers of one type into another; levels of a quantizer stay levels."""
+    given = {dtype for source in node.all_input_nodes for dtype in _dtypes(source)}
+    return given.isdisjoint(_dtypes(node)) and all(each.kind == "float" for each in incoming)
 
 
 def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:

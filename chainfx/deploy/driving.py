@@ -73,9 +73,11 @@ def _run(segment: nn.Module, values: Sequence[Tensor]) -> Any:
 
 def _any_batch() -> AbstractContextManager[object]:
     """Let graphs that are made meanwhile take single samples too, if other batches are as free."""
-    import torch.fx.experimental._config as options
+    from torch.fx.experimental import _config
 
-    found: AbstractContextManager[object] = getattr(options, "patch")(backed_size_oblivious=True)  # noqa: B009  # not in its types
+    found: AbstractContextManager[object] = _config.patch(  # type: ignore[attr-defined]  # torch puts it there
+        backed_size_oblivious=True
+    )
     return found
 
 

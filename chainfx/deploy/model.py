@@ -19,7 +19,7 @@ from chainfx.deploy.lower import to_codes
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.artifact import dtype_of, is_coded, load_graph, make_folder, read_document, save_graph, write_document
 from chainfx.ir.capture import Signature
-from chainfx.ir.graph import check_rules, exits_of, layers_of
+from chainfx.ir.graph import casts_follow_weights, check_rules, exits_of, layers_of
 from chainfx.scheduler import ChainReport
 
 __all__ = ["CompressedModel", "load"]
@@ -114,7 +114,10 @@ class CompressedModel(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch says nothing of its types
         self.example_inputs = tuple(map(fn, self.example_inputs))
         self.signature = self.signature.with_dtypes_of(self.example_inputs)
-        if _place_of(self.graph_module) != before:  # weights are decoded in the new precision, as after load
+        after = _place_of(self.graph_module)
+        if len({dtype for _, dtype in after}) == 1:
+            casts_follow_weights(self.graph_module)
+        if after != before:  # weights are decoded in the new precision, as after load
             self._place_segments("float" if self.engine == "float" else "auto")
         return self
 
@@ -226,10 +229,10 @@ class CompressedModel(nn.Module):
         return tuple(mark.name for mark in exits_of(self.graph_module))
 
 
-def _place_of(graph_module: GraphModule) -> tuple[torch.device, torch.dtype] | None:
-    """The device and the type of the first tensor of floating point numbers of a network."""
+def _place_of(graph_module: GraphModule) -> frozenset[tuple[torch.device, torch.dtype]]:
+    """The devices and the types of the tensors of floating point numbers of a network."""
     tensors = itertools.chain(graph_module.parameters(), graph_module.buffers())
-    return next(((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point()), None)
+    return frozenset((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point())
 
 
 def _check_finite(signature: Signature, inputs: Sequence[Tensor]) -> None:

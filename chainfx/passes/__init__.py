@@ -18,6 +18,7 @@ from chainfx.passes.base import (
     task_of,
     trainer_on,
 )
+from chainfx.passes.bf16 import Bf16
 from chainfx.passes.distill import Distill
 from chainfx.passes.early_exit import EarlyExit
 from chainfx.passes.encode import Encode
@@ -40,6 +41,7 @@ from chainfx.passes.torchao_quantize import TorchaoQuantize
 __all__ = [
     "NEEDS",
     "Answers",
+    "Bf16",
     "Distill",
     "EarlyExit",
     "Encode",

@@ -41,9 +41,10 @@ class TorchaoQuantize(Pass):
                                      linear(x, <torchao_weight>, bias)
 
     ``config`` is a configuration of torchao, such as ``torchao.quantization.Int8WeightOnlyConfig()``, or its text,
-    ``"Int8WeightOnlyConfig()"``, which is what a recipe holds. Torchao computes the codes, and its kernels run the
-    layer: answers are those of ``quantize_`` on the model, bit for bit. Such a network runs on the float engine, where
-    ``torch.compile`` works on it as on any that torchao made.
+    ``"Int8WeightOnlyConfig()"``, which is what a recipe holds; where torchao is installed, a text that is no
+    configuration is refused at once. Torchao computes the codes, and its kernels run the layer: answers are those of
+    ``quantize_`` on the model, bit for bit. Such a network runs on the float engine, where ``torch.compile`` works on
+    it as on any that torchao made.
 
     The counter takes the widths of weights, and of inputs that kernels round at each call (*dynamic* configurations),
     from the call. Stored are the parts as torchao lays them out, and a text that is read, never executed; a tensor that
@@ -84,6 +85,8 @@ class TorchaoQuantize(Pass):
                     f"{self.info.name}: {error}, so that a recipe could not hold the configuration; give one of "
                     f"torchao.quantization without tensors, or its text, such as 'Int8WeightOnlyConfig()'."
                 ) from error
+        elif _is_installed():
+            self._read()
 
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Put tensors of torchao in the place of the weights."""
@@ -113,7 +116,7 @@ class TorchaoQuantize(Pass):
 
     def _read(self) -> Any:
         """The configuration; raises :class:`PassError` without torchao, and for a text that is none."""
-        if importlib.util.find_spec("torchao") is None:
+        if not _is_installed():
             raise PassError(
                 f"{self.info.name}: this pass needs the package torchao, which is not installed; "
                 f"run pip install 'chainfx[torchao]'."
@@ -176,6 +179,10 @@ class TorchaoQuantize(Pass):
                 f"{100 * convolved // (convolved + linear)} % of the multiplications of this network are in "
                 f"convolutions, which would stay in float; {_ALTERNATIVE}."
             )
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("torchao") is not None
 
 
 def _obstacle(layer: Layer) -> str:

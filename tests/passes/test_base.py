@@ -7,6 +7,7 @@ import torch
 
 from chainfx.errors import PassError
 from chainfx.passes import (
+    Bf16,
     Distill,
     EarlyExit,
     Encode,
@@ -34,6 +35,7 @@ PASSES = [
     EarlyExit(exits=("a", "b"), threshold=0.5),
     Fuse(),
     OptimizeGraph(),
+    Bf16(skip=("fc.*",)),
     LowRank(macs=0.5, scheme="spatial", skip=("fc",)),
     PruneHeads(0.25, width_ratio=0.1, importance="l2"),
     PruneWeights(pattern="2:4", rounds=3),
@@ -71,6 +73,7 @@ def test_the_passes_declare_what_the_paper_says():
         "share-weights": (Kind.STATIC, Granularity.SUB_NEURON),
         "encode": (Kind.STATIC, Granularity.BIT),
         "post-training-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
+        "bf16": (Kind.STATIC, Granularity.BIT),
         "optimize-graph": (Kind.STATIC, Granularity.LAYER),
         "torchao-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
     }
@@ -94,7 +97,7 @@ def test_unknown_options_and_names():
         registry.get_pass("quantise")
     assert str(caught.value) == (
         "there is no pass named 'quantise'; did you mean 'quantize'? "
-        "installed are distill, early-exit, encode, fuse, low-rank, optimize-graph, post-training-quantize, "
+        "installed are bf16, distill, early-exit, encode, fuse, low-rank, optimize-graph, post-training-quantize, "
         "prune-channels, prune-heads, prune-weights, quantize, share-weights, torchao-quantize."
     )
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from chainfx import zoo
 from chainfx.passes import (
+    Bf16,
     Distill,
     EarlyExit,
     Encode,
@@ -47,6 +48,7 @@ PASSES = [
     Quantize(4, 4, granularity="tensor"),
     ShareWeights(1),
     Encode(),
+    Bf16(),
 ]
 NETS = {
     "resnet": (lambda: small_resnet((2, 2)), 1, 8),
@@ -102,7 +104,7 @@ OF_WEIGHTS = [
     *(PruneHeads(0.5), PruneHeads(0.0), PruneHeads(0.5, skip=("k",)), PruneHeads(0.25, width_ratio=0.5)),
     *(PostTrainingQuantize(4, 8), PostTrainingQuantize(8, 32), PostTrainingQuantize(32, 8)),
     *(ShareWeights(3, biases=True), ShareWeights(2, rounds=2), ShareWeights(budget=4.0, skip=("k",))),
-    *(Quantize(1, 2), Quantize(32, 8), Quantize(4, 32, first=None, last=32, skip=("enter",))),
+    *(Quantize(1, 2), Quantize(32, 8), Quantize(4, 32, first=None, last=32, skip=("enter",)), Bf16()),
 ]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from chainfx.ir.graph import verify
 from chainfx.passes import (
+    Bf16,
     Distill,
     EarlyExit,
     Encode,
@@ -376,6 +377,9 @@ CASES = [
     Case("a-norm-before-a-layer", OptimizeGraph(), NormedTokens, VECTORS),
     Case("a-masked-pair-stays", OptimizeGraph(), Narrowed, WIDE, (PruneWeights(0.5),), unchanged=True),
     Case("nothing-to-do", OptimizeGraph(), Plain, unchanged=True),
+    Case("a-layer-left-out", Bf16(skip=("b",)), Plain),
+    Case("two-layers-that-read-one-cast", Bf16(), Joined, WIDE),
+    Case("quantized-layers-stay", Bf16(), Vectors, VECTORS, (Quantize(4, 4),), unchanged=True),
     Case("codes-and-scales-of-torchao", TorchaoQuantize("Int8WeightOnlyConfig()", skip=("b",)), Vectors, VECTORS),
     Case("in-the-place-of-quantizers", TorchaoQuantize("Int8WeightOnlyConfig()"), Vectors, VECTORS, (Quantize(4, 4),)),
     Case("blocks-of-a-residual-network", Distill(depth=(1,)), Residual, trainer=True),

@@ -145,12 +145,6 @@ def test_layers_that_are_masked_or_convolve_stay_and_are_named():
     ("config", "message"),
     [
         (
-            "Int8DynamicActivationInt8WeightConfig()",
-            "torchao-quantize: Int8DynamicActivationInt8WeightConfig() is dynamic and works on linear layers alone, "
-            "but 99 % of the multiplications of this network are in convolutions, which would stay in float; use "
-            "PostTrainingQuantize(), which quantizes convolutions too.",
-        ),
-        (
             "Int8Config()",
             "torchao-quantize: config='Int8Config()' cannot be read: torchao has no 'Int8Config'; give a configuration "
             "of torchao.quantization, such as 'Int8WeightOnlyConfig()'.",
@@ -173,10 +167,22 @@ def test_layers_that_are_masked_or_convolve_stay_and_are_named():
         ),
     ],
 )
-def test_what_is_refused(config, message):
+def test_a_text_that_is_no_configuration_is_refused_when_the_pass_is_made(config, message):
     with pytest.raises(PassError) as caught:
-        chainfx.compile(small_resnet(), [TorchaoQuantize(config)], example_inputs=images())
+        TorchaoQuantize(config)
     assert str(caught.value).splitlines()[0] == message
+
+
+@needs_torchao
+def test_a_dynamic_configuration_is_refused_for_a_convolutional_network():
+    one = TorchaoQuantize("Int8DynamicActivationInt8WeightConfig()")
+    with pytest.raises(PassError) as caught:
+        chainfx.compile(small_resnet(), [one], example_inputs=images())
+    assert str(caught.value).splitlines()[0] == (
+        "torchao-quantize: Int8DynamicActivationInt8WeightConfig() is dynamic and works on linear layers alone, but "
+        "99 % of the multiplications of this network are in convolutions, which would stay in float; use "
+        "PostTrainingQuantize(), which quantizes convolutions too."
+    )
 
 
 @needs_torchao

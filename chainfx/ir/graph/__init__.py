@@ -2,6 +2,7 @@
 
 from chainfx.ir.graph import edit, ops
 from chainfx.ir.graph.affine import BATCH_NORMS, affine_of
+from chainfx.ir.graph.casts import cast_layer, casts_follow_weights
 from chainfx.ir.graph.checks import check_answers, check_rules, verify
 from chainfx.ir.graph.content import content_hash
 from chainfx.ir.graph.depthwise import DEPTHWISE
@@ -114,6 +115,8 @@ __all__ = [
     "assign_",
     "call_operator",
     "called",
+    "cast_layer",
+    "casts_follow_weights",
     "changes_in_place",
     "changes_what_is_used",
     "check_answers",
