@@ -129,6 +129,29 @@ def test_the_claim_of_latency_is_tested_by_both_batch_sizes(tmp_path):
     assert claim.outcome == "contradicted"
 
 
+def test_the_claim_of_latency_is_about_pairs_that_a_larger_grid_decides(tmp_path):
+    def steadily(letters, seed):
+        return 1.0
+
+    reduced = analyse(filled(tmp_path / "reduced", design(measured=True, cases=1), steadily, timed=timed))
+    whole = analyse(filled(tmp_path / "whole", design(), further))
+    for results in ([reduced, whole], [whole, reduced]):
+        (claim,) = (each for each in claims_on(results) if each.name == "stable under measured latency")
+        assert [test.what.partition(" is")[0] for test in claim.tests] == ["PQ", "PE"] * 2
+    (alone,) = (each for each in claims_on([reduced]) if each.name == "stable under measured latency")
+    assert alone.outcome == "not tested"
+
+
+def test_records_of_former_versions_carry_less(tmp_path):
+    study = design(measured=True)
+    store = filled(tmp_path, study, further, timed=timed)
+    for record in store.records():
+        less = [{name: point.measured[name] for name in ("bytes", "memory")} for point in record.points]
+        points = [dataclasses.replace(point, measured=of) for point, of in zip(record.points, less, strict=True)]
+        store.keep(dataclasses.replace(record, points=tuple(points)))
+    assert {*analyse(store).verdicts[0].also} == {"strict", "storage", "bytes", "memory", "test set"}
+
+
 def test_designs_say_what_verdicts_are_about():
     assert "primary endpoint: time of 64 samples, mean of" in str(tiny(measured=True, endpoint="latency-64"))
     assert Design.from_dict(tiny(measured=True).to_dict()).measured
