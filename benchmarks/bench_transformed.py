@@ -1,8 +1,8 @@
 """Transformed graphs in milliseconds: the original, each pass alone and the chain, by eager, compiled and int8.
 
-Run with ``pytest benchmarks/bench_transformed.py`` (``-k "chain and batch1-"`` for a part); ``--benchmark-save NAME``
-keeps a run, and ``--benchmark-compare`` puts a later one beside it. The network is a ResNet-18 for 32 x 32 images with
-random weights, which changes no time.
+Run with ``pytest benchmarks/bench_transformed.py`` (``-k "chain and not batch64"`` for a part);
+``--benchmark-save NAME`` keeps a run, and ``--benchmark-compare`` puts a later one beside it. The network is a
+ResNet-18 for 32 x 32 images with random weights, which changes no time.
 """
 
 from functools import cache
