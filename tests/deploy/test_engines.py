@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 import chainfx
+from chainfx import zoo
 from chainfx.deploy import CompressedModel, Machine
 from chainfx.deploy.integers.layers import IntegerLayer
 from chainfx.errors import InputError
 from chainfx.passes import EarlyExit, Fuse, PassContext, PostTrainingQuantize, Quantize
+from chainfx.training import Trainer, digits
 from tests.deploy.integers.nets import NARROW, distance, on_integers, quantized, rows_of, run
 from tests.nets import images, small_resnet
 
@@ -44,6 +46,21 @@ def test_auto_takes_integers_where_a_layer_can_run_in_them(network, x):
     assert rows_of(small)["fc"][0] == "float"
     exact = run(copy.deepcopy(network).double(), x.double())
     assert distance(run(small, x), exact) <= max(1e-5, 2 * distance(run(network, x), exact))
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_integers_move_no_more_answers_of_a_trained_network_than_float32_does():
+    """Of real images beside float64; that layers are exact one by one is tested in ``integers/test_rewriting.py``."""
+    torch.manual_seed(0)
+    trainer, net = Trainer(digits(), epochs=5, batch_size=32), zoo.resnet((1, 1), 8, in_channels=1)
+    trainer.fit(net)
+    batches = [inputs for (inputs,) in trainer.calibration]
+    x = torch.cat([inputs for (inputs,), _ in trainer.validation])
+    small = chainfx.compile(net.eval(), [PostTrainingQuantize(7, 8)], example_inputs=x[:2], calibration=batches)
+    exact = run(copy.deepcopy(small.graph_module).double(), x.double()).argmax(1)
+    moved = {engine: int((run(small.lower(engine), x).argmax(1) != exact).sum()) for engine in ("int8", "float")}
+    assert moved["int8"] <= moved["float"] and len(x) == 144 and len(exact.unique()) > 4
 
 
 def test_with_vnni_every_layer_runs_in_integers(network, x):
