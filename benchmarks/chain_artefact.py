@@ -44,7 +44,7 @@ class Recipe:
     @property
     def passes(self) -> list[Pass]:
         """The passes; the last one adds the exits."""
-        quantize = Quantize(weights=1, activations=8, first=7, last=7)  # of 8 bits they would need VNNI
+        quantize = Quantize(weights=1, activations=8)
         return [Distill(depth=self.student), PruneChannels(self.ratio), quantize, EarlyExit(self.exits)]
 
     def network(self) -> nn.Module:

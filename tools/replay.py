@@ -68,7 +68,9 @@ HIDDEN = ("seconds", "fingerprint", "parent", "report", "revision", "surrounding
 
 def cases() -> Iterator[tuple[str, Callable[[], dict[str, str]]]]:
     """Every case by name, with the function that gives its hashes."""
-    for name in (name for name in zoo.NETWORKS if name not in ("resnet", "vgg", "lenet5", "lenet_300_100", "mlp", "gru", "vit")):
+    for name in (
+        name for name in zoo.NETWORKS if name not in ("resnet", "vgg", "lenet5", "lenet_300_100", "mlp", "gru", "vit")
+    ):
         yield f"zoo.{name}", lambda name=name: network(_seeded(getattr(zoo, name)), 32)
     for name in TORCHVISION:
         size = 299 if name == "inception_v3" else 224
