@@ -68,6 +68,7 @@ def test_peers_answer_as_the_network_does(benchmark_file, tmp_path):
             assert float((given - exact).norm() / exact.norm()) < (0.1 if "int8" in name else 1e-5), name
 
 
+@pytest.mark.slow
 def test_peers_are_timed_beside_the_integer_engine(benchmark_file, monkeypatch, capsys):
     module = benchmark_file("bench_peers")
     monkeypatch.setattr(module, "network_of", lambda name: tiny())
@@ -140,6 +141,7 @@ def test_integers_are_timed_beside_float(benchmark_file):
     assert [each.network for each in report.latencies] == ["int8", "float", "eager"]
 
 
+@pytest.mark.slow
 def test_engines_are_compared_with_float64(benchmark_file, monkeypatch, capsys):
     module = benchmark_file("bench_agreement")
     monkeypatch.setattr(module, "NETWORKS", {"tiny": tiny})
@@ -164,6 +166,7 @@ def test_a_row_of_training_has_both_rates(benchmark_file, monkeypatch, capsys):
     assert float(ratio) == pytest.approx(float(ours) / float(hand), rel=0.1)
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_the_integer_engine(benchmark_file, cifar, monkeypatch, capsys):
     module = benchmark_file("bench_quantization")
     data = module.load(cifar, 16, 20)

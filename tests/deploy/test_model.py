@@ -198,7 +198,7 @@ def test_a_staged_network_has_at_most_two_graphs_a_segment_for_all_batches(quant
     assert len(small.segments) <= len(seen) <= GRAPHS * len(small.segments)
 
 
-@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("quantize", mostly_slow([False, True], [False]))
 def test_a_network_in_one_segment_has_at_most_two_graphs_for_all_batches(quantize, x):
     passes = [PostTrainingQuantize(7, 8)] if quantize else [Fuse()]
     small = chainfx.compile(small_resnet((1, 1)), passes, example_inputs=x, calibration=[x])

@@ -108,7 +108,7 @@ OF_WEIGHTS = [
 ]
 
 
-@pytest.mark.parametrize("one", OF_WEIGHTS, ids=lambda one: one.label)
+@pytest.mark.parametrize("one", mostly_slow(OF_WEIGHTS, OF_WEIGHTS[::2]), ids=lambda one: one.label)
 def test_no_weight_of_any_kind_is_left_in_silence(one):
     torch.manual_seed(0)
     assert one.info.domain == "weights"

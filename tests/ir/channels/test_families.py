@@ -35,7 +35,7 @@ def check(family):
     return row
 
 
-LONG = ("BertForSequenceClassification", "swin_tiny_patch4_window7_224")
+LONG = ("BertForSequenceClassification", "lcnet_050", "swin_tiny_patch4_window7_224", "test_nfnet")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.ir.channels.prune_checks import check_compiles
 from tests.ir.channels.prune_models import NAMES, SMALL, measure, network, problems
 
 FAMILIES = (*SMALL, "shufflenet_v2_x0_5", "squeezenet1_1", "zoo.resnet20")
-LONG = {"small swin", "small swin v2", "small maxvit", "shufflenet_v2_x0_5"}
+LONG = {"small swin", "small swin v2", "small maxvit", "small regnet", "shufflenet_v2_x0_5", "zoo.resnet20"}
 
 
 @pytest.mark.parametrize("name", mostly_slow(FAMILIES, set(FAMILIES) - LONG))
