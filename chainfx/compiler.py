@@ -216,9 +216,8 @@ def compile(  # type: ignore[misc]  # with a search its options are not listed a
         subject = model if part is None else model.get_submodule(part)
         chain = chain.used_on(Ground.of(subject, getattr(trainer, "data", None)))
         listener = TerminalListener(metric=metric_of(trainer))
-        has_data = tunes or taken.calibration is not None
         as_written = order == "given" or bool(chain.findings)
-        chain = _linted(chain, captured, inputs, tunes, has_data, refuse)
+        chain = _linted(chain, captured, inputs, tunes, tunes or taken.calibration is not None, refuse)
         if as_written:
             listener.found(chain.findings)
         finished: list[Stage] = []

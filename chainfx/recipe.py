@@ -46,7 +46,6 @@ from chainfx.zoo import load_weights
 __all__ = ["Recipe", "load_recipe", "resolve_model"]
 
 Key = tuple[str | int, ...]
-T = TypeVar("T")
 Section = TypeVar("Section", bound=BaseModel)
 
 

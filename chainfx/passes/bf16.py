@@ -55,7 +55,6 @@ class Bf16(Pass):
         Kind.STATIC,
         Granularity.BIT,
         family="precision",
-        exact=True,  # up to rounding, of its own type; as a lossy pass it would go before Fuse, which folds no cast
         tunes=False,
     )
 

@@ -128,6 +128,11 @@ class Evidence:
         return named and all(_condition(text).holds(pair, tunes) for text in self.when)
 
     @property
+    def is_general(self) -> bool:
+        """Whether it speaks of all lossy passes."""
+        return LOSSY in (self.before, self.after)
+
+    @property
     def ground(self) -> Ground:
         """On what it was measured."""
         return Ground(self.network, self.data, self.device)

@@ -141,8 +141,7 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence], tunes:
         found = [] if reason is None else [Edge(before.name, after.name, reason, law.source, "property")]
         found += [
             _from_evidence(row, before.name, after.name)
-            for row in evidence
-            if _orders(row, chain[first], chain[second], tunes)
+            for row in _ordering(evidence, chain[first], chain[second], tunes)
         ]
         for fact in sorted((before.establishes - before.requires) & after.requires):
             found.append(
@@ -157,6 +156,13 @@ def _links(chain: Sequence[Pass], law: Law, evidence: Sequence[Evidence], tunes:
                 _fact(before.name, after.name, f"{before.name} invalidates {fact!r}, which {after.name} establishes")
             )
         yield from (_Link(first, second, edge, []) for edge in found)
+
+
+def _ordering(evidence: Sequence[Evidence], first: Pass, second: Pass, tunes: bool) -> list[Evidence]:
+    """The rows that put ``first`` before ``second``; those on all lossy passes give way to any on these two."""
+    rows = [row for row in evidence if _orders(row, first, second, tunes)]
+    differs = any(not row.is_general and _orders(row, second, first, tunes) for row in evidence)
+    return [row for row in rows if not (row.is_general and differs)]
 
 
 def _orders(row: Evidence, first: Pass, second: Pass, tunes: bool) -> bool:

@@ -397,3 +397,13 @@ def test_a_pass_that_keeps_a_fact_it_requires_does_not_count_as_its_origin():
 def test_a_repeated_pass_does_not_contradict_itself():
     fuse = make("fuse", Kind.STATIC, Granularity.LAYER, **facts(requires="batch-norm", invalidates="batch-norm"))
     assert plan((fuse, fuse)).order == ("fuse", "fuse")
+
+
+def test_a_row_on_two_passes_is_stronger_than_one_on_all_lossy_passes():
+    fuse = make("fuse", Kind.STATIC, Granularity.LAYER, family="graph-optimization", exact=True)
+    round_ = make("bf16", Kind.STATIC, Granularity.BIT, family="precision")
+    made = plan((round_, fuse))
+    assert made.order == ("fuse", "bf16")
+    assert [edge.source for edge in made.edges if edge.kind == "cited"] == ["chainfx.passes.Bf16"]
+    general = Evidence("lossy", "graph-optimization", "cited", "s", "r")
+    assert plan((round_, fuse), evidence=(general,)).order == ("bf16", "fuse")
