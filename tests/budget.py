@@ -5,7 +5,7 @@ from hypothesis import settings
 
 
 def examples(times: float) -> settings:
-    """Settings of a property test with ``times`` the examples of the profile (tests/conftest.py): 6, or 200."""
+    """Settings of a property test with ``times`` the examples of the profile (tests/conftest.py): 10, or 200."""
     return settings(max_examples=round(times * settings().max_examples))
 
 

@@ -5,7 +5,7 @@ import gc
 from hypothesis import HealthCheck, settings
 
 ALWAYS_THE_SAME = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("default", settings(max_examples=6, **ALWAYS_THE_SAME))
+settings.register_profile("default", settings(max_examples=10, **ALWAYS_THE_SAME))
 settings.register_profile("long", settings(max_examples=200, **ALWAYS_THE_SAME))  # what `make test-all` asks for
 settings.load_profile("default")
 

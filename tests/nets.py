@@ -55,3 +55,18 @@ def as_read(logits: Tensor, criterion: str) -> Tensor:
     """Logits (N, classes) as those of one token or one pixel a sample, if that is what a criterion of exits reads."""
     kind = criterion.partition("-")[0]
     return logits[:, None] if kind == "token" else logits[:, :, None, None] if kind == "pixel" else logits
+
+
+class TokenBlock(nn.Module):
+    """A block of a transformer over tokens of 32 numbers, and a head."""
+
+    attend = staticmethod(nn.functional.scaled_dot_product_attention)
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = x + self.proj(self.attend(*self.qkv(self.norm(x)).chunk(3, -1)))
+        return self.head(x + self.down(nn.functional.gelu(self.up(x))))

@@ -15,7 +15,7 @@ from chainfx.passes.torchao_quantize import TorchaoQuantize
 from chainfx.scheduler import plan
 from chainfx.testing import check_pass
 from tests.fresh import fresh
-from tests.nets import graph_of, images, small_resnet
+from tests.nets import TokenBlock, graph_of, images, small_resnet
 
 installed = importlib.util.find_spec("torchao") is not None
 needs_torchao = pytest.mark.skipif(not installed, reason="the extra 'torchao' is not installed")
@@ -30,24 +30,10 @@ CONFIGS = {  # the bits of weights and of inputs, and the type of the tensor
 }
 
 
-class Block(nn.Module):
-    """A block of a transformer over tokens of 32 numbers, and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.qkv, self.proj = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32)
-        self.up, self.down, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
-
-    def forward(self, x):
-        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v))
-        return self.head(x + self.down(nn.functional.gelu(self.up(x))))
-
-
 @pytest.fixture
 def block():
     torch.manual_seed(0)
-    return Block().eval()
+    return TokenBlock().eval()
 
 
 TOKENS = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0))
