@@ -1,13 +1,38 @@
 """Order studies as text: the design before it runs, how far it is, the verdicts, and the law."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
 from chainfx.report.text_tables import plain_table, text_of, times
-from chainfx.study import Design, LawEdge, MeasuredLaw, Status, StudyResult, Verdict, detectable, least_p
+from chainfx.study import (
+    Arm,
+    ArmPoint,
+    Design,
+    LawEdge,
+    MeasuredLaw,
+    Status,
+    StudyResult,
+    Training,
+    Verdict,
+    detectable,
+    least_p,
+)
 
-__all__ = ["design_text", "endpoint_text", "law_text", "outcome_text", "result_text", "status_text"]
+__all__ = [
+    "ALONE",
+    "alone_rows",
+    "design_text",
+    "endpoint_text",
+    "law_text",
+    "outcome_text",
+    "result_text",
+    "status_text",
+]
+
+ALONE = ("pass alone", "ratio", "loss of accuracy", "least", "most", "seeds")
+"""The columns of :func:`alone_rows`."""
 
 _WIDTH = 120
 _TRAININGS = {
@@ -82,11 +107,39 @@ def result_text(result: StudyResult) -> str:
     """A table of verdicts for each training, the law that they give, and how far the study is."""
     parts = []
     for training in result.design.trainings:
+        heading = f"{training}: {_TRAININGS[training]}"
         found = [each for each in result.verdicts if each.training == training]
-        tables = [_verdicts(f"{training}: {_TRAININGS[training]}", found), _tiers(found, result.design.tiers)]
+        if not found:
+            parts.append(text_of(_alone(heading, result, training), width=_WIDTH).rstrip())
+            continue
+        tables = [_verdicts(heading, found), _tiers(found, result.design.tiers)]
         parts += [text_of(each, width=_WIDTH).rstrip() for each in tables]
         parts.append(f"law ({training})\n{law_text(result.law(training))}")
     return "\n\n".join([*parts, status_text(result.status)])
+
+
+def _alone(heading: str, result: StudyResult, training: Training) -> Table:
+    table = plain_table(heading, ALONE, texts=1)
+    table.show_edge = False
+    for row in alone_rows(result, training):
+        table.add_row(*row)
+    return table
+
+
+def alone_rows(result: StudyResult, training: Training) -> Iterator[list[str]]:
+    """What each pass does alone, medians over seeds: a row for each of its options and each threshold of its exits."""
+    for letter in result.design.passes:
+        of: dict[tuple[str, float | None], list[ArmPoint]] = {}
+        for point in result.points(Arm((letter,)), training):
+            of.setdefault((point.passes[-1], point.threshold), []).append(point)
+        for (label, threshold), points in of.items():
+            losses = [point.loss for point in points]
+            yield [
+                label if threshold is None else f"{label} at {threshold:g}",
+                times(statistics.median(point.ratio for point in points)),
+                *(f"{loss:.2%}" for loss in (statistics.median(losses), min(losses), max(losses))),
+                str(len(points)),
+            ]
 
 
 def _verdicts(heading: str, verdicts: Sequence[Verdict]) -> Table:

@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from chainfx.report.study import endpoint_text, law_text, outcome_text
+from chainfx.report.study import ALONE, alone_rows, endpoint_text, law_text, outcome_text
 from chainfx.report.study_axes import HEIGHT, WIDTH, Axes
 from chainfx.report.study_charts import charts_html
 from chainfx.report.study_dag import dag_svg
@@ -46,9 +46,12 @@ def result_html(result: StudyResult) -> str:
     parts = [f"<h1>Order study {escape(repr(result.design.orders))}</h1>", f"<pre>{escape(str(result.design))}</pre>"]
     for training in result.design.trainings:
         verdicts = [each for each in result.verdicts if each.training == training]
+        parts.append(f"<h2>training: {training}</h2>")
+        if not verdicts:
+            parts += [_rows(ALONE, alone_rows(result, training)), _trained(result, training)]
+            continue
         plots = "".join(_figure(result, *each) for each in _compared(result, verdicts))
         parts += [
-            f"<h2>training: {training}</h2>",
             _table(verdicts, result.design.tiers),
             f'<div class="wide">{dag_svg(result.law(training))}</div>',
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
@@ -103,13 +106,18 @@ def _compared(result: StudyResult, verdicts: Sequence[Verdict]) -> Iterable[tupl
 
 def _table(verdicts: Sequence[Verdict], tiers: Sequence[float]) -> str:
     heads = ["comparison", "verdict", "confidence", "factor", "95 %", "seeds", *(f"at {tier:.1%}" for tier in tiers)]
-    rows = [_row(heads, "th")]
+    rows = []
     for each in verdicts:
         best = [f"{times(first)} / {times(second)}" for first, second in each.tiers.values()]
         low, high = each.interval
         cells = [f"{each.first} / {each.second}", outcome_text(each), f"{each.decision.confidence:.3f}"]
-        rows.append(_row([*cells, f"{each.factor:.2f}", f"{low:.2f}..{high:.2f}", str(len(each.seeds)), *best], "td"))
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+        rows.append([*cells, f"{each.factor:.2f}", f"{low:.2f}..{high:.2f}", str(len(each.seeds)), *best])
+    return _rows(heads, rows)
+
+
+def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_row(heads, "th"), *(_row(row, "td") for row in rows)]
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 def _row(cells: Iterable[str], tag: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from chainfx.passes import EarlyExit, PruneChannels, Quantize
 from chainfx.report.study import outcome_text
+from chainfx.report.study_html import result_html
 from chainfx.study import MEASURED, CaseRecord, Origin, Point, StudyStore, analyse, area_under_front
 from chainfx.study.verdicts import paired
 from tests.study.designs import tiny
@@ -193,6 +194,17 @@ def test_the_text_of_a_design_that_compares_nothing():
     lines = str(design(orders="alone")).splitlines()
     assert lines[-1] == "nothing is compared: the points of each pass alone are measured"
     assert not any("configurations" in line for line in lines)
+
+
+def test_a_study_that_compares_nothing_shows_each_pass_alone(tmp_path):
+    result = analyse(filled(tmp_path, design(orders="alone"), further))
+    lines = [" ".join(line.split()) for line in str(result).splitlines()]
+    assert lines[1] == "pass alone ratio loss of accuracy least most seeds"
+    assert lines[4] == "prune-channels(ratio=0.5) 4.0x 1.00% 1.00% 1.00% 8"
+    assert lines[7] == f"{GRIDS['E'][0].label} at 0 4.0x 5.00% 5.00% 5.00% 8"
+    assert not any("comparison" in line or "law" in line for line in lines)
+    page = result_html(result)
+    assert "<td>prune-channels(ratio=0.5)</td><td>4.0x</td>" in page and "<th>comparison</th>" not in page
 
 
 def test_the_text_of_a_design():

@@ -26,12 +26,12 @@ def no_loss(steps):
     return 0.0
 
 
-def study(orders, ratio, *, letters="PQ", loss=no_loss, accuracy=0.9, seeds=10, odd=None, **changes):
+def study(orders, ratio, *, letters="PQ", loss=no_loss, accuracy=0.9, seeds=10, odd=None, grids=PASSES, **changes):
     """A study in which ``ratio`` and ``loss`` say what comes of steps such as ``"P Q"``, with noise of one percent.
 
     ``odd``: a seed and steps that lose a tenth more.
     """
-    passes = {letter: PASSES[letter] for letter in letters}
+    passes = {letter: grids[letter] for letter in letters}
     design = tiny(orders=orders, passes=passes, seeds=tuple(range(seeds)), tiers=(0.005,), **changes)
     rng = np.random.default_rng(0)
     records = []
@@ -158,6 +158,14 @@ def test_seven_seeds_decide_no_claim(name):
 def test_claims_that_no_record_bears_on_are_not_tested():
     outcomes = {claim.name: claim.outcome for claim in claims_on([study("alone", favours())])}
     assert outcomes.keys() == CLAIMS.keys() and set(outcomes.values()) == {"not tested"}
+
+
+def test_tasks_are_compared_on_the_same_options_alone():
+    more = {**PASSES, "P": (PruneChannels(0.25), PruneChannels(0.5))}
+    ratio = by_table({"": 1.0, "P": 2, "Q": 2, "P Q": 8, "Q P": 8})
+    easy = study("pairwise", ratio, accuracy=0.99, grids=more)
+    found = verdict("easier tasks compress further", [easy, tasks(8, 4)[1]])
+    assert [test.what for test in found.tests] == ["Q on digits against hard"]
 
 
 def test_an_insertion_of_a_pair_that_is_not_decided_says_nothing():
