@@ -15,6 +15,7 @@ from chainfx.study import (
     CaseRecord,
     Design,
     Endpoint,
+    GridSize,
     RayCluster,
     StudyResult,
     StudyStore,
@@ -45,6 +46,9 @@ Data = Annotated[str, typer.Option(help="What a shipped design is run on: digits
 DataFolder = Annotated[
     Path | None, typer.Option("--folder", help="Where train.npz and test.npz of mnist or cifar10 are.")
 ]
+Grid = Annotated[
+    str, typer.Option(help="Strengths of the passes of a shipped design: small, or paper for its twenty cases.")
+]
 Law = Annotated[Path | None, typer.Option("--law", help="Write the measured order as an evidence file for plan.")]
 
 
@@ -54,6 +58,7 @@ def run(
     store: Annotated[Path, typer.Option(help="The folder of the study; one that is not finished goes on.")],
     data: Data = "digits",
     folder: DataFolder = None,
+    grid: Grid = "small",
     seeds: Annotated[
         str | None, typer.Option(help="How many, or from:to as in 8:12. More seeds of a study go on in its folder.")
     ] = None,
@@ -62,7 +67,7 @@ def run(
     ] = None,
     training: Annotated[str | None, typer.Option(help="paper or equal alone, in place of both.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="How long arms train: 'per stage', or 'total' for all equally long.")
+        str | None, typer.Option(help="How long arms train: 'per stage', 'total' for all equally long, or 'both'.")
     ] = None,
     measured: Annotated[
         bool, typer.Option("--measured", help="Also measure latency, bytes and memory of each point.")
@@ -80,7 +85,7 @@ def run(
 
     It prints the design before it begins. After Ctrl-C, --minutes or a crash the same command goes on.
     """
-    chosen = _seeded(_design(design, data, folder), seeds)
+    chosen = _seeded(_design(design, data, folder, grid), seeds)
     if cases is not None:
         chosen = dataclasses.replace(chosen, cases=cases)
     if training is not None:
@@ -111,12 +116,13 @@ def show(
     design: DesignName,
     data: Data = "digits",
     folder: DataFolder = None,
+    grid: Grid = "small",
     as_yaml: Annotated[bool, typer.Option("--yaml", help="As a file to begin a design of one's own with.")] = False,
 ) -> None:
     """Print what a design will do, and run nothing."""
     import yaml
 
-    chosen = _design(design, data, folder)
+    chosen = _design(design, data, folder, grid)
     typer.echo(yaml.safe_dump(chosen.to_dict(), sort_keys=False) if as_yaml else str(chosen))
 
 
@@ -230,12 +236,13 @@ def report(
     typer.echo(f"written to {output}")
 
 
-def _design(name: str, data: str, folder: Path | None) -> Design:
-    if Path(name).suffix in (".yaml", ".yml"):
-        return load_design(name)
-    if Path(name).suffix == ".json":
-        return StudyStore.unpack(name)[0]
-    return shipped_design(name, data, folder=folder)
+def _design(name: str, data: str, folder: Path | None, grid: str) -> Design:
+    ending = Path(name).suffix
+    if ending not in (".yaml", ".yml", ".json"):
+        return shipped_design(name, data, folder=folder, grid=cast(GridSize, grid))
+    if grid != "small":
+        raise StudyError(f"--grid {grid} is for designs that ship; {name} has passes of its own.")
+    return StudyStore.unpack(name)[0] if ending == ".json" else load_design(name)
 
 
 def _seeded(design: Design, seeds: str | None) -> Design:

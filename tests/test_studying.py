@@ -7,6 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from chainfx.cli import app
+from chainfx.errors import StudyError
 from chainfx.scheduler import load_evidence
 from chainfx.study import CLAIMS, StudyStore, analyse, load_design, shipped_design
 from tests.study.designs import TINY
@@ -123,6 +124,13 @@ def test_a_reduced_grid_of_one_training_is_another_design(folder, run):
     chainfx("run", "pairwise", "--store", store, *options, "--minutes", "0")
     found = StudyStore.open(store).design
     assert (found.cases, found.trainings, found.budget, found.reduced) == (1, ("equal",), "total", True)
+
+
+def test_the_grid_of_the_paper_is_for_designs_that_ship(folder):
+    assert chainfx("show", "pairwise", "--grid", "paper").output == f"{shipped_design('pairwise', grid='paper')}\n"
+    with pytest.raises(StudyError) as caught:
+        chainfx("show", folder / "tiny.yaml", "--grid", "paper")
+    assert str(caught.value) == f"--grid paper is for designs that ship; {folder / 'tiny.yaml'} has passes of its own."
 
 
 def test_merge_makes_a_store_and_records_alone_may_stay(run, folder):

@@ -34,6 +34,9 @@ __all__ = [
 ALONE = ("pass alone", "ratio", "loss of accuracy", "least", "most", "seeds")
 """The columns of :func:`alone_rows`."""
 
+EQUALLY_LONG = "arms trained equally long in all"
+"""What the second table of a study of both budgets is about."""
+
 _WIDTH = 120
 _TRAININGS = {
     "paper": "stages trained as the paper defines them",
@@ -65,9 +68,12 @@ def design_text(design: Design) -> str:
 
 def _unequal(design: Design) -> list[str]:
     """What a reader should know of how long arms train, and of those that are given up."""
-    lengths = {len(each.first.steps) - len(each.second.steps) for each in design.comparisons if each.primary}
-    unequal = design.budget == "per stage" and lengths - {0}
-    longer = "arms of more steps train longer; budget 'total' trains all arms equally long"
+    unequal = design.budget != "total" and design.lengths_differ
+    longer = "arms of more steps train longer; " + (
+        "a second table has them equally long"
+        if design.budget == "both"
+        else "budget 'both' also has them equally long"
+    )
     given_up = f"chains that lost more than {design.hopeless:.1%} are not trained further" if design.hopeless else ""
     return [*([longer] if unequal else []), *([given_up] if given_up else [])]
 
@@ -108,12 +114,14 @@ def result_text(result: StudyResult) -> str:
     parts = []
     for training in result.design.trainings:
         heading = f"{training}: {_TRAININGS[training]}"
-        found = [each for each in result.verdicts if each.training == training]
-        if not found:
+        if not any(each.training == training for each in result.verdicts):
             parts.append(text_of(_alone(heading, result, training), width=_WIDTH).rstrip())
             continue
-        tables = [_verdicts(heading, found), _tiers(found, result.design.tiers)]
-        parts += [text_of(each, width=_WIDTH).rstrip() for each in tables]
+        for design in result.design.readings:
+            found = [each for each in result.under(design.budget).verdicts if each.training == training]
+            tables = [_verdicts(heading, found), _tiers(found, design.tiers)]
+            parts += [text_of(each, width=_WIDTH).rstrip() for each in tables]
+            heading = f"{training}, and {EQUALLY_LONG}"
         parts.append(f"law ({training})\n{law_text(result.law(training))}")
     return "\n\n".join([*parts, status_text(result.status)])
 

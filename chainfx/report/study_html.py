@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from chainfx.report.study import ALONE, alone_rows, endpoint_text, law_text, outcome_text
+from chainfx.report.study import ALONE, EQUALLY_LONG, alone_rows, endpoint_text, law_text, outcome_text
 from chainfx.report.study_axes import HEIGHT, WIDTH, Axes
 from chainfx.report.study_charts import charts_html
 from chainfx.report.study_dag import dag_svg
@@ -53,6 +53,7 @@ def result_html(result: StudyResult) -> str:
         plots = "".join(_figure(result, *each) for each in _compared(result, verdicts))
         parts += [
             _table(verdicts, result.design.tiers),
+            _equally_long(result, training) if result.design.budget == "both" else "",
             f'<div class="wide">{dag_svg(result.law(training))}</div>',
             f"<pre>{escape(law_text(result.law(training)))}</pre>",
             f'<div class="plots">{charts_html(result, training)}{plots}</div>',
@@ -73,6 +74,12 @@ def result_html(result: StudyResult) -> str:
         f"<title>Order study</title><style>{_STYLE}</style></head><body>"
         f"{''.join(parts)}<script>{_SCRIPT}</script></body></html>"
     )
+
+
+def _equally_long(result: StudyResult, training: Training) -> str:
+    """The verdicts where every arm trains as long as the longest."""
+    verdicts = [each for each in result.under("total").verdicts if each.training == training]
+    return f"<h3>{EQUALLY_LONG}</h3>{_table(verdicts, result.design.tiers)}"
 
 
 def _trained(result: StudyResult, training: Training) -> str:

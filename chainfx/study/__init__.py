@@ -29,7 +29,7 @@ from chainfx.study.predicting import (
 from chainfx.study.records import CaseRecord, Origin
 from chainfx.study.running import Watcher, run_study
 from chainfx.study.sensitivity import StrengthVerdict, strengths_of
-from chainfx.study.shipped import shipped_design
+from chainfx.study.shipped import GridSize, shipped_design
 from chainfx.study.statistics import Decision, decide, detectable, least_p
 from chainfx.study.store import StudyStore
 from chainfx.study.students import ContrastedStudent, FreshStudent, Recovery, UntaughtStudent
@@ -55,6 +55,7 @@ __all__ = [
     "Design",
     "Endpoint",
     "FreshStudent",
+    "GridSize",
     "LawEdge",
     "MeasuredLaw",
     "Observation",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from chainfx.errors import StudyError
 from chainfx.rendering import rendered
 from chainfx.scheduler import Ground
-from chainfx.study.design import Design, Endpoint
+from chainfx.study.design import Budget, Design, Endpoint
 from chainfx.study.order_law import MeasuredLaw, law_of
 from chainfx.study.orders import Arm
 from chainfx.study.records import CaseRecord, Origin
@@ -107,6 +108,19 @@ class StudyResult:
         design = dataclasses.replace(self.design, endpoint=endpoint)
         return dataclasses.replace(self, design=design, verdicts=verdicts_on(design, self.records))
 
+    def under(self, budget: Budget) -> Self:
+        """The same records with verdicts on arms as they were trained under one budget of a study of both.
+
+        Raises :class:`~chainfx.errors.StudyError` if they were not trained so.
+        """
+        design = next((each for each in self.design.readings if each.budget == budget), None)
+        if design is None:
+            raise StudyError(
+                f"arms of the study were trained under the budget {self.design.budget!r} and not {budget!r}; "
+                "run it with budget='both'."
+            )
+        return dataclasses.replace(self, design=design, verdicts=verdicts_on(design, self.records))
+
     def law(self, training: Training | None = None) -> MeasuredLaw:
         """The order that the primary verdicts on pairs give, under a training; the first of the design unless said.
 
@@ -153,17 +167,24 @@ class StudyResult:
         return next((each for each in self.verdicts if (each.first, each.second, each.training) == wanted), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Verdicts, law and status as plain JSON."""
+        """Verdicts, law and status as plain JSON; of a study of both budgets also the verdicts by the total one."""
+        both = self.design.budget == "both"
+        total = {"verdicts_total": _plain(self.under("total").verdicts)} if both else {}
         return {
             "design": self.design.to_dict(),
             "seeds": list(self.seeds),
-            "verdicts": [dataclasses.asdict(each) for each in self.verdicts],
+            "verdicts": _plain(self.verdicts),
+            **total,
             "laws": {training: self.law(training).to_dict() for training in self.design.trainings},
             "status": self.status.to_dict(),
         }
 
     def __str__(self) -> str:
         return rendered(self, "text")
+
+
+def _plain(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(each) for each in verdicts]
 
 
 def analyse(store: StudyStore | str | Path) -> StudyResult:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 from chainfx.bitops import get_convention
 from chainfx.errors import ChainfxError, StudyError, why_no_file
 from chainfx.ir.graph import content_hash
-from chainfx.passes import Distill, Pass, pass_from_spec
+from chainfx.passes import Distill, EarlyExit, Pass, pass_from_spec
 from chainfx.rendering import rendered
 from chainfx.study.measuring import MEASURED
 from chainfx.study.orders import MARKS, ORDERS, Arm, Comparison, Orders, letter_of, orders_of
@@ -21,8 +21,8 @@ from chainfx.study.tuning import Training, Tuning
 
 __all__ = ["Budget", "Case", "Design", "Endpoint", "load_design"]
 
-Budget = Literal["per stage", "total"]
-"""How long arms train: every stage equally long, or every arm in all."""
+Budget = Literal["per stage", "total", "both"]
+"""How long arms train: every stage equally long, or every arm in all; or each arm once so and once so."""
 
 Endpoint = Literal["bitops", "storage", "latency-1", "latency-64", "bytes", "memory", "peak-memory"]
 """The cost that verdicts are about: bit operations, counted storage, or one of what is measured; see `Design`."""
@@ -74,7 +74,7 @@ class Design:
         seeds: each trains an original network of its own; the unit of every test.
         trainings: how stages are trained, see :class:`~chainfx.study.StudyTrainer`; each gives verdicts of its own.
         budget: ``"per stage"``: every stage trains for ``tuning.epochs``; ``"total"``: every arm trains as long as the
-            longest, in equal parts.
+            longest, in equal parts; ``"both"``: verdicts by the first, and beside them those by the second.
         hopeless: a chain whose beginning lost more than this is not trained further, and keeps the points of that
             beginning; ``None`` to train all. At least ``reference``, so that such points count for nothing.
         cases: how many configurations of an arm are run, evenly spread over its grid; ``None`` for all.
@@ -127,7 +127,7 @@ class Design:
         self._check(len(set(names)) == len(names), "passes", "a pass under one letter only")
         self._check(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds", "seeds that differ")
         self._check(bool(self.trainings) and set(self.trainings) <= {"paper", "equal"}, "trainings", "paper, equal")
-        self._check(self.budget in ("per stage", "total"), "budget", "'per stage' or 'total'")
+        self._check(self.budget in get_args(Budget), "budget", "'per stage', 'total' or 'both'")
         hope = "None, or a loss from reference"
         self._check(self.hopeless is None or self.hopeless >= self.reference, "hopeless", hope)
         self._check(self.cases is None or self.cases >= 1, "cases", "None or a number from 1")
@@ -222,17 +222,30 @@ class Design:
         ]
 
     def _epochs(self, arm: Arm) -> int:
-        if self.budget == "per stage":
+        if self.budget != "total":
             return self.tuning.epochs
         longest = max(len(other.steps) for other in self.arms)
         return max(1, self.tuning.epochs * longest // len(arm.steps))
+
+    @property
+    def lengths_differ(self) -> bool:
+        """Whether some comparison is of arms with different numbers of steps, of which the longer trains longer."""
+        return any(len(each.first.steps) != len(each.second.steps) for each in self.comparisons if each.primary)
+
+    @property
+    def readings(self) -> tuple[Self, ...]:
+        """The designs of one budget that this one is made of: itself, or of both budgets one for each."""
+        if self.budget != "both":
+            return (self,)
+        one, other = (dataclasses.replace(self, budget=each) for each in ("per stage", "total"))
+        return one, other
 
     def all_cases(self) -> Iterator[Case]:
         """Every case with every beginning of its chain, seed after seed, each once; the original has no passes."""
         for seed in self.seeds:
             found: dict[Case, None] = {}
-            for training, arm in itertools.product(self.trainings, self.arms):
-                for case in self.cases_of(arm, seed, training) if training in self.trains(arm) else ():
+            for one, training, arm in itertools.product(self.readings, self.trainings, self.arms):
+                for case in one.cases_of(arm, seed, training) if training in self.trains(arm) else ():
                     for length in range(len(case.passes) + 1):
                         found[case.beginning(length)] = None
             yield from found
@@ -245,15 +258,24 @@ class Design:
     @property
     def stages_unshared(self) -> int:
         """How many stages would be trained if every case began with the original."""
-        return sum(
+        return len(self.readings) * sum(
             len(arm.steps) * len(self.configurations(arm)) * len(self.trains(arm)) * len(self.seeds)
             for arm in self.arms
         )
 
     @property
     def reduced(self) -> bool:
-        """Whether an order of several passes has fewer configurations than the paper tries, about 20."""
-        return any(len(arm.steps) > 1 and len(self.configurations(arm)) < PAPER_CASES for arm in self.arms)
+        """Whether an order of several passes has fewer configurations than the paper tries, about 20.
+
+        Every threshold of exits counts as one.
+        """
+        orders = [arm for arm in self.arms if len(arm.steps) > 1]
+        return any(len(self.configurations(arm)) * self._thresholds(arm) < PAPER_CASES for arm in orders)
+
+    def _thresholds(self, arm: Arm) -> int:
+        """How many points each configuration of an arm gives."""
+        has_exits = any(isinstance(self.passes[letter][0], EarlyExit) for letter in arm.letters)
+        return len(self.thresholds) if has_exits else 1
 
     @property
     def hash(self) -> str:

@@ -1,8 +1,9 @@
 """The designs that ship: the paper's experiments and ours, on data that every installation has."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from chainfx.errors import StudyError
 from chainfx.passes import (
@@ -15,11 +16,14 @@ from chainfx.passes import (
     PruneWeights,
     Quantize,
 )
-from chainfx.study.design import Design
+from chainfx.study.design import PAPER_CASES, Design
 from chainfx.study.orders import ORDERS
 from chainfx.study.tuning import Tuning
 
-__all__ = ["shipped_design"]
+__all__ = ["GridSize", "shipped_design"]
+
+GridSize = Literal["small", "paper"]
+"""How many strengths of each pass a shipped design has: one or two, or as many as the paper's pairs."""
 
 _KEPT: dict[str, Any] = {"threshold": 1.01, "keep": True}
 """What keeps exits whatever they cost: a study reads them at thresholds of its own."""
@@ -40,6 +44,14 @@ _MILD_TO_BREAKING: Grids = {
     "Q": (Quantize(8, 8), Quantize(4, 4), Quantize(2, 4), Quantize(2, 2)),
     "E": (EarlyExit(exits=1, **_KEPT),),
 }
+
+_PAPER: Grids = {
+    "D": tuple(Distill(width=share) for share in (0.85, 0.7, 0.6, 0.5, 0.35)),
+    "P": tuple(PruneChannels(share, round_to=1) for share in (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "Q": (Quantize(8, 8), Quantize(4, 8), Quantize(4, 4), Quantize(2, 4)),
+    "E": (EarlyExit(exits=1, **_KEPT),),
+}
+"""As many strengths as the paper's pairs have: about twenty of each, of exits by their thresholds."""
 
 _GRIDS: Mapping[str, Grids] = {
     "recovery": {"D": (Distill(width=0.7),), "P": _TWO_STRENGTHS["P"], "Q": _TWO_STRENGTHS["Q"]},
@@ -94,7 +106,13 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """By data: the network, how much of the data is used, and the training of every stage."""
 
 
-def shipped_design(orders: str, data: str = "digits", seeds: int = 8, folder: str | Path | None = None) -> Design:
+def shipped_design(
+    orders: str,
+    data: str = "digits",
+    seeds: int = 8,
+    folder: str | Path | None = None,
+    grid: GridSize = "small",
+) -> Design:
     """The design of that name for that data.
 
     ``data``: ``"digits"`` or ``"mnist"``, on a ResNet of 2+2 blocks; ``"cifar10"``, on a ResNet-20 of half the width;
@@ -102,9 +120,12 @@ def shipped_design(orders: str, data: str = "digits", seeds: int = 8, folder: st
     and CIFAR-10 use 1,500 images of ``train.npz`` and 1,000 of ``test.npz`` in ``folder``, each with ``images`` and
     ``labels``.
 
-    Few strengths of each pass instead of the paper's twenty cases, and few epochs a stage instead of 200. Raises
-    :class:`~chainfx.errors.StudyError` on a name that is not known, on data for which no design ships, and without the
-    folder that they need.
+    ``grid``: few strengths of each pass, or ``"paper"`` for the paper's twenty cases of every pair; designs that are
+    not the paper's have strengths of their own. Designs that compare arms of different length have both budgets. Stages
+    train for few epochs instead of 200.
+
+    Raises :class:`~chainfx.errors.StudyError` on a name that is not known, on data for which no design ships, and
+    without the folder that they need.
     """
     if orders not in ORDERS:
         raise StudyError(f"there is no design {orders!r}; use one of {', '.join(ORDERS)}, or a YAML file of your own.")
@@ -113,16 +134,23 @@ def shipped_design(orders: str, data: str = "digits", seeds: int = 8, folder: st
         raise StudyError(
             f"no design ships for data {data!r}; use one of {known}, or write a YAML file, see docs/study.md."
         )
+    if grid not in get_args(GridSize):
+        raise StudyError(f"grid={grid!r} is not known; use 'small' or 'paper'.")
+    if grid == "paper" and orders in _GRIDS:
+        raise StudyError(f"the design {orders!r} is not one of the paper's and has its own strengths; leave out grid.")
     settings = dict(_SETTINGS[data])
     if "source" not in settings["data"]:
         if folder is None:
             raise StudyError(f"{data!r} is read from files; give the folder of its train.npz and test.npz.")
         files = {name: f"{folder}/{part}.npz" for name, part in (("path", "train"), ("test", "test"))}
         settings["data"] = {"source": "npz", **files, **settings["data"]}
-    grids = _GRIDS.get(orders, _TWO_STRENGTHS)
+    if grid == "paper":
+        settings["cases"] = PAPER_CASES
+    grids = _GRIDS.get(orders, _PAPER if grid == "paper" else _TWO_STRENGTHS)
     if data == "diabetes":
         grids = {letter: _of_layers(grid) for letter, grid in grids.items() if letter != "E"}
-    return Design(orders=orders, passes=grids, seeds=tuple(range(seeds)), **settings)
+    design = Design(orders=orders, passes=grids, seeds=tuple(range(seeds)), **settings)
+    return dataclasses.replace(design, budget="both") if design.lengths_differ else design
 
 
 def _of_layers(grid: tuple[Pass, ...]) -> tuple[Pass, ...]:

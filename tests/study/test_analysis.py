@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from chainfx.errors import StudyError
 from chainfx.passes import EarlyExit, PruneChannels, Quantize
 from chainfx.report.study import outcome_text
 from chainfx.report.study_html import result_html
@@ -45,11 +46,20 @@ def record(case, points, *, origin=ORIGIN, failed=None, share=None):
 
 
 def filled(
-    folder, study, gain, *, skip=lambda case: False, failed=lambda case: None, origin=lambda case: ORIGIN, timed=None
+    folder,
+    study,
+    gain,
+    *,
+    skip=lambda case: False,
+    failed=lambda case: None,
+    origin=lambda case: ORIGIN,
+    timed=None,
+    spent=lambda epochs: 1.0,
 ):
     """A store with records of every case; ``gain(first letter, seed)`` is how much further a chain compresses.
 
-    ``timed``: which share of the original's time, bytes and memory a chain takes.
+    ``timed``: which share of the original's time, bytes and memory a chain takes. ``spent``: how much further still a
+    chain compresses whose stages have so many epochs.
     """
     store = StudyStore.create(folder, study, "subject")
     for case in study.all_cases():
@@ -57,7 +67,11 @@ def filled(
             continue
         letters = "".join(step[0] for step in case.steps)
         strength = sum(int(step[2]) for step in case.steps)
-        ratio = 2.0 ** (len(letters) + strength) * (gain(letters, case.seed) if len(letters) > 1 else 1)
+        ratio = (
+            2.0 ** (len(letters) + strength)
+            * (gain(letters, case.seed) if len(letters) > 1 else 1)
+            * spent(case.epochs)
+        )
         rows = [(ratio, 0.01 * strength, None)]
         if "E" in letters:
             rows = [(ratio * (2 - threshold), 0.05 * (1 - threshold), threshold) for threshold in study.thresholds[:3]]
@@ -205,6 +219,31 @@ def test_a_study_that_compares_nothing_shows_each_pass_alone(tmp_path):
     assert not any("comparison" in line or "law" in line for line in lines)
     page = result_html(result)
     assert "<td>prune-channels(ratio=0.5)</td><td>4.0x</td>" in page and "<th>comparison</th>" not in page
+
+
+def test_a_study_of_both_budgets_has_verdicts_by_both(tmp_path):
+    both = design(orders="ablation", budget="both", trainings=("paper",))
+    longest = 3 * both.tuning.epochs  # of the one stage of P
+    result = analyse(filled(tmp_path, both, further, spent=lambda epochs: 20.0 if epochs == longest else 1.0))
+    assert [(each.first, each.second, each.better) for each in result.verdicts] == [
+        ("PQ", "P", "PQ"),
+        ("PQE", "PQ", "PQ"),
+    ]
+    assert result.under("per stage").verdicts == result.verdicts
+    assert [each.better for each in result.under("total").verdicts] == ["P", "PQ"]
+    text = [line.rstrip() for line in str(result).splitlines()]
+    headings = [line for line in text if line.startswith("paper")]
+    assert headings == [
+        "paper: stages trained as the paper defines them",
+        "paper, and arms trained equally long in all",
+    ]
+    assert "<h3>arms trained equally long in all</h3>" in result_html(result)
+    assert len(result.to_dict()["verdicts_total"]) == 2
+    with pytest.raises(StudyError) as caught:
+        result.under("total").under("per stage")
+    assert str(caught.value) == (
+        "arms of the study were trained under the budget 'total' and not 'per stage'; run it with budget='both'."
+    )
 
 
 def test_the_text_of_a_design():

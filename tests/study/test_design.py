@@ -111,7 +111,7 @@ BAD = {
     "passes": ({"P": (PruneChannels(0.5),)}, "design: passes={'P': (PruneChannels("),
     "seeds": ((), "design: seeds=() cannot be; use seeds that differ."),
     "trainings": (("best",), "design: trainings=('best',) cannot be; use paper, equal."),
-    "budget": ("none", "design: budget='none' cannot be; use 'per stage' or 'total'."),
+    "budget": ("none", "design: budget='none' cannot be; use 'per stage', 'total' or 'both'."),
     "hopeless": (0.05, "design: hopeless=0.05 cannot be; use None, or a loss from reference."),
     "cases": (0, "design: cases=0 cannot be; use None or a number from 1."),
     "thresholds": ((), "design: thresholds=() cannot be; use numbers from 0."),
@@ -188,10 +188,43 @@ def test_every_design_ships_and_says_what_it_does(name):
 
 
 def test_a_design_says_that_longer_arms_train_longer():
-    line = "arms of more steps train longer; budget 'total' trains all arms equally long"
-    assert line in str(shipped_design("ablation")).splitlines()
-    assert line not in str(dataclasses.replace(shipped_design("ablation"), budget="total"))
-    assert line not in str(shipped_design("pairwise"))
+    ablation = shipped_design("ablation")
+    assert ablation.budget == "both" and shipped_design("pairwise").budget == "per stage"
+    lines = {
+        "both": "arms of more steps train longer; a second table has them equally long",
+        "per stage": "arms of more steps train longer; budget 'both' also has them equally long",
+    }
+    for budget in ("per stage", "total", "both"):
+        text = str(dataclasses.replace(ablation, budget=budget)).splitlines()
+        assert [line for line in text if line.startswith("arms of more")] == [*filter(None, [lines.get(budget)])]
+    assert not any(line in str(shipped_design("pairwise")) for line in lines.values())
+
+
+def test_both_budgets_have_the_cases_of_each_and_share_what_is_alike():
+    design = tiny(passes=FOUR, orders="ablation", budget="both", seeds=(0,), trainings=("paper",))
+    stage, total = (set(each.all_cases()) for each in design.readings)
+    assert set(design.all_cases()) == stage | total
+    assert {case.steps for case in stage & total} >= {("D:0", "P:0", "Q:0", "E:0"), ("D:0",)}  # the longest arm
+    longest = max(case.epochs for case in total)
+    assert longest == 4 * design.tuning.epochs and {case.steps for case in total if case.epochs == longest} >= {
+        ("D:0",)
+    }
+    assert design.stages_unshared == 2 * design.readings[0].stages_unshared
+
+
+def test_the_grid_of_the_paper_has_about_twenty_cases_of_every_pair():
+    design = shipped_design("pairwise", grid="paper")
+    assert {len(design.configurations(arm)) for arm in design.arms if str(arm) in ("DP", "PD", "DQ", "PQ")} == {20}
+    assert {len(design.configurations(arm)) * 11 for arm in design.arms if str(arm) in ("DE", "EP", "QE")} == {44, 55}
+    assert not design.reduced and "reduced" not in str(design)
+    with pytest.raises(StudyError) as caught:
+        shipped_design("alone", grid="paper")
+    assert (
+        str(caught.value) == "the design 'alone' is not one of the paper's and has its own strengths; leave out grid."
+    )
+    with pytest.raises(StudyError) as caught:
+        shipped_design("pairwise", grid="large")
+    assert str(caught.value) == "grid='large' is not known; use 'small' or 'paper'."
 
 
 def test_shipped_designs():
