@@ -64,8 +64,8 @@ class Artefact:
 
 def make(recipe: Recipe, folder: Path, work: Path, images: int) -> Artefact:
     """Train the original and run the chain, or find what was finished before in ``work``."""
-    data = _whole(folder, images)
-    original = _original(recipe, folder, work, images, data)
+    data = whole_images(folder, images)
+    original = original_of(recipe, folder, work, images, data)
     trainer = Trainer(data, epochs=1, batch_size=32, fine_tune_scale=0.4)
 
     def compiled(passes: list[Pass]) -> CompressedModel:
@@ -82,7 +82,7 @@ def make(recipe: Recipe, folder: Path, work: Path, images: int) -> Artefact:
     return Artefact(original, compiled(recipe.passes[:-1]), compiled(recipe.passes))
 
 
-def _original(recipe: Recipe, folder: Path, work: Path, images: int, data: Data) -> nn.Module:
+def original_of(recipe: Recipe, folder: Path, work: Path, images: int, data: Data) -> nn.Module:
     """The original, trained on small images first and on whole ones then."""
     network, path = recipe.network(), work / "original.pt"
     if path.exists():
@@ -96,7 +96,7 @@ def _original(recipe: Recipe, folder: Path, work: Path, images: int, data: Data)
     return network.eval()
 
 
-def _whole(folder: Path, images: int) -> Data:
+def whole_images(folder: Path, images: int) -> Data:
     """The last training images, of which some are held out."""
     train = np.load(folder / "train.npz")
     pixels, labels = train["images"][-images:], train["labels"][-images:]

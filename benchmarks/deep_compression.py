@@ -13,14 +13,15 @@ held-out training images; the test images are run once for each finished network
 ``kinds``                      bits of convolution and linear layers apart, untuned
 ``orders``                     the chain in other orders
 ``resnet20``                   a ResNet-20 that was trained elsewhere, on CIFAR-10: bytes after each stage
+``resnet34``                   the same of a ResNet-34 that ``chain_artefact.py`` trains and that is compressed first
 ``forms``                      bytes of each sparse form over sparsities, with the crossovers
 ``latency``                    sparse, shared and dense execution of one linear layer
 ``stages``                     the finished stages of any chain (``--data`` is its ``workdir``): bytes of each
 ``decoding``                   how fast a coded layer becomes float32 weights again
 
-For ``resnet20`` the folder has CIFAR-10 in the same form, and ``--weights`` is a checkpoint for images normalised as
-ImageNet's. Finished stages are kept in ``WORK`` and found again. With ``--write`` the section of the page between the
-marks of the part is replaced, else it is printed.
+For ``resnet20`` and ``resnet34`` the folder has CIFAR-10 in the same form, and ``--weights`` of ``resnet20`` is a
+checkpoint for images normalised as ImageNet's. Finished stages are kept in ``WORK`` and found again. With ``--write``
+the section of the page between the marks of the part is replaced, else it is printed.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import chain_artefact
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,7 @@ from chainfx.training import Augment, Data, Trainer
 from chainfx.training.sources import Options, from_arrays
 
 HELD_OUT = 5000
+FEW_IMAGES = 1000  # that train and tune the ResNet-34, a fifth of them held out
 FEW = 5000  # images that tune the ResNet, a fifth of them held out
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPREAD = 0.3081  # of the pixels of MNIST, which are divided by it where images are moved: the background stays 0
@@ -108,6 +111,7 @@ def tight(ratio: float, bits: int, rounds: int, length: float = 0.0) -> tuple[Pa
     return PruneWeights(ratio, scope="global", rounds=rounds, length=length), *shared(bits)
 
 
+SPARSE_AND_SHARED = (PruneWeights(0.7, scope="global"), ShareWeights(5, init="optimal"))
 SHARED_16 = ShareWeights(4, init="optimal", entries="bfloat16")
 PLAIN = Recipe(
     "lenet_300_100",
@@ -209,7 +213,7 @@ def chains(recipe: Recipe, folder: Path, work: Path) -> Iterator[str]:
     """Whole chains: the stages in bytes, the layers, the file, and the error on the test images once."""
     data = load(folder, recipe.shift)
     original = trained(recipe, data, work)
-    dense = 4 * sum(each.numel() for each in original.parameters())
+    dense = dense_bytes(original)
     judge = trainer(recipe, data, recipe.tuning)
     moved = f", on images moved by up to {recipe.shift} pixels" if recipe.shift else ""
     yield (
@@ -343,30 +347,50 @@ def resnet20(folder: Path, work: Path, weights: Path) -> Iterator[str]:
     tuner = Trainer(data, epochs=2, learning_rate=0.02, augment=Augment())
     original = zoo.resnet20(shortcut="A")
     zoo.load_weights(original, weights)
-    dense = 4 * sum(each.numel() for each in original.parameters())
-    chain = (PruneWeights(0.7, scope="global"), ShareWeights(5, init="optimal"))
     yield (
-        f"ResNet-20, {dense:,} bytes of floats, test accuracy {tuner.test(original):.2%}; each stage is tuned for 2 "
-        f"epochs on {len(data.train):,} images.\n"
+        f"ResNet-20, {dense_bytes(original):,} bytes of floats, test accuracy {tuner.test(original):.2%}; each stage is "
+        f"tuned for 2 epochs on {len(data.train):,} images.\n"
     )
-    rows = []
+    yield coded_after_each(original, SPARSE_AND_SHARED, data, tuner, work)
+    yield f"Test accuracy of the last: {tuner.test(chainfx.load(work / 'coded')):.2%}.\n"
+
+
+def resnet34(folder: Path, work: Path) -> Iterator[str]:
+    """The file after each stage, when a compressed ResNet-34 is pruned further, shared and coded."""
+    recipe, data = chain_artefact.Recipe(), chain_artefact.whole_images(folder, FEW_IMAGES)
+    original = chain_artefact.original_of(recipe, folder, work / "resnet34", FEW_IMAGES, data)
+    tuner = Trainer(data, epochs=2, batch_size=32, fine_tune_scale=0.4)
+    yield (
+        f"ResNet-34, {dense_bytes(original):,} bytes of floats, held-out accuracy {tuner.evaluate(original):.2%}; each "
+        f"stage is tuned for 2 epochs on {len(data.train):,} images.\n"
+    )
+    yield coded_after_each(original, (*recipe.passes[:2], *SPARSE_AND_SHARED), data, tuner, work)
+
+
+def dense_bytes(network: nn.Module) -> int:
+    """Bytes of the parameters in float32."""
+    return 4 * sum(each.numel() for each in network.parameters())
+
+
+def coded_after_each(original: nn.Module, chain: Sequence[Pass], data: Data, tuner: Trainer, work: Path) -> str:
+    """A table of the coded file after each beginning of a chain; the last one stays in ``work / "coded"``."""
+    rows, dense = [], dense_bytes(original)
     for count in range(len(chain) + 1):
-        passes = (*chain[:count], Encode(coder="adaptive"))
         small = chainfx.compile(
             original,
-            passes,
+            (*chain[:count], Encode(coder="adaptive")),
             example_inputs=data.example_inputs(2),
             trainer=tuner,
             workdir=work / "stages",
             order="given",
             warn_drop=None,
         )
-        small.save(work / "resnet20")
-        disk = (work / "resnet20" / "model.chainfx").stat().st_size
-        title = " -> ".join(one.label for one in passes)
-        rows.append([f"`{title}`", f"{disk:,}", f"{dense / disk:.1f}x", f"{small.report.records[-1].metric:.2%}"])
-    yield table(["stages", "bytes on disk", "ratio", "held-out accuracy"], rows)
-    yield f"Test accuracy of the last: {tuner.test(chainfx.load(work / 'resnet20')):.2%}.\n"
+        small.save(work / "coded")
+        disk = (work / "coded" / "model.chainfx").stat().st_size
+        stage = chain[count - 1].label if count else "the original"
+        rows.append([f"`{stage}`", f"{disk:,}", f"{dense / disk:.1f}x", f"{small.report.records[-1].metric:.2%}"])
+        print(rows[-1], flush=True)
+    return table(["stage, coded adaptively", "bytes on disk", "ratio", "held-out accuracy"], rows)
 
 
 def stages(folder: Path, work: Path) -> Iterator[str]:
@@ -500,6 +524,7 @@ PARTS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     "latency": latency,
     "decoding": decoding,
     "stages": stages,
+    "resnet34": resnet34,
 }
 
 
