@@ -348,8 +348,8 @@ def resnet20(folder: Path, work: Path, weights: Path) -> Iterator[str]:
     original = zoo.resnet20(shortcut="A")
     zoo.load_weights(original, weights)
     yield (
-        f"ResNet-20, {dense_bytes(original):,} bytes of floats, test accuracy {tuner.test(original):.2%}; each stage is "
-        f"tuned for 2 epochs on {len(data.train):,} images.\n"
+        f"ResNet-20, {dense_bytes(original):,} bytes of floats, test accuracy {tuner.test(original):.2%}; each "
+        f"stage is tuned for 2 epochs on {len(data.train):,} images.\n"
     )
     yield coded_after_each(original, SPARSE_AND_SHARED, data, tuner, work)
     yield f"Test accuracy of the last: {tuner.test(chainfx.load(work / 'coded')):.2%}.\n"
