@@ -237,7 +237,7 @@ def _place_of(graph_module: GraphModule) -> frozenset[tuple[torch.device, torch.
 
 def _check_finite(signature: Signature, inputs: Sequence[Tensor]) -> None:
     for parameter, tensor in zip(signature.inputs, inputs, strict=True):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
             raise InputError(
                 f"input {parameter.name!r} has values that are not finite, which the int8 engine has no codes for; "
                 f"mend the batch, or run the network of lower('float')."
