@@ -111,7 +111,7 @@ def test_sensitivity_has_a_line_for_every_pair_of_strengths(run, folder):
 def test_predict_reads_each_pass_alone(run, folder):
     store = folder / "store"
     plain = json.loads(chainfx("predict", store, "--json").output)
-    assert [(each["before"], each["after"]) for each in plain["predictions"]] and plain["networks"] == 5
+    assert [(each["before"], each["after"]) for each in plain["predictions"]] and plain["networks"] == 6
     nothing = chainfx("predict", store, "--learn", store)
     assert nothing.output.startswith("order: prune-channels -> quantize\n")
     assert "learnt from 0 measured pairs of 0 networks" in nothing.output
