@@ -15,7 +15,7 @@ from chainfx.errors import TuningError
 from chainfx.ir.graph import exits_of
 from chainfx.passes import Distill, EarlyExit, PassContext, PruneChannels, Quantize, TuneRequest
 from chainfx.passes import soft_labels as soft_loss
-from chainfx.training import Augment, OwnTrainer, Trainer, from_tensors, loss_of, regression
+from chainfx.training import Augment, OwnTrainer, Trainer, digits, from_tensors, loss_of, regression
 from chainfx.training.contrast import Contrast
 from chainfx.training.features import attention_loss
 from chainfx.training.losses import self_distillation
@@ -146,7 +146,7 @@ def test_features_come_nearer_to_those_of_the_teacher(pair, what):
     task, _ = loss_with(pair, loss="task")
     request = TuneRequest(loss="task", teacher=teacher, learning_rate=0.02, from_scratch=True, **{what: 100.0})
     kept = set(own.state_dict())
-    Trainer(DATA, epochs=4, batch_size=32).tune(own, request, seed=0, on_epoch=silent)
+    Trainer(digits(), epochs=2).tune(own, request, seed=0, on_epoch=silent)
     assert set(own.state_dict()) == kept
     after = loss_with(pair, loss="task", **{what: 1.0})[0] - loss_with(pair, loss="task")[0]
     assert after < before - task
