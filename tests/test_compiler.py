@@ -31,6 +31,12 @@ def run(net, x, trainer=None, **options):
     return chainfx.compile(net, CHAIN, example_inputs=x, trainer=trainer or FakeTrainer(x), **options)
 
 
+@pytest.fixture(scope="module")
+def whole(net, x):
+    """What the chain gives."""
+    return run(net, x)
+
+
 def test_the_whole_chain_runs_in_the_order_of_the_plan_and_leaves_the_model_alone(net, x):
     before = copy.deepcopy(net.state_dict())
     trainer, stages = FakeTrainer(x), []
@@ -100,12 +106,12 @@ def test_no_stage_shares_a_tensor_with_the_model(net, x):
         assert not own & {tensor.data_ptr() for tensor in stage.graph_module.state_dict().values()}
 
 
-def test_two_runs_give_the_same_bits(net, x):
-    one, other = run(net, x), run(net, x)
-    assert [r.fingerprint for r in one.report.records] == [r.fingerprint for r in other.report.records]
-    assert str(one.graph_module.graph) == str(other.graph_module.graph)
-    state = other.graph_module.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in one.graph_module.state_dict().items())
+def test_two_runs_give_the_same_bits(net, x, whole):
+    again = run(net, x)
+    assert [r.fingerprint for r in again.report.records] == [r.fingerprint for r in whole.report.records]
+    assert str(again.graph_module.graph) == str(whole.graph_module.graph)
+    state = whole.graph_module.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.graph_module.state_dict().items())
 
 
 FAILURES = (
@@ -116,7 +122,7 @@ QUICK = (FAILURES[1], FAILURES[-1])  # what is no Exception, and what is one of 
 
 
 @pytest.mark.parametrize("failure", mostly_slow(FAILURES, QUICK), ids=lambda failure: type(failure).__name__)
-def test_a_failure_half_way_keeps_what_was_finished_and_a_second_call_resumes(net, x, tmp_path, failure):
+def test_a_failure_half_way_keeps_what_was_finished_and_a_second_call_resumes(net, x, whole, tmp_path, failure):
     with pytest.raises(type(failure)) as caught:
         run(net, x, FakeTrainer(x, fail_at=3, failure=failure), workdir=tmp_path)
     partial = caught.value.partial
@@ -127,7 +133,6 @@ def test_a_failure_half_way_keeps_what_was_finished_and_a_second_call_resumes(ne
     small = run(net, x, trainer, workdir=tmp_path, on_stage=lambda stage: resumed.append(stage.resumed))
     assert resumed == [False, True, True, False, False]
     assert len(trainer.requests) == 2
-    whole = run(net, x)
     state = whole.graph_module.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in small.graph_module.state_dict().items())
 
@@ -156,9 +161,16 @@ def test_an_error_that_takes_no_attribute_passes_as_it_is(net, x):
     assert caught.value is failure and failure.partial == "its own"
 
 
-@pytest.mark.parametrize("change", ["seed", "data", "options", "weights"])
-def test_a_stage_is_taken_from_the_workdir_only_if_nothing_that_determines_it_changed(net, x, tmp_path, change):
-    chainfx.compile(net, [PruneChannels(0.5)], example_inputs=x, trainer=FakeTrainer(x), workdir=tmp_path)
+@pytest.fixture(scope="module")
+def workdir(net, x, tmp_path_factory):
+    """A working folder with one stage."""
+    folder = tmp_path_factory.mktemp("workdir")
+    chainfx.compile(net, [PruneChannels(0.5)], example_inputs=x, trainer=FakeTrainer(x), workdir=folder)
+    return folder
+
+
+@pytest.mark.parametrize("change", [None, "seed", "data", "options", "weights"])
+def test_a_stage_is_taken_from_the_workdir_only_if_nothing_that_determines_it_changed(net, x, workdir, change):
     other = copy.deepcopy(net)
     if change == "weights":
         other.conv1.weight.data.view(-1)[0] += 1
@@ -169,10 +181,10 @@ def test_a_stage_is_taken_from_the_workdir_only_if_nothing_that_determines_it_ch
         example_inputs=x,
         trainer=FakeTrainer(x, name="other" if change == "data" else "fake"),
         seed=1 if change == "seed" else 0,
-        workdir=tmp_path,
+        workdir=workdir,
         on_stage=lambda stage: resumed.append(stage.resumed),
     )
-    assert resumed == [False, False]
+    assert resumed == [False, change is None]
 
 
 def test_without_a_trainer_passes_that_need_none_run(net, x):
@@ -275,17 +287,16 @@ def test_a_trainer_that_changes_the_graph_is_refused(net, x):
     )
 
 
-def test_count_uses_the_measured_exit_rates_of_a_compressed_model(net, x):
-    small = run(net, x)
-    report = chainfx.count(small, x)
-    last = small.report.records[-1]
+def test_count_uses_the_measured_exit_rates_of_a_compressed_model(x, whole):
+    report = chainfx.count(whole, x)
+    last = whole.report.records[-1]
     assert float(report.expected_bitops) == pytest.approx(last.after.expected_bitops)
     assert report.bitops == last.after.bitops
     assert dataclasses.asdict(last.after)["macs"] == report.macs
 
 
-def test_the_report_prints_every_stage_and_the_plan(net, x):
-    text = str(run(net, x).report)
+def test_the_report_prints_every_stage_and_the_plan(whole):
+    text = str(whole.report)
     for word in ("distill(depth=0.5)", "quantize(4, 4)", "arXiv 2403.17447", "times fewer BitOps"):
         assert word in text
 

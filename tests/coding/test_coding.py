@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chainfx.coding import CODERS, Reader, arithmetic, coded_bytes, decode_tensor, encode_tensor, huffman, varint
 from chainfx.coding.places import FORMS, decode_places, places_by_form
 from chainfx.errors import ArtifactError
+from tests.budget import mostly_slow
 
 
 def again(data, like, *, masked):
@@ -56,7 +57,7 @@ def test_every_form_of_places_comes_back(rows, columns, share, seed):
         assert np.array_equal(decode_places(Reader(head + data), kept.shape), kept), form
 
 
-@pytest.mark.parametrize("share", [0.005, 0.05, 0.3, 0.5])
+@pytest.mark.parametrize("share", mostly_slow([0.005, 0.05, 0.3, 0.5], [0.05]))
 def test_masked_codes_take_little_more_than_their_entropy(share):
     draw = np.random.default_rng(0)
     kept = draw.random((400, 500)) < share

@@ -204,7 +204,9 @@ def test_finished_stages_keep_the_signature():
     x = images(20)
     trainer = FakeTrainer(x, fail_at=2)
     with pytest.raises(TuningError) as caught:
-        chainfx.compile(small_resnet(), [PruneChannels(0.5), Quantize(4, 4)], example_inputs={"x": x}, trainer=trainer)
+        chainfx.compile(
+            small_resnet((1, 1)), [PruneChannels(0.5), Quantize(4, 4)], example_inputs={"x": x}, trainer=trainer
+        )
     assert torch.equal(caught.value.partial(x=x), caught.value.partial(x))
 
 

@@ -30,7 +30,7 @@ def x():
 @pytest.fixture(scope="module")
 def network(x):
     """A train form with 8-bit inputs, and 8-bit weights in the first and the last layer alone."""
-    return quantized(small_resnet(), x, one=Quantize(7, 8))
+    return quantized(small_resnet((1, 1)), x, one=Quantize(7, 8))
 
 
 @needs_kernels

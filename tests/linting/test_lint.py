@@ -116,7 +116,7 @@ def test_needs_that_nothing_serves():
 
 def test_facts_that_the_network_has_serve_too():
     x = images(2)
-    masked = chainfx.compile(small_resnet(), [PruneWeights(0.5)], example_inputs=x, order="given")
+    masked = chainfx.compile(small_resnet((1, 1)), [PruneWeights(0.5)], example_inputs=x, order="given")
     graph_module = masked.graph_module
     assert rules([Sharing()], "need", model=graph_module, example_inputs=x) == []
 
@@ -225,7 +225,7 @@ def test_depthwise_layers_lose_most_and_gain_least():
         chain = [Quantize(granularity=granularity)]
         assert rules(chain, "depthwise", model=graph_module, example_inputs=x) == [(severity, "depthwise", (1,))]
     x = images(1)
-    assert rules([Quantize()], "depthwise", model=small_resnet(), example_inputs=x) == []
+    assert rules([Quantize()], "depthwise", model=small_resnet((1, 1)), example_inputs=x) == []
 
 
 def test_a_dry_run_predicts_the_costs_of_the_run():
@@ -263,7 +263,7 @@ def test_a_dry_run_takes_the_confidence_of_any_task(criterion):
 
 def test_a_stage_that_cannot_be_applied_is_found_and_ends_the_prediction():
     chain = [Fuse(), Distill(depth=(9, 9)), Quantize()]
-    report = chainfx.lint(chain, small_resnet(), example_inputs=images(2))
+    report = chainfx.lint(chain, small_resnet((1, 1)), example_inputs=images(2))
     (finding,) = [finding for finding in report.findings if finding.rule == "dry-run"]
     assert (finding.severity, finding.positions) == ("error", (2,))
     assert finding.reason.startswith("distill(depth=(9, 9)) cannot be applied to this network: distill: depth=(9, 9) ")
@@ -325,7 +325,9 @@ def test_a_study_of_ones_own_decides():
 
 
 def test_a_report_is_json_and_a_finding_comes_back():
-    report = chainfx.lint([PostTrainingQuantize(4, 4), PruneWeights(0.5)], small_resnet(), example_inputs=images(2))
+    report = chainfx.lint(
+        [PostTrainingQuantize(4, 4), PruneWeights(0.5)], small_resnet((1, 1)), example_inputs=images(2)
+    )
     plain = json.loads(json.dumps(report.to_dict()))
     assert set(plain) == {"passes", "findings", "corrected", "stages"}
     assert plain["corrected"] == ["prune-weights(ratio=0.5)", "post-training-quantize(8, 8)"]
@@ -350,7 +352,7 @@ def test_sarif_has_a_rule_a_level_and_a_line_for_every_finding():
 def test_compile_attaches_the_findings_and_shows_them_before_training(capfd):
     x = images(4)
     chain = [Quantize(4, 4), PruneChannels(0.4)]
-    small = chainfx.compile(small_resnet(), chain, example_inputs=x, trainer=FakeTrainer(x), order="given")
+    small = chainfx.compile(small_resnet((1, 1)), chain, example_inputs=x, trainer=FakeTrainer(x), order="given")
     found = small.report.findings
     told = [finding for finding in found if finding.severity != "info"]
     assert [(f.severity, f.rule, f.positions) for f in told] == [("warning", "order", (1, 2))] and len(found) > 1
@@ -358,7 +360,7 @@ def test_compile_attaches_the_findings_and_shows_them_before_training(capfd):
     assert shown[0] == str(told[0]) and shown[1].startswith("original:")
     assert "found before it ran:" in str(small.report) and "broken" not in small.report.plan
     assert chainfx.scheduler.ChainReport.from_dict(json.loads(json.dumps(small.report.to_dict()))).findings
-    chainfx.compile(small_resnet(), chain, example_inputs=x, trainer=FakeTrainer(x))
+    chainfx.compile(small_resnet((1, 1)), chain, example_inputs=x, trainer=FakeTrainer(x))
     assert "order" not in capfd.readouterr().err
 
 
@@ -366,7 +368,7 @@ def test_errors_can_be_refused():
     x, trainer = images(4), FakeTrainer(images(4))
     chain = [PruneWeights(0.5), Distill(student=small_resnet((1, 1)))]
     with pytest.raises(LintError) as caught:
-        chainfx.compile(small_resnet(), chain, example_inputs=x, trainer=trainer, order="given", refuse="errors")
+        chainfx.compile(small_resnet((1, 1)), chain, example_inputs=x, trainer=trainer, order="given", refuse="errors")
     first, *errors = str(caught.value).splitlines()
     assert first == (
         "the chain prune-weights -> distill is not run because lint finds errors in it (refuse='errors'); "
@@ -374,7 +376,7 @@ def test_errors_can_be_refused():
     )
     assert len(errors) == 1 and errors[0].startswith("  error at 1 and 2 (order): prune-weights stands before distill")
     assert trainer.requests == []
-    chainfx.compile(small_resnet(), [Fuse()], example_inputs=x, refuse="errors")
+    chainfx.compile(small_resnet((1, 1)), [Fuse()], example_inputs=x, refuse="errors")
     with pytest.raises(InputError) as wrong:
-        chainfx.compile(small_resnet(), [Fuse()], example_inputs=x, refuse="all")
+        chainfx.compile(small_resnet((1, 1)), [Fuse()], example_inputs=x, refuse="all")
     assert str(wrong.value) == "refuse='all' is not known; use 'errors' or None."

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import EntryPoint
 from typing import ClassVar
 
@@ -78,6 +78,37 @@ def test_the_passes_declare_what_the_paper_says():
         "torchao-quantize": (Kind.STATIC, Granularity.SUB_NEURON),
     }
     assert registry.pass_names() == tuple(sorted(declared))
+
+
+DEFAULTS = {
+    "distill": {"init": "inherit", "temperature": 4.0, "hard_weight": 0.1, "soft_weight": 0.9},
+    "early-exit": {"exits": 3, "max_drop": 0.005, "criterion": "max-softmax", "keep": False, "body": "frozen"},
+    "encode": {"coder": "static"},
+    "low-rank": {"rounds": 1, "pull": 0.01, "scheme": "tucker", "keep": False},
+    "post-training-quantize": {"weights": 8, "activations": 8, "clips": "least-squares"},
+    "prune-channels": {
+        **{"importance": "l1", "round_to": "auto", "scope": "uniform", "max_ratio": 1.0, "rounds": 1},
+        **{"schedule": "linear", "compensate": False, "keep": False},
+    },
+    "prune-heads": {"ratio": 0.5, "width_ratio": 0.0, "importance": "l1", "compensate": False},
+    "prune-weights": {
+        **{"pattern": "unstructured", "scope": "layer", "rounds": 1, "length": 0.0, "scale_dropout": False},
+    },
+    "quantize": {
+        **{"weights": 8, "activations": 8, "first": 8, "last": 8, "granularity": "channel", "residuals": True},
+    },
+    "share-weights": {
+        **{"bits": 5, "init": "linear", "biases": False, "rounds": 1, "pull": 0.01, "entries": "float32"},
+    },
+}
+
+
+def test_the_defaults_of_the_options_are_a_part_of_the_interface():
+    """Those that are neither nothing nor to be given: with others, chains that leave them out would be other chains."""
+    for cls in map(type, PASSES):
+        found = {each.name: each.default for each in fields(cls)}
+        kept = {name: value for name, value in found.items() if value not in (None, (), MISSING)}
+        assert kept == DEFAULTS.get(cls.info.name, {})
 
 
 def test_a_label_shows_what_is_not_default():

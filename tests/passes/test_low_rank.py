@@ -244,7 +244,7 @@ def test_bare_parameters_and_taken_names():
 
 def test_a_second_pass_cuts_the_factors():
     x = images()
-    once, _ = applied(LowRank(energy=0.9), small_resnet(), x)
+    once, _ = applied(LowRank(energy=0.9), small_resnet((1, 1)), x)
     twice, result = applied(LowRank(energy=0.5), None, x, graph_module=once)
     assert result.modified
     assert count(twice, (x,)).macs < count(once, (x,)).macs
@@ -303,14 +303,14 @@ def test_what_is_left_alone_and_why():
 
 def test_quantized_and_masked_layers_stay_whole():
     x = images()
-    quantized, _ = applied(Quantize(4, 4, first=None, last=None), small_resnet(), x)
+    quantized, _ = applied(Quantize(4, 4, first=None, last=None), small_resnet((1, 1)), x)
     graph_module, result = applied(LowRank(energy=0.3), None, x, graph_module=quantized)
     assert str(graph_module.graph) == str(quantized.graph)
     assert result.skipped[0].reason == "its weight is computed by 'quantize_weight' (quantized or masked)"
-    only_inputs, _ = applied(Quantize(32, 4, first=None, last=None), small_resnet(), x)
+    only_inputs, _ = applied(Quantize(32, 4, first=None, last=None), small_resnet((1, 1)), x)
     _, result = applied(LowRank(energy=0.3), None, x, graph_module=only_inputs)
     assert {item.reason for item in result.skipped} == {"its input is quantized"}
-    masked, _ = applied(PruneWeights(0.5), small_resnet(), x)
+    masked, _ = applied(PruneWeights(0.5), small_resnet((1, 1)), x)
     _, result = applied(LowRank(energy=0.3), None, x, graph_module=masked)
     assert result.skipped[0].reason == "its weight is computed by 'mask_weight' (quantized or masked)"
 
@@ -331,13 +331,13 @@ def test_what_is_computed_once_stays_whole():
 
 
 def test_frozen_parameters_stay_frozen():
-    graph_module, _ = applied(LowRank(energy=0.5), small_resnet().requires_grad_(False), images())
+    graph_module, _ = applied(LowRank(energy=0.5), small_resnet((1, 1)).requires_grad_(False), images())
     assert not any(parameter.requires_grad for parameter in graph_module.parameters())
 
 
 def test_it_trains():
     x = images(8)
-    graph_module, _ = applied(LowRank(energy=0.5), small_resnet(), x)
+    graph_module, _ = applied(LowRank(energy=0.5), small_resnet((1, 1)), x)
     graph_module.train()
     F.cross_entropy(graph_module(x), torch.arange(8) % 10).backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in graph_module.parameters())
@@ -355,7 +355,7 @@ def test_later_passes_and_saving(tmp_path):
 
 @pytest.mark.parametrize("one", [LowRank(energy=0.6), LowRank(macs=0.5, scheme="spatial")], ids=str)
 def test_the_contract(one):
-    assert check_pass(one, small_resnet(), (images(),), targets=10).modified
+    assert check_pass(one, small_resnet((1, 1)), (images(),), targets=10).modified
 
 
 def test_info():
@@ -389,15 +389,15 @@ def test_wrong_options(options, message):
 
 def test_a_share_that_cannot_be_reached_names_the_least():
     with pytest.raises(PassError) as caught:
-        applied(LowRank(macs=0.02), small_resnet(), images())
+        applied(LowRank(macs=0.02), small_resnet((1, 1)), images())
     text = str(caught.value)
     assert text.startswith("low-rank: macs=0.02 cannot be reached: with rank 1 everywhere 0.")
     least = float(text.partition("use at least ")[2].partition(" ")[0])
-    applied(LowRank(macs=least), small_resnet(), images())
+    applied(LowRank(macs=least), small_resnet((1, 1)), images())
 
 
 def test_weights_that_are_not_finite():
-    model = small_resnet()
+    model = small_resnet((1, 1))
     model.conv1.weight.data[0, 0, 0, 0] = float("inf")
     with pytest.raises(PassError) as caught:
         applied(LowRank(energy=0.5), model, images())
@@ -460,7 +460,7 @@ def test_learnt_factors_are_the_best_of_all_ranks(shape, scheme, weight):
 
 @pytest.mark.parametrize("scheme", ["tucker", "spatial"])
 def test_convolutions_learn_their_ranks_and_are_drawn_to_the_product_of_their_factors(scheme):
-    graph_module, x = graph_of(small_resnet(), images()), images()
+    graph_module, x = graph_of(small_resnet((1, 1)), images()), images()
     one = LowRank(price=2.0, rounds=2, pull=0.05, scheme=scheme, keep=True)
     drawn = one.apply(graph_module, PassContext(graph_module, (x,), tunes=True))
     (penalty,) = drawn.tune.penalties

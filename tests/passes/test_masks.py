@@ -14,6 +14,7 @@ from chainfx.ir.graph import edit, layers_of, ops
 from chainfx.passes import Distill, Fuse, PruneChannels, Quantize
 from chainfx.passes.base import TuneRequest
 from chainfx.passes.prune_weights import PruneWeights
+from tests.budget import mostly_slow
 from tests.fresh import fresh
 from tests.nets import graph_of, images, small_resnet
 from tests.passes.test_prune_weights import applied, masks, seen
@@ -22,7 +23,7 @@ from tests.trainers import FakeTrainer
 
 def test_masks_hold_through_training_with_momentum_and_weight_decay():
     x = images(8)
-    graph_module, _ = applied(PruneWeights(0.7), small_resnet(), x)
+    graph_module, _ = applied(PruneWeights(0.7), small_resnet((1, 1)), x)
     optimizer = torch.optim.SGD(graph_module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     graph_module.train()
     for _ in range(3):
@@ -38,7 +39,7 @@ def test_masks_hold_through_training_with_momentum_and_weight_decay():
 
 
 @pytest.mark.parametrize("scheme", ["dorefa", "uniform"])
-@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("bits", mostly_slow([1, 3], [3]))
 def test_quantizers_go_beneath_masks_and_zeros_stay_zeros(bits, scheme):
     x = images()
     pruned, _ = applied(PruneWeights(0.6), small_resnet((1, 1)), x)
@@ -106,8 +107,8 @@ def test_to_codes_keeps_masks_bit_for_bit():
 
 def test_a_mask_takes_one_bit_an_element_on_disk_and_comes_back(tmp_path):
     x = images()
-    graph_module, _ = applied(PruneWeights(0.5), small_resnet(), x)
-    save_graph(graph_of(small_resnet(), x), tmp_path / "plain")
+    graph_module, _ = applied(PruneWeights(0.5), small_resnet((1, 1)), x)
+    save_graph(graph_of(small_resnet((1, 1)), x), tmp_path / "plain")
     save_graph(graph_module, tmp_path / "masked")
     sizes = [_bytes(tmp_path / name) for name in ("plain", "masked")]
     bits = sum(mask.numel() for mask, _ in masks(graph_module).values())

@@ -51,7 +51,7 @@ class Learns(Penalty):
 def requests(passes, **tuning):
     trainer = FakeTrainer(X)
     small = chainfx.compile(
-        small_resnet(), passes, example_inputs=X, trainer=trainer, order="given", tuning=tuning or None
+        small_resnet((1, 1)), passes, example_inputs=X, trainer=trainer, order="given", tuning=tuning or None
     )
     return trainer.requests, small.report.records
 
@@ -70,7 +70,7 @@ def test_stages_recover_by_distillation_from_the_original_network():
     (first, second), records = requests([PruneWeights(0.5), Quantize(4, 4)])
     assert first.loss == second.loss == "recover"
     assert first.teacher is second.teacher
-    assert torch.equal(first.teacher(X), graph_of(small_resnet(), X)(X))
+    assert torch.equal(first.teacher(X), graph_of(small_resnet((1, 1)), X)(X))
     assert [record.requests for record in records] == [(), ({"teacher": True},), ({"teacher": True},)]
 
 
@@ -97,8 +97,7 @@ def test_options_decide_which_stage_it_is():
     def fingerprints(**tuning):
         return [record.fingerprint for record in requests([PruneWeights(0.5), Quantize(4, 4)], **tuning)[1]]
 
-    plain, again = fingerprints(), fingerprints()
-    assert plain == again
+    plain = fingerprints()
     other = fingerprints(quantize={"epochs": 3})
     assert other[:2] == plain[:2] and other[2] != plain[2]
     assert (
@@ -182,7 +181,7 @@ def test_options_have_a_form_in_json():
 
 def test_tuning_without_a_trainer_is_an_error():
     with pytest.raises(InputError) as caught:
-        chainfx.compile(small_resnet(), [Quantize(8, 8)], example_inputs=X, tuning={"*": {"loss": "task"}})
+        chainfx.compile(small_resnet((1, 1)), [Quantize(8, 8)], example_inputs=X, tuning={"*": {"loss": "task"}})
     assert str(caught.value) == (
         "tuning says how passes are tuned, and there is no trainer; give one, or leave it out."
     )

@@ -19,7 +19,7 @@ def quantized(model, batches, one, *, tunes=False):
 
 
 def test_every_layer_gets_the_same_widths_and_nothing_is_tuned():
-    result = quantized(small_resnet(), [images()], PostTrainingQuantize(), tunes=True)
+    result = quantized(small_resnet((1, 1)), [images()], PostTrainingQuantize(), tunes=True)
     layers = list(layers_of(result.graph_module))
     assert {layer.weight_quantizer.args[1:] for layer in layers} == {(8, "uniform", 0)}
     assert {layer.input_quantizer.args[2] for layer in layers} == {8}
@@ -30,7 +30,7 @@ def test_every_layer_gets_the_same_widths_and_nothing_is_tuned():
 def test_weights_alone_ask_for_no_calibration():
     x, one = images(), PostTrainingQuantize(4, activations=32)
     assert one.needs == frozenset() and PostTrainingQuantize().needs == {"calibration"}
-    small = chainfx.compile(small_resnet(), [one], example_inputs=x)
+    small = chainfx.compile(small_resnet((1, 1)), [one], example_inputs=x)
     assert not small.graph_module.graph.find_nodes(op="call_function", target=ops.quantize_activation)
     assert small.engine == "float"
 
@@ -47,10 +47,10 @@ def test_clips_are_the_largest_value_or_those_of_least_error(clips, expected):
 
 def test_it_replaces_the_quantizers_of_an_earlier_pass():
     x = images()
-    graph_module = quantized(small_resnet(), [x], Quantize(2, 3)).graph_module
+    graph_module = quantized(small_resnet((1, 1)), [x], Quantize(2, 3)).graph_module
     PostTrainingQuantize(7, 7).apply(graph_module, PassContext(graph_module, (x,), calibration=[(x,)]))
     verify(graph_module, (x,))
-    direct = quantized(small_resnet(), [x], PostTrainingQuantize(7, 7)).graph_module
+    direct = quantized(small_resnet((1, 1)), [x], PostTrainingQuantize(7, 7)).graph_module
     assert torch.equal(graph_module(x), direct(x))
 
 
@@ -81,14 +81,14 @@ def test_options_out_of_range_are_one_sentence(options, message):
 
 def test_no_calibration_and_values_that_are_not_finite_are_one_sentence_in_its_name():
     x = images()
-    graph_module = graph_of(small_resnet(), x)
+    graph_module = graph_of(small_resnet((1, 1)), x)
     with pytest.raises(PassError) as caught:
         PostTrainingQuantize().apply(graph_module, PassContext(graph_module, (x,), calibration=None))
     assert str(caught.value) == (
         "post-training-quantize: activations need calibration data and there is none; give calibration=[batches of "
         "inputs], a trainer, or activations=32."
     )
-    graph_module = graph_of(small_resnet(), x)
+    graph_module = graph_of(small_resnet((1, 1)), x)
     with torch.no_grad():
         graph_module.get_parameter("conv1.weight").fill_(float("nan"))
     with pytest.raises(PassError) as caught:

@@ -42,7 +42,7 @@ def seen(layer):
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
 def test_the_smallest_weights_of_each_layer_go_and_exactly_as_many_as_said(ratio):
     x = images()
-    graph_module, result = applied(PruneWeights(ratio), small_resnet(), x)
+    graph_module, result = applied(PruneWeights(ratio), small_resnet((1, 1)), x)
     found = masks(graph_module)
     assert len(found) == len(list(layers_of(graph_module)))
     for name, (mask, pattern) in found.items():
@@ -56,7 +56,7 @@ def test_the_smallest_weights_of_each_layer_go_and_exactly_as_many_as_said(ratio
 
 def test_a_global_ranking_prunes_the_network_as_one():
     x = images()
-    graph_module, _ = applied(PruneWeights(0.6, scope="global"), small_resnet(), x)
+    graph_module, _ = applied(PruneWeights(0.6, scope="global"), small_resnet((1, 1)), x)
     found = {name: mask for name, (mask, _) in masks(graph_module).items()}
     kept = torch.cat([edit.get_tensor(graph_module, name).abs()[mask] for name, mask in found.items()])
     gone = torch.cat([edit.get_tensor(graph_module, name).abs()[~mask] for name, mask in found.items()])
@@ -93,7 +93,7 @@ def test_n_of_m_leaves_transposed_and_grouped_layers_that_do_not_fit():
 
 def test_ratio_zero_changes_nothing():
     x = images()
-    model = small_resnet()
+    model = small_resnet((1, 1))
     before = graph_of(model, x)
     graph_module, result = applied(PruneWeights(0.0), model, x)
     assert (result.modified, result.tune) == (False, None)
@@ -110,7 +110,7 @@ def test_ties_go_in_order():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type(dtype):
-    model = small_resnet().to(dtype)
+    model = small_resnet((1, 1)).to(dtype)
     for one in (PruneWeights(0.5), PruneWeights(0.5, scope="global"), PruneWeights(pattern="1:2")):
         graph_module, result = applied(one, model, images().to(dtype))
         assert result.modified
@@ -119,20 +119,20 @@ def test_any_float_type(dtype):
 
 def test_rounds_follow_the_cubic_schedule_and_only_tighten():
     x, one = images(), PruneWeights(0.8, rounds=4)
-    graph_module, previous = graph_of(small_resnet(), x), None
+    graph_module, previous = graph_of(small_resnet((1, 1)), x), None
     for step, share in enumerate([0.4625, 0.7, 0.7875, 0.8]):
         graph_module, result = applied(one, None, x, graph_module=graph_module, round=step)
-        mask = masks(graph_module)["stages.1.1.conv2.weight"][0]
+        mask = masks(graph_module)["stages.1.0.conv2.weight"][0]
         assert result.modified
         assert int((~mask).sum()) == int(mask.numel() * share + 1e-9)
         assert previous is None or not (mask & ~previous).any()
         previous = mask
-    assert sum("weight_mask" in name for name, _ in graph_module.named_buffers()) == 11
+    assert sum("weight_mask" in name for name, _ in graph_module.named_buffers()) == 7
 
 
 def test_rounds_towards_n_of_m():
     x, one = images(), PruneWeights(pattern="1:4", rounds=3, skip=("conv1",))
-    graph_module, seen_patterns = graph_of(small_resnet(), x), []
+    graph_module, seen_patterns = graph_of(small_resnet((1, 1)), x), []
     for step in range(3):
         graph_module, _ = applied(one, None, x, graph_module=graph_module, round=step)
         mask, pattern = masks(graph_module)["fc.weight"]
@@ -141,14 +141,14 @@ def test_rounds_towards_n_of_m():
 
 
 def test_a_first_round_in_which_no_weight_of_a_group_goes_leaves_no_mask():
-    graph_module, result = applied(PruneWeights(pattern="1:2", rounds=9), small_resnet(), images())
+    graph_module, result = applied(PruneWeights(pattern="1:2", rounds=9), small_resnet((1, 1)), images())
     assert not result.modified and not masks(graph_module)
     assert not any("that are not masked stay" in item.reason for item in result.skipped)
 
 
 def test_a_second_pass_counts_what_is_masked_and_never_gives_back():
     x = images()
-    once, _ = applied(PruneWeights(0.5), small_resnet(), x)
+    once, _ = applied(PruneWeights(0.5), small_resnet((1, 1)), x)
     again, result = applied(PruneWeights(0.4), None, x, graph_module=once)
     assert not result.modified and str(again.graph) == str(once.graph)
     assert "40 weights that are not masked stay" in result.skipped[-1].reason
@@ -163,7 +163,7 @@ def test_a_second_pass_counts_what_is_masked_and_never_gives_back():
 
 def test_a_2_4_mask_stays_one_under_unstructured_pruning():
     x = images()
-    once, _ = applied(PruneWeights(pattern="2:4", skip=("conv1",)), small_resnet(), x)
+    once, _ = applied(PruneWeights(pattern="2:4", skip=("conv1",)), small_resnet((1, 1)), x)
     tighter, _ = applied(PruneWeights(0.75), None, x, graph_module=once)
     found = masks(tighter)
     assert found.pop("conv1.weight")[1] == "unstructured"
@@ -222,7 +222,7 @@ def test_modules_that_hide_their_weights_are_named():
     "one", [PruneWeights(0.3), PruneWeights(0.7, scope="global", rounds=2), PruneWeights(pattern="2:4")], ids=str
 )
 def test_the_contract(one):
-    assert check_pass(one, small_resnet(), (images(),), targets=10).modified
+    assert check_pass(one, small_resnet((1, 1)), (images(),), targets=10).modified
 
 
 def test_info():
@@ -272,7 +272,7 @@ def test_wrong_options(options, message):
 
 def test_skip_leaves_layers_alone_and_a_pattern_without_match_is_an_error():
     x = images()
-    graph_module, result = applied(PruneWeights(0.5, skip=("conv1", "stages.*")), small_resnet(), x)
+    graph_module, result = applied(PruneWeights(0.5, skip=("conv1", "stages.*")), small_resnet((1, 1)), x)
     assert list(masks(graph_module)) == ["fc.weight"]
     assert {item.reason for item in result.skipped} == {"a pattern of skip matches it"}
     with pytest.raises(PassError) as caught:
@@ -284,7 +284,7 @@ def test_skip_leaves_layers_alone_and_a_pattern_without_match_is_an_error():
 
 
 def test_weights_that_are_not_finite():
-    model = small_resnet()
+    model = small_resnet((1, 1))
     model.conv1.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(PassError) as caught:
         applied(PruneWeights(0.5), model, images())
@@ -294,7 +294,7 @@ def test_weights_that_are_not_finite():
 
 
 def test_a_layer_that_a_global_ranking_would_empty():
-    model = small_resnet()
+    model = small_resnet((1, 1))
     model.conv1.weight.data.mul_(1e-6)
     with pytest.raises(PassError) as caught:
         applied(PruneWeights(0.5, scope="global"), model, images())
@@ -306,7 +306,7 @@ def test_a_layer_that_a_global_ranking_would_empty():
 
 def test_a_quality_masks_what_is_below_so_many_standard_deviations():
     x, one = images(), PruneWeights(quality=1.5, rounds=2)
-    graph_module, _ = applied(one, small_resnet(), x)
+    graph_module, _ = applied(one, small_resnet((1, 1)), x)
     first = {name: mask for name, (mask, _) in masks(graph_module).items()}
     for name, mask in first.items():
         weight = edit.get_tensor(graph_module, name).detach()
@@ -321,7 +321,7 @@ def test_a_quality_masks_what_is_below_so_many_standard_deviations():
 def test_rounds_before_the_last_are_tuned_for_few_bits():
     """Of a weight at the precision itself the length is half a bit."""
     x = images()
-    graph_module = graph_of(small_resnet(), x)
+    graph_module = graph_of(small_resnet((1, 1)), x)
     one = PruneWeights(0.5, rounds=3, length=2.0, skip=("[!f]*",))
     precision = 0.05 * float(edit.get_tensor(graph_module, "fc.weight").detach().std())
     entry = copy.deepcopy(graph_module)

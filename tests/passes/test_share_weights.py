@@ -147,7 +147,7 @@ def test_a_budget_gives_bits_to_the_layer_that_needs_them(vectors):
 
 def test_quantization_aware_training_after_sharing_keeps_clusters_and_zeros():
     torch.manual_seed(0)
-    x, net = images(), small_resnet()
+    x, net = images(), small_resnet((1, 1))
     chain = [PruneWeights(0.5), ShareWeights(3), Quantize(8, 8, first=None, last=None)]
     small = chainfx.compile(net, chain, example_inputs=x, calibration=[x])
     shared = chainfx.compile(net, chain[:2], example_inputs=x)
@@ -163,7 +163,7 @@ def test_quantization_aware_training_after_sharing_keeps_clusters_and_zeros():
 def test_a_shared_and_quantized_network_is_stored_by_its_codebooks_and_runs_on_codes(tmp_path):
     x = images()
     chain = [ShareWeights(3), Quantize(7, 8, first=None, last=None, scheme="uniform")]
-    small = chainfx.compile(small_resnet(), chain, example_inputs=x, calibration=[x])
+    small = chainfx.compile(small_resnet((1, 1)), chain, example_inputs=x, calibration=[x])
     names = {name.rpartition(".")[2] for name, _ in small.graph_module.named_buffers()}
     assert "weight_codes" in names and "codes" not in names
     small.save(tmp_path)

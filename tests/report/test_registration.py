@@ -54,8 +54,9 @@ def asked_for():
     """The class and the form of every call ``rendered(self, form)`` in the package."""
     return {
         (cls.name, call.args[1].value)
-        for path in PACKAGE.rglob("*.py")
-        for cls in ast.walk(ast.parse(path.read_text()))
+        for source in (path.read_text() for path in PACKAGE.rglob("*.py"))
+        if "rendered(self" in source
+        for cls in ast.walk(ast.parse(source))
         if isinstance(cls, ast.ClassDef)
         for call in ast.walk(cls)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "rendered"

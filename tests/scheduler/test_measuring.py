@@ -61,7 +61,7 @@ def trainer_and_walks(kind=Untrained):
 )
 def test_a_stage_takes_one_walk(passes, walks):
     trainer, counted = trainer_and_walks()
-    runner = StageRunner(graph_of(small_resnet(), X), example_inputs=(X,), trainer=trainer)
+    runner = StageRunner(graph_of(small_resnet((1, 1)), X), example_inputs=(X,), trainer=trainer)
     stage = runner.first()
     for one in passes:
         stage = runner.next(stage, one)
@@ -75,7 +75,7 @@ def test_one_walk_finds_what_two_would():
 
     def record(kind):
         trainer, _ = trainer_and_walks(kind)
-        runner = StageRunner(graph_of(small_resnet(), X), example_inputs=(X,), trainer=trainer)
+        runner = StageRunner(graph_of(small_resnet((1, 1)), X), example_inputs=(X,), trainer=trainer)
         stages = [runner.next(runner.first(), EarlyExit(exits=2, threshold=0.14, keep=True))]
         stages.append(runner.next(stages[0], PruneWeights(0.3)))
         return [(stage.record.metric, stage.record.exit_rates) for stage in stages]
@@ -92,12 +92,12 @@ def test_measuring_is_in_half_precision_where_asked_and_quantizers_are_not(monke
     for precision in ("float32", "bfloat16", "float16"):
         trainer, _ = trainer_and_walks()
         dtypes = set()
-        graph_module = graph_of(small_resnet(), X)
+        graph_module = graph_of(small_resnet((1, 1)), X)
         graph_module.fc.register_forward_hook(lambda *_: None)
         graph_module.flatten.register_forward_hook(lambda module, args, out, d=dtypes: d.add(out.dtype))
         trainer.on(Execution(precision=precision)).evaluate(graph_module)
         assert dtypes == {getattr(torch, precision)}
-    quantized = chainfx.compile(small_resnet(), [Quantize(8, 8)], example_inputs=X, calibration=[X])
+    quantized = chainfx.compile(small_resnet((1, 1)), [Quantize(8, 8)], example_inputs=X, calibration=[X])
     for precision in ("bfloat16", "float16"):
         trainer_and_walks()[0].on(Execution(precision=precision)).evaluate(quantized.graph_module)
     assert seen == {torch.float32}
@@ -134,7 +134,7 @@ def test_a_whole_chain_is_measured_in_half_precision(precision, tolerance):
 def test_the_batch_size_of_measuring_and_calibration_is_that_of_the_execution():
     trainer, walks = trainer_and_walks()
     placed = trainer.on(Execution(batch_size=30))
-    placed.evaluate(graph_of(small_resnet(), X))
+    placed.evaluate(graph_of(small_resnet((1, 1)), X))
     assert walks.sizes == {30, 24}
     assert {len(inputs[0]) for inputs in placed.calibration} == {30}
     assert trainer.fingerprint != placed.fingerprint
@@ -142,7 +142,9 @@ def test_the_batch_size_of_measuring_and_calibration_is_that_of_the_execution():
 
 def test_the_execution_is_part_of_what_determines_a_stage():
     def key(**options):
-        small = chainfx.compile(small_resnet(), [PruneWeights(0.5)], example_inputs=X, execution=Execution(**options))
+        small = chainfx.compile(
+            small_resnet((1, 1)), [PruneWeights(0.5)], example_inputs=X, execution=Execution(**options)
+        )
         return small.report.records[-1].fingerprint
 
     assert len({key(), key(precision="bfloat16"), key(batch_size=8)}) == 3
@@ -153,7 +155,7 @@ def test_the_trainer_computes_where_the_run_does(monkeypatch):
     places = []
     monkeypatch.setattr(trainer_module, "this_device", lambda: places.append("asked") or torch.device("cpu"))
     trainer, _ = trainer_and_walks()
-    assert trainer.on(Execution("cpu"))._place(small_resnet()) == torch.device("cpu")
+    assert trainer.on(Execution("cpu"))._place(small_resnet((1, 1))) == torch.device("cpu")
 
 
 def test_a_network_goes_to_cuda_where_torch_has_it(monkeypatch):
@@ -193,5 +195,5 @@ def test_executions_that_are_wrong(options, message):
 
 def test_what_is_no_execution():
     with pytest.raises(InputError) as caught:
-        chainfx.compile(small_resnet(), [PruneWeights(0.5)], example_inputs=X, execution="cuda")
+        chainfx.compile(small_resnet((1, 1)), [PruneWeights(0.5)], example_inputs=X, execution="cuda")
     assert str(caught.value) == ("execution is of type str; give a chainfx.passes.Execution, or leave it out.")

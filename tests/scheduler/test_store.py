@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,9 +140,17 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The stages of a chain, and the folder that keeps them."""
+    folder = tmp_path_factory.mktemp("finished")
+    return run(folder), folder
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_stage_is_computed_again_and_that_is_said_once(tmp_path, damage):
-    whole = run(tmp_path)
+def test_a_damaged_stage_is_computed_again_and_that_is_said_once(finished, tmp_path, damage):
+    whole, folder = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     place = tmp_path / whole[1].record.fingerprint[:24]
     spoil, reason = DAMAGE[damage]
     spoil(place)

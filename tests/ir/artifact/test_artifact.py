@@ -20,7 +20,7 @@ from tests.nets import graph_of, images, small_resnet
 
 def test_a_graph_comes_back_the_same_with_what_was_saved_beside_it(tmp_path):
     x = images()
-    graph_module = graph_of(small_resnet(), x)
+    graph_module = graph_of(small_resnet((1, 1)), x)
     save_graph(graph_module, tmp_path, {"note": [1, 2]})
     loaded, extra = load_graph(tmp_path)
     assert extra == {"note": [1, 2]}
@@ -33,7 +33,7 @@ def test_a_graph_comes_back_the_same_with_what_was_saved_beside_it(tmp_path):
 
 def test_a_fresh_process_gives_the_same_bits(tmp_path):
     x = images()
-    graph_module = graph_of(small_resnet(), x)
+    graph_module = graph_of(small_resnet((1, 1)), x)
     save_graph(graph_module, tmp_path)
     torch.save(x, tmp_path / "x.pt")
     code = (
@@ -163,9 +163,9 @@ def test_a_shared_tensor_is_stored_once_and_stays_shared(tmp_path):
 
 
 def test_the_fingerprint_sees_weights_and_graph():
-    graph_module = graph_of(small_resnet(), images())
+    graph_module = graph_of(small_resnet((1, 1)), images())
     before = fingerprint(graph_module)
-    assert fingerprint(graph_of(small_resnet(), images())) == before
+    assert fingerprint(graph_of(small_resnet((1, 1)), images())) == before
     with torch.no_grad():
         next(graph_module.parameters()).view(-1)[0] += 1
     assert fingerprint(graph_module) != before
@@ -174,7 +174,7 @@ def test_the_fingerprint_sees_weights_and_graph():
 
 @pytest.fixture
 def saved(tmp_path):
-    save_graph(graph_of(small_resnet(), images()), tmp_path)
+    save_graph(graph_of(small_resnet((1, 1)), images()), tmp_path)
     return tmp_path
 
 
@@ -343,7 +343,7 @@ def test_a_forged_manifest_calls_no_method_that_does_more_than_compute(tmp_path,
 
 
 def test_what_trains_and_what_does_not_comes_back(tmp_path):
-    graph_module = graph_of(small_resnet(), images())
+    graph_module = graph_of(small_resnet((1, 1)), images())
     for name, parameter in graph_module.named_parameters():
         parameter.requires_grad_(name.startswith("fc."))
     save_graph(graph_module, tmp_path)

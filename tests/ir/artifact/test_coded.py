@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,14 +19,22 @@ from chainfx.passes import Encode, PassContext, PruneWeights, ShareWeights
 from tests.nets import graph_of, images, small_resnet
 
 
-@pytest.fixture
-def coded(tmp_path):
-    x = images()
-    graph_module = graph_of(small_resnet(), x)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A graph with coded weights, and its file."""
+    x, folder = images(), tmp_path_factory.mktemp("written")
+    graph_module = graph_of(small_resnet((1, 1)), x)
     for one in (PruneWeights(0.7), ShareWeights(2), Encode()):
         one.apply(graph_module, PassContext(graph_module, (x,)))
-    save_graph(graph_module, tmp_path, {"note": 1}, coded=True)
-    return graph_module, tmp_path / CODED
+    save_graph(graph_module, folder, {"note": 1}, coded=True)
+    return graph_module, folder / CODED
+
+
+@pytest.fixture
+def coded(written, tmp_path):
+    """The graph, and a copy of its file to change."""
+    graph_module, path = written
+    return graph_module, Path(shutil.copy(path, tmp_path))
 
 
 def forged(path, change=lambda body: None, tensors=lambda data: data, size=None):
@@ -75,7 +85,7 @@ def test_the_manifest_is_deflated_to_a_twentieth(coded, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type_comes_back(dtype, tmp_path):
     x = images().to(dtype)
-    graph_module = graph_of(small_resnet().to(dtype), x)
+    graph_module = graph_of(small_resnet((1, 1)).to(dtype), x)
     for one in (PruneWeights(0.7), Encode()):
         one.apply(graph_module, PassContext(graph_module, (x,)))
     save_graph(graph_module, tmp_path, coded=True)

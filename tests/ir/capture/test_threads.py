@@ -16,6 +16,7 @@ from torch.fx import Graph
 
 from chainfx.ir.capture import capture
 from chainfx.ir.graph import ops
+from tests.budget import mostly_slow
 
 
 class Zeros(nn.Module):
@@ -75,8 +76,9 @@ def run_all(*works: Callable[[], None]) -> list[BaseException]:
     return raised
 
 
-def test_captures_disturb_nobody(quick_switches: None) -> None:
-    """Two threads capture, a third infers, compiles, copies and pickles: 1,000 rounds."""
+@pytest.mark.parametrize("rounds", mostly_slow([50, 250], [50]))
+def test_captures_disturb_nobody(quick_switches: None, rounds: int) -> None:
+    """Two threads capture, a third infers, compiles, copies and pickles: 200 rounds in all, or 1,000."""
     models = [(make().eval(), x) for make, x in CASES]
     alone = [str(capture(model, (x,)).graph) for model, x in models]
     bystander, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 3, 6, 6)
@@ -85,13 +87,13 @@ def test_captures_disturb_nobody(quick_switches: None) -> None:
     def capturing(index: int) -> Callable[[], None]:
         def work() -> None:
             model, x = models[index]
-            for _ in range(250):
+            for _ in range(rounds):
                 assert str(capture(model, (x,)).graph) == alone[index]
 
         return work
 
     def others() -> None:
-        for index in range(500):
+        for index in range(2 * rounds):
             assert torch.equal(bystander(images), expected)
             assert torch.equal(copy.deepcopy(bystander)(images), expected)
             assert torch.zeros is ZEROS

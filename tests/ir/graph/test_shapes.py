@@ -26,6 +26,7 @@ from chainfx.ir.graph.operators import name_of
 from chainfx.ir.graph.running import called
 from chainfx.ir.graph.shapes import propagate_shapes, shape_of
 from tests.bitops.graphs import graph_of
+from tests.budget import mostly_slow
 from tests.ir.capture.test_capture_models import on_meta
 
 IMAGE = (torch.empty(2, 6, 12, 10),)
@@ -154,7 +155,7 @@ RESIZED = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("mode", mostly_slow(["bilinear", "bicubic"], ["bilinear"]))
 def test_resized_images_have_the_shapes_and_layouts_that_torch_gives_them(mode, layout):
     def network(x):
         return [F.interpolate(x, mode=mode, **options) for options in RESIZED]
@@ -366,7 +367,7 @@ def without_numbers(row):
     return replace(row, operator=name_of(row.operator), node=node)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mostly_slow(MODELS, ("mobilenet_v3_small", "shufflenet_v2_x0_5", "vit_b_32")))
 def test_a_module_counts_as_its_captured_graph(name):
     model, image = on_meta(name), torch.empty(1, 3, 224, 224)
     report = chainfx.count(model, image)
