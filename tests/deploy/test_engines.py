@@ -178,6 +178,8 @@ def test_a_batch_that_is_not_finite_is_one_sentence_and_float_takes_it(network, 
             "the network of lower('float')."
         )
         assert small.lower("float")(wrong).shape == (8, 10)
+    large = torch.full_like(x, 3e38)  # finite, as its sum is not
+    assert small(large).isfinite().all()
 
 
 @needs_kernels

@@ -42,12 +42,15 @@ class Grid:
         if self.signs:
             return (values >= 0).to(torch.uint8) * 2
         levels = self.greatest - self.zero_point
-        shares = (values / (self.scale * levels)).mul_(levels).round_().add_(self.zero_point)
+        shares = (values / (self.scale * levels)).mul_(levels).round_()
+        if self.zero_point:
+            shares.add_(self.zero_point)
         return shares.clamp_(0, self.greatest).to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The values (float32, same shape) of codes."""
-        return codes.float().sub_(self.zero_point).mul_(self.scale)
+        values = codes.float()
+        return (values.sub_(self.zero_point) if self.zero_point else values).mul_(self.scale)
 
 
 class Encode(nn.Module):

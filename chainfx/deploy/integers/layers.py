@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chainfx.deploy.integers.kernels import LayerCall, run_layer
+from chainfx.deploy.integers.kernels import BoundLayer, LayerCall
 
 __all__ = ["IntegerLayer", "IntegerMaxPool"]
 
@@ -28,6 +28,7 @@ class IntegerLayer(nn.Module):
         self.call = call
         self.overwrites = False
         self._text = call.to_text()
+        self._bound: BoundLayer | None = None
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
@@ -39,9 +40,17 @@ class IntegerLayer(nn.Module):
                 codes, self.weight, self.scale, self.bias, added, self._text
             )
             return result
-        if added is not None and not self.overwrites:
-            added = added.clone()
-        return run_layer(self._text, codes, self.weight, self.scale, self.bias, added)
+        tensors: Any = self._buffers.values()
+        bound = self._bound
+        if bound is None or not bound.is_of(*tensors):
+            bound = self._bound = BoundLayer.of(self._text, codes, *tensors)
+        if added is None:
+            return bound.run(codes)
+        return bound.run(codes, added if self.overwrites else added.clone())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: a packed weight can be neither."""
+        return {**self.__dict__, "_bound": None}
 
 
 class IntegerMaxPool(nn.Module):

@@ -88,6 +88,28 @@ def test_weights_are_packed_once_and_again_when_their_codes_change(monkeypatch):
 
 
 @needs_kernels
+def test_a_layer_computes_with_the_tensors_that_it_has_now():
+    one, x = layer(LayerCall(READ, 8, "uniform", SLIDING)), codes(2, 4, 5, 5)
+    one(x)
+    for name, changed in (
+        ("scale", one.scale * 3),
+        ("bias", one.bias - 1),
+        ("weight", one.weight.flip(0)),
+        ("bias", None),
+    ):
+        one.register_buffer(name, changed)
+        torch.testing.assert_close(one(x).double(), exact_layer(one, x), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [(5, 8), (6, 7), (1, 2)])
+def test_a_single_pixel_is_read_in_every_row_and_column_of_so_many(size):
+    one = layer(LayerCall(READ, 8, "uniform", Geometry((2, 3), (0, 0), (1, 1), 1)), (6, 4, 1, 1))
+    for x in (codes(2, 4, *size), codes(3, 5, *size)[1:, 1:], codes(2, *size, 4).permute(0, 3, 1, 2)):
+        torch.testing.assert_close(one(x).double(), exact_layer(one, x), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
 def test_packed_weights_go_with_the_codes_they_were_made_of():
     gc.collect()  # what earlier tests have left in circles
     before = len(kernels._PACKED)
