@@ -30,8 +30,11 @@ class Grid:
         """The least and the greatest value."""
         return -self.zero_point * self.scale, (self.greatest - self.zero_point) * self.scale
 
-    def encode(self, values: Tensor) -> Tensor:
+    def encode(self, values: Tensor, *, overwrite: bool = False) -> Tensor:
         """The codes (uint8, same shape) of the values that lie nearest to those of a float tensor.
+
+        ``overwrite``: whether the work may be done in the tensor itself. A new one takes most of the time where it is
+        large, since the system hands out its memory page by page.
 
         Computed as :func:`chainfx.ir.graph.ops.quantize_activation` does, so that ties fall to the same side: images
         often have values that are exactly between two codes. Four-dimensional codes lie in memory channels-last, which
@@ -42,7 +45,8 @@ class Grid:
         if self.signs:
             return (values >= 0).to(torch.uint8) * 2
         levels = self.greatest - self.zero_point
-        shares = (values / (self.scale * levels)).mul_(levels).round_()
+        step = self.scale * levels
+        shares = (values.div_(step) if overwrite else values / step).mul_(levels).round_()
         if self.zero_point:
             shares.add_(self.zero_point)
         return shares.clamp_(0, self.greatest).to(torch.uint8)
@@ -54,15 +58,19 @@ class Grid:
 
 
 class Encode(nn.Module):
-    """A float tensor in, its codes on a grid out."""
+    """A float tensor in, its codes on a grid out.
+
+    ``overwrites``: whether the float tensor may be written over, because nobody else reads it.
+    """
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
+        self.overwrites = False
 
     def forward(self, values: Tensor) -> Tensor:
         """See :meth:`Grid.encode`."""
-        return self.grid.encode(values)
+        return self.grid.encode(values, overwrite=self.overwrites and not torch.compiler.is_compiling())
 
 
 class Decode(nn.Module):

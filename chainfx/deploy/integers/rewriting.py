@@ -81,17 +81,17 @@ def _reshape_in_any_layout(graph_module: GraphModule) -> None:
 
 
 def mark_overwrites(graph_module: GraphModule) -> None:
-    """Let each integer layer of a segment write over its second input where nothing reads that afterwards."""
+    """Let what adds to its second input, or encodes its only one, write over that where nothing reads it afterwards."""
     for node in graph_module.graph.find_nodes(op="call_module"):
-        layer = edit.module_of(graph_module, node, IntegerLayer)
-        if layer is not None and len(node.args) == 2:
-            layer.overwrites = _is_done_with(graph_module, input_of(node, 1), node)
+        module = edit.module_of(graph_module, node, IntegerLayer, Encode)
+        if isinstance(module, IntegerLayer | Encode) and (isinstance(module, Encode) or len(node.args) == 2):
+            module.overwrites = _is_done_with(graph_module, input_of(node, len(node.args) - 1), node)
 
 
 def _is_done_with(graph_module: GraphModule, added: Node, reader: Node) -> bool:
     """Whether a node makes a new tensor, and a later one is the last to read it, none of them as a view."""
     fresh = edit.module_of(graph_module, added, IntegerLayer, Encode, Decode, IntegerMaxPool) is not None
-    readers = [edit.module_of(graph_module, user, IntegerLayer, Decode, IntegerMaxPool) for user in added.users]
+    readers = [edit.module_of(graph_module, user, IntegerLayer, Encode, Decode, IntegerMaxPool) for user in added.users]
     return fresh and all(module is not None for module in readers) and max(added.users) is reader
 
 

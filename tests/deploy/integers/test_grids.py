@@ -42,6 +42,14 @@ def test_ties_fall_to_the_side_that_the_quantizer_takes(bits, signed):
     assert torch.equal(grid.encode(ties).float() - grid.zero_point, expected)
 
 
+@pytest.mark.parametrize("zero_point", [0, 100])
+def test_a_tensor_that_may_be_written_over_has_the_same_codes(zero_point):
+    values, grid = torch.linspace(-20, 20, 4001), Grid(0.1, zero_point, 200)
+    codes = grid.encode(values)
+    kept = values.clone()
+    assert torch.equal(grid.encode(values, overwrite=True), codes) and not torch.equal(values, kept)
+
+
 def test_images_are_encoded_channels_last():
     codes = Grid(0.1, 0, 255).encode(torch.rand(2, 3, 4, 4))
     assert codes.is_contiguous(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from torch import nn
 import chainfx
 from chainfx import zoo
 from chainfx.deploy import CompressedModel, Machine
+from chainfx.deploy.integers.grids import Encode
 from chainfx.deploy.integers.layers import IntegerLayer, IntegerMaxPool
 from chainfx.errors import ChainfxError
 from chainfx.ir.graph import edit, ops
@@ -228,6 +229,17 @@ def test_the_last_reader_of_a_skip_tensor_may_write_over_it():
     overwriting = [name.rpartition("integer_")[2] for name, layer in layers.items() if layer.overwrites]
     assert overwriting == ["stages_0_0_conv2", "stages_0_1_conv2", "stages_1_0_conv2", "stages_1_1_conv2"]
     assert torch.equal(run(small, x), run(small, x))
+
+
+def test_what_is_encoded_is_written_over_where_a_layer_made_it_and_nobody_else_reads_it():
+    x = images(4, 16)
+    kept = x.clone()
+    small, _ = on_integers(small_resnet(width=8), x)
+    encoders = {name: one for name, one in small.segments.named_modules() if isinstance(one, Encode)}
+    written = {name.rpartition("encode_")[2]: one.overwrites for name, one in encoders.items()}
+    assert written == {"x": False, "integer_stages_1_0_conv2": True, "pool": False}
+    answers = run(small, x)
+    assert torch.equal(x, kept) and torch.equal(run(small, x), answers)
 
 
 @examples(1)
