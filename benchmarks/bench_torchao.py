@@ -114,8 +114,11 @@ def measure(
     with torch.no_grad():
         for batch in batches:
             given = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
-            calls = {name: ready(given) for name, ready in forms.items()}
-            errors = {name: _error(call(), network(given)) for name, call in calls.items()}
+            exact = network(given)
+            torch.compiler.reset()  # else torch stops to compile after so many batch sizes of one piece of code
+            # each has an input of its own, since what torchao alone makes writes over it
+            calls = {name: ready(given.clone()) for name, ready in forms.items()}
+            errors = {name: _error(call(), exact) for name, call in calls.items()}
             latencies += time_in_turns(calls, batch, seconds)
     return Measured(BenchReport(machine_facts(), tuple(forms), tuple(latencies)), errors)
 

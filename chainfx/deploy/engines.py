@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from chainfx.deploy.exporting import (
-    difference_of,
+    disagreement,
     frozen,
     integer_segments,
     matched_layers,
@@ -105,7 +106,7 @@ def _by_inductor(
         for index, segment in enumerate(segments):
             expected = segment(*values)
             segment.compile(fullgraph=True)
-            difference = difference_of(expected, called(segment, *values))
+            difference = disagreement(expected, partial(called, segment), values)
             if difference:
                 raise InputError(
                     f"engine='pt2e' was asked for, but segment {index} answers otherwise once it is compiled: "

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+from chainfx.ir.graph import ops
 from chainfx.linting.chain import Chain, Step
+from chainfx.processor import fit_into_16_bits
 from chainfx.scheduler import Finding
 
 __all__ = ["NETWORK_RULES", "channel_counts_left"]
@@ -41,6 +43,48 @@ def integer_kernels(chain: Chain) -> Iterator[Finding]:
                 _KERNELS,
                 "expect a smaller file than with 8 bits, and no more speed",
             )
+
+
+def saturating_kernels(chain: Chain) -> Iterator[Finding]:
+    """Layers that the integer engine leaves in float because sums of two products do not fit into 16 bits."""
+    for step in chain.of("quantization") if chain.machine.integers and chain.machine.saturates else ():
+        ends = [name for name in ("first", "last") if _overflows(step, name, name)]
+        rest = _overflows(step, "weights", "activations")
+        if not (ends or rest):
+            continue
+        fixes = [f"{name}=7" for name in ["weights"] * rest + ends]
+        if rest and step.option("scheme") in (None, "dorefa") and step.tuned:
+            fixes.append("scheme='uniform'")
+        where = "its layers" if rest else f"its {' and '.join(ends)} layers"
+        yield step.finding(
+            "kernels",
+            "warning" if rest else "info",
+            f"{step.name} leaves {where} in float here: without VNNI, products of integers are added in 16 bits",
+            _KERNELS,
+            f"use {', '.join(fixes)}",
+        )
+
+
+def _overflows(step: Step, weights: str, activations: str) -> bool:
+    """Whether sums of two products do not fit into 16 bits for the numbers of bits that two options give."""
+    widths, scheme = (step.bits(weights), step.bits(activations)), step.option("scheme")
+    if max(widths) > _KERNEL_BITS or scheme == "exponential":
+        return False
+    dorefa = scheme == "dorefa" or (scheme is None and step.tuned)
+    greatest = ops.weight_range(widths[0], "dorefa" if dorefa and widths[0] < _KERNEL_BITS else "uniform")
+    return not fit_into_16_bits(2 ** widths[1] - 1, greatest)
+
+
+def slow_bfloat16(chain: Chain) -> Iterator[Finding]:
+    """Layers in bfloat16 on a processor that has no instructions for it."""
+    for step in () if chain.machine.bfloat16 else chain.of("precision"):
+        yield step.finding(
+            "kernels",
+            "warning",
+            f"this machine has no instructions for bfloat16, and layers of {step.name} take many times as long here",
+            _KERNELS,
+            "expect a smaller file, and run it on a GPU or a processor with AVX-512 BF16 or AMX",
+        )
 
 
 def sparse_kernels(chain: Chain) -> Iterator[Finding]:
@@ -143,6 +187,8 @@ NETWORK_RULES: tuple[Callable[[Chain], Iterator[Finding]], ...] = (
     weights_alone,
     depthwise_integers,
     integer_kernels,
+    saturating_kernels,
+    slow_bfloat16,
     sparse_kernels,
     channel_counts,
     channel_counts_of_network,

@@ -40,7 +40,8 @@ def test_auto_takes_integers_where_a_layer_can_run_in_them(network, x):
     assert rows_of(small)["conv1"] == (
         "float",
         "sums of two products of input codes up to 254 and weight codes up to 127 do not fit into 16 bits, which AVX2 "
-        "without VNNI adds them in; quantize its input to 7 bits, or its weight to 7 bits with scheme='uniform'",
+        "without VNNI adds them in; quantize its input to 7 bits, or its weight to 7 bits with scheme='uniform' "
+        "(Quantize(first=7, last=7) does both)",
     )
     assert rows_of(small)["stages.0.0.conv1"] == ("int8", "with BatchNorm2d, quantize_activation")
     assert rows_of(small)["fc"][0] == "float"
@@ -99,9 +100,9 @@ def test_integers_that_cannot_be_are_one_sentence(x):
     assert str(caught.value) == (
         "engine='int8' was asked for, but no layer can run in integers here (conv1: sums of two products of input "
         "codes up to 254 and weight codes up to 127 do not fit into 16 bits, which AVX2 without VNNI adds them in; "
-        "quantize its input to 7 bits, or its weight to 7 bits with scheme='uniform'; stages.0.0.conv1: its weight "
-        "is not quantized; stages.0.0.conv2: its weight is not quantized; ...); use engine='auto' or 'float', or "
-        "quantize it otherwise."
+        "quantize its input to 7 bits, or its weight to 7 bits with scheme='uniform' (Quantize(first=7, last=7) does "
+        "both); stages.0.0.conv1: its weight is not quantized; stages.0.0.conv2: its weight is not quantized; ...); "
+        "use engine='auto' or 'float', or quantize it otherwise."
     )
     with pytest.raises(InputError) as caught:
         CompressedModel(plain, (x,), None, engine="int4")

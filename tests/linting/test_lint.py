@@ -17,6 +17,7 @@ from chainfx.errors import InputError, LintError, ScheduleError
 from chainfx.linting import Machine, sarif
 from chainfx.linting.network import Network
 from chainfx.passes import (
+    Bf16,
     Distill,
     EarlyExit,
     Fuse,
@@ -139,8 +140,53 @@ def test_what_the_machine_has_no_kernels_for(one, machine, expected):
     assert [severity for severity, _, _ in rules([one], "kernels", machine=machine)] == expected
 
 
+WITHOUT_VNNI = Machine(integers=True, sparse=False, saturates=True, bfloat16=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "tuned", "severity", "layers", "fix"),
+    [
+        (Quantize(4, 8), True, "info", "first and last", "use first=7, last=7"),
+        (Quantize(4, 8, first=None), True, "info", "last", "use last=7"),
+        (Quantize(8, 8), False, "warning", "", "use weights=7, first=7, last=7"),
+        (Quantize(8, 8, first=7, last=7), True, "warning", "", "use weights=7, scheme='uniform'"),
+        (Quantize(7, 8, first=7, last=7), True, "warning", "", "use weights=7, scheme='uniform'"),
+        (Quantize(7, 8, first=7, last=7), False, None, "", ""),
+        (Quantize(8, 7, first=7, last=7), True, None, "", ""),
+        (Quantize(4, 8, first=32, last=32), True, None, "", ""),
+        (Quantize(4, 8, first=7, last=7, scheme="exponential"), True, None, "", ""),
+        (PostTrainingQuantize(8, 8), False, "warning", "", "use weights=7"),
+        (PostTrainingQuantize(7, 8), False, None, "", ""),
+    ],
+)
+def test_layers_that_stay_in_float_without_vnni(one, tuned, severity, layers, fix):
+    def told(machine):
+        found = chainfx.lint([one], trainer=tuned, machine=machine).findings
+        return [each for each in found if "VNNI" in each.reason]
+
+    findings = told(WITHOUT_VNNI)
+    assert [(each.severity, each.fix) for each in findings] == ([(severity, fix)] if severity else [])
+    if layers:
+        assert findings[0].reason == (
+            f"quantize leaves its {layers} layers in float here: without VNNI, products of integers are added in 16 "
+            "bits"
+        )
+    assert told(Machine(integers=True, sparse=False)) == []
+
+
+def test_bfloat16_where_the_processor_has_none():
+    (found,) = chainfx.lint([Bf16()], machine=WITHOUT_VNNI).findings
+    assert (found.severity, found.rule) == ("warning", "kernels")
+    assert found.reason == (
+        "this machine has no instructions for bfloat16, and layers of bf16 take many times as long here"
+    )
+    assert chainfx.lint([Bf16()], machine=Machine(integers=True, sparse=False)).findings == ()
+
+
 def test_the_machine_is_looked_at():
     assert Machine.here().integers == bool(set(torch.backends.quantized.supported_engines) - {"none"})
+    deployed = chainfx.deploy.Machine.here()
+    assert Machine.here().saturates == (deployed.saturates and deployed.instructions.startswith("AVX"))
 
 
 def test_channel_counts_that_fill_no_block():

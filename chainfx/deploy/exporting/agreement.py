@@ -1,14 +1,29 @@
 """Whether what another compiler made of a network answers as the network does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["difference_of", "random_inputs"]
+__all__ = ["difference_of", "disagreement", "random_inputs"]
 
 _CLOSE = 0.05  # of the largest value: what codes that lie on a tie may make it differ by
+
+
+def disagreement(expected: Any, other: Callable[..., Any], values: Sequence[Tensor]) -> str:
+    """What is wrong with ``other``, which should give the expected answer for some inputs, in words; empty if nothing.
+
+    It may differ by rounding alone (:func:`difference_of`), and has to leave the inputs as they are.
+
+    >>> disagreement(torch.tensor([3.0]), lambda x: x.add_(1.0), [torch.tensor([2.0])])
+    'it writes over its inputs'
+    """
+    kept = [each.clone() for each in values]
+    difference = difference_of(expected, other(*values))
+    if difference or all(map(torch.equal, kept, values)):
+        return difference
+    return "it writes over its inputs"
 
 
 def difference_of(expected: Any, given: Any) -> str:

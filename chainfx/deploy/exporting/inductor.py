@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -20,9 +21,19 @@ from chainfx.deploy.exporting.rewriting import rewrite_for_export
 from chainfx.deploy.integers import Lowered, Machine, why_in_float
 from chainfx.deploy.lower import split_segments, to_codes
 from chainfx.errors import InputError
-from chainfx.ir.graph import edit, operator_of, propagate_shapes, value_of
+from chainfx.ir.graph import (
+    edit,
+    input_of,
+    layers_of,
+    operator_of,
+    propagate_shapes,
+    shape_of,
+    value_of,
+)
 
 __all__ = ["frozen", "inductor_options", "integer_segments", "matched_layers"]
+
+_ROWS = 2  # dimensions of what a product of matrices takes
 
 
 def integer_segments(
@@ -51,8 +62,44 @@ def integer_segments(
         edit.set_tensor(own, path, value_of(own, layer.weight_read), parameter=False)
         with own.graph.inserting_before(layer.node):
             layer.node.update_arg(1, own.graph.get_attr(path))
+    _lay_rows_out(own)
     rewrite_for_export(own, INDUCTOR)
-    return split_segments(own), rows
+    segments = split_segments(own)
+    for segment in segments:
+        _keep_inputs(segment)
+    return segments, rows
+
+
+def _keep_inputs(segment: GraphModule) -> None:
+    """Let additions read copies of the inputs of a segment, which kernels that add would write over.
+
+    Inductor takes a clone away. It leaves the maximum of a value and itself, which is the value.
+    """
+    for node in segment.graph.find_nodes(op="placeholder"):
+        readers = [user for user in node.users if operator_of(user, segment.get_submodule).name == "add"]
+        if readers:
+            with segment.graph.inserting_before(readers[0]):
+                copied = segment.graph.call_function(torch.maximum, (node, node))
+            copied.meta = dict(node.meta)
+            for reader in readers:
+                reader.replace_input_with(node, copied)
+    segment.recompile()
+
+
+def _lay_rows_out(graph_module: GraphModule) -> None:
+    """Put a copy in order of memory, where there is none, before what quantizes the input of a linear layer.
+
+    torch makes a product of batches of a linear layer whose input of three dimensions lies otherwise, as that behind
+    attention does, and the passes of torchao know such a product for one batch size alone.
+    """
+    linear = [layer for layer in layers_of(graph_module) if layer.node.target is F.linear]
+    for quantizer in dict.fromkeys(layer.input_quantizer for layer in linear):
+        if quantizer is not None and len(shape_of(quantizer)) > _ROWS:
+            values = input_of(quantizer)
+            with graph_module.graph.inserting_before(quantizer):
+                laid_out = graph_module.graph.call_method("contiguous", (values,))
+            laid_out.meta = dict(values.meta)
+            quantizer.update_arg(0, laid_out)
 
 
 @functools.cache

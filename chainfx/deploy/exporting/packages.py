@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from chainfx.deploy.exporting.agreement import difference_of, random_inputs
+from chainfx.deploy.exporting.agreement import disagreement, random_inputs
 from chainfx.deploy.exporting.inductor import inductor_options
 from chainfx.deploy.integers import Lowered
 from chainfx.errors import ArtifactError
@@ -46,7 +46,7 @@ def write_packages(
     for segment, file in zip(segments, files, strict=True):
         with torch.no_grad():
             expected = segment(*values)
-            difference = difference_of(expected, torch._inductor.aoti_load_package(str(file))(*values))
+            difference = disagreement(expected, torch._inductor.aoti_load_package(str(file)), values)
         if difference:
             raise ArtifactError(
                 f"{file.name} answers otherwise than the network: {difference}; this version of torch compiles it "

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from chainfx.deploy.exporting.forms import Form
 from chainfx.deploy.exporting.terms import Ranges, round_terms
 from chainfx.deploy.integers.chains import chain_of
-from chainfx.deploy.integers.grids import decode_weights, grid_of, weight_range, weight_unit
+from chainfx.deploy.integers.grids import decode_weights, grid_of, weight_unit
 from chainfx.ir.graph import Layer, affine_of, edit, get_tensor, input_of, layers_of, ops, value_of
 
 __all__ = ["rewrite_for_export"]
@@ -91,7 +91,7 @@ def _has_codes(weight: Node) -> bool:
     if weight.target is not ops.dequantize_weight or any(each.op != "get_attr" for each in weight.all_input_nodes):
         return False
     bits, scheme = weight.args[2:]
-    return weight_range(bits, scheme) <= _GREATEST  # type: ignore[arg-type]  # literals of the dialect op
+    return ops.weight_range(bits, scheme) <= _GREATEST  # type: ignore[arg-type]  # literals of the dialect op
 
 
 def _what_is_read(weight: Node) -> tuple[object, ...]:
@@ -109,7 +109,7 @@ def _int8_weight(graph_module: GraphModule, weight: Node, factor: Tensor | None)
     coded = input_of(weight) if masked else weight
     literals: tuple[Any, ...] = coded.args[2:]
     codes, stored = (get_tensor(graph_module, str(input_of(coded, at).target)).detach() for at in (0, 1))
-    stretch = max(1, _ROOM // weight_range(*literals))
+    stretch = max(1, _ROOM // ops.weight_range(*literals))
     integers = decode_weights(codes, *literals) * stretch
     scale = weight_unit(stored, *literals) / stretch
     if masked:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
-from chainfx.deploy.integers.grids import grid_of, weight_range
+from chainfx.deploy.integers.grids import grid_of
 from chainfx.deploy.integers.kernels import Geometry
 from chainfx.deploy.integers.machine import Machine
 from chainfx.ir.graph import DEPTHWISE, Layer, input_of, operator_of, ops
@@ -17,8 +17,11 @@ _FLAT = (F.linear,)
 _SLIDING = (F.conv2d, DEPTHWISE[F.conv2d])
 
 
-def obstacle(layer: Layer, machine: Machine) -> str:
-    """Why a layer of a graph with codes of weights cannot run in integers on a machine; empty if it can."""
+def obstacle(layer: Layer, machine: Machine, *, at_end: bool = False) -> str:
+    """Why a layer of a graph with codes of weights cannot run in integers on a machine; empty if it can.
+
+    ``at_end``: whether it is one of the first or last layers, whose widths passes set by options of their own.
+    """
     if layer.node.target not in (*_FLAT, *_SLIDING):
         return f"{operator_of(layer.node).spelling} has no integer kernel"
     coded = weight_codes(layer)
@@ -38,7 +41,8 @@ def obstacle(layer: Layer, machine: Machine) -> str:
     if _value_type(layer) is not torch.float32:
         return f"integer kernels give float32, and it computes in {_value_type(layer)}"
     read = grid_of(layer.graph_module, layer.input_quantizer)
-    return machine.obstacle(read.greatest, weight_range(bits, scheme))
+    reason = machine.obstacle(read.greatest, ops.weight_range(bits, scheme))
+    return f"{reason} (Quantize(first=7, last=7) does both)" if reason and machine.kernels and at_end else reason
 
 
 def weight_codes(layer: Layer) -> Node | None:

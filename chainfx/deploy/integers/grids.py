@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from chainfx.ir.graph import get_tensor, ops
 
-__all__ = ["Decode", "Encode", "Grid", "decode_weights", "grid_of", "weight_range", "weight_unit"]
+__all__ = ["Decode", "Encode", "Grid", "decode_weights", "grid_of", "weight_unit"]
 
 _LEAST_CLIP = 1e-8  # that of ops.quantize_activation
 
@@ -96,23 +96,8 @@ def grid_of(graph_module: GraphModule, quantizer: Node) -> Grid:
     return Grid(greatest / levels, levels * signed, levels * (1 + signed))
 
 
-def weight_range(bits: int, scheme: str) -> int:
-    """The greatest integer that a weight of that width stands for, see :func:`decode_weights`.
-
-    >>> weight_range(8, "uniform"), weight_range(6, "dorefa"), weight_range(1, "uniform")
-    (127, 63, 1)
-    >>> weight_range(4, "exponential")
-    64
-    """
-    if bits == 1:
-        return 1
-    if scheme == "exponential":
-        return int(2 ** (2 ** (bits - 1) - 2))
-    return int(2**bits - 1 if scheme == "dorefa" else 2 ** (bits - 1) - 1)
-
-
 def decode_weights(codes: Tensor, bits: int, scheme: str) -> Tensor:
-    """Weights as integers (int8, shape of ``codes``), from minus to plus :func:`weight_range`.
+    """Weights as integers (int8, shape of ``codes``), from minus to plus :func:`~chainfx.ir.graph.ops.weight_range`.
 
     Times :func:`weight_unit` they are :func:`chainfx.ir.graph.ops.decode_weight` of the codes. Those of ``dorefa`` are
     odd: it has no zero.
@@ -120,7 +105,7 @@ def decode_weights(codes: Tensor, bits: int, scheme: str) -> Tensor:
     >>> decode_weights(torch.tensor([0, 1, 2, 3]), 2, "dorefa")
     tensor([-3, -1,  1,  3], dtype=torch.int8)
     """
-    greatest = weight_range(bits, scheme)
+    greatest = ops.weight_range(bits, scheme)
     wide = codes.to(torch.int16)
     if bits > 1 and scheme == "exponential":
         places = wide - (2 ** (bits - 1) - 1)
@@ -133,4 +118,4 @@ def decode_weights(codes: Tensor, bits: int, scheme: str) -> Tensor:
 
 def weight_unit(scale: Tensor, bits: int, scheme: str) -> Tensor:
     """What weights as integers are multiples of (float64), for the ``scale`` that is stored with them (same shape)."""
-    return ops.at_least_float32(scale).double() / weight_range(bits, scheme)
+    return ops.at_least_float32(scale).double() / ops.weight_range(bits, scheme)

@@ -2,14 +2,15 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
+
+from chainfx.processor import fit_into_16_bits, has_vnni
 
 __all__ = ["Machine"]
 
 _OPERATORS = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
-_MOST_IN_16_BITS = 2**15 - 1
 _NAMES = {"AVX2": "AVX2", "AVX512": "AVX-512"}
 
 
@@ -35,8 +36,7 @@ class Machine:
     def obstacle(self, greatest_input: int, greatest_weight: int) -> str:
         """Why a layer cannot be exact in integers here, for codes of at most these sizes; empty if it can be.
 
-        Without VNNI the kernels add two products of an unsigned 8-bit and a signed 8-bit number in a signed 16-bit
-        number (the instruction ``vpmaddubsw``), so that twice the greatest product must fit into it.
+        Without VNNI the sum of two products must fit into 16 bits (:func:`~chainfx.processor.fit_into_16_bits`).
 
         >>> Machine("AVX2", kernels=True, saturates=True).obstacle(255, 63)
         ''
@@ -45,7 +45,7 @@ class Machine:
         """
         if not self.kernels:
             return f"this machine ({self.instructions}) has no integer kernels of oneDNN"
-        if self.saturates and 2 * greatest_input * greatest_weight > _MOST_IN_16_BITS:
+        if self.saturates and not fit_into_16_bits(greatest_input, greatest_weight):
             return (
                 f"sums of two products of input codes up to {greatest_input} and weight codes up to {greatest_weight} "
                 f"do not fit into 16 bits, which {self.instructions} without VNNI adds them in; "
@@ -59,14 +59,6 @@ def _found() -> tuple[str, bool, bool, bool]:
     capability = torch.backends.cpu.get_cpu_capability()
     known = capability in _NAMES and torch.backends.mkldnn.is_available()
     kernels = known and all(hasattr(torch.ops.onednn, name) for name in _OPERATORS)
-    vnni = capability == "AVX512" and _has_vnni()
+    vnni = has_vnni()
     instructions = f"{_NAMES.get(capability, capability)}{' VNNI' if vnni else ''}"
     return instructions, kernels, not vnni, torch.backends.mkl.is_available()
-
-
-def _has_vnni() -> bool:
-    """Whether the processor has the AVX-512 VNNI instructions; a torch that cannot say so counts as one without."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        return bool(torch.cpu.get_capabilities().get("avx512_vnni", False))
-    supported: Any = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    return bool(supported())

@@ -20,6 +20,7 @@ from chainfx.ir.graph import (
     affine_of,
     changes_in_place,
     edit,
+    ends_of,
     input_of,
     layers_of,
     operator_of,
@@ -32,7 +33,8 @@ __all__ = ["lower_to_integers", "mark_overwrites", "of_torchao", "why_in_float"]
 
 def why_in_float(graph_module: GraphModule, machine: Machine) -> dict[Layer, str]:
     """For each layer of a graph with codes of weights why it runs in float; the empty string if it need not."""
-    return {layer: obstacle(layer, machine) for layer in layers_of(graph_module)}
+    ends = frozenset[Layer]().union(*ends_of(graph_module))
+    return {layer: obstacle(layer, machine, at_end=layer in ends) for layer in layers_of(graph_module)}
 
 
 def lower_to_integers(graph_module: GraphModule, machine: Machine) -> Lowering:

@@ -34,6 +34,7 @@ __all__ = [
     "quantize_activation",
     "quantize_weight",
     "round_activation",
+    "weight_range",
 ]
 
 SCHEMES = ("dorefa", "tanh", "uniform", "exponential")
@@ -142,6 +143,21 @@ def decode_weight(codes: Tensor, scale: Tensor, bits: int, scheme: str) -> Tenso
         places = codes.sub(levels)
         return torch.exp2(places.abs().sub(levels)).mul(places.sign()).mul(exact).to(scale.dtype)
     return codes.sub(levels).div(levels).mul(exact).to(scale.dtype)
+
+
+def weight_range(bits: int, scheme: str) -> int:
+    """The greatest integer that the code of a weight stands for, as a multiple of one unit.
+
+    >>> weight_range(8, "uniform"), weight_range(6, "dorefa"), weight_range(1, "uniform")
+    (127, 63, 1)
+    >>> weight_range(4, "exponential")
+    64
+    """
+    if bits == 1:
+        return 1
+    if scheme == "exponential":
+        return int(2 ** (2 ** (bits - 1) - 2))
+    return int(2**bits - 1 if scheme == "dorefa" else 2 ** (bits - 1) - 1)
 
 
 @one_node

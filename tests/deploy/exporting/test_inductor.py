@@ -10,7 +10,7 @@ from torch import nn
 
 import chainfx
 from chainfx import zoo
-from chainfx.deploy import CompressedModel, Machine
+from chainfx.deploy import CompressedModel, Machine, engines
 from chainfx.deploy.exporting import difference_of, inductor, integer_segments, packages, random_inputs
 from chainfx.errors import ArtifactError, InputError
 from chainfx.ir.graph import exits_of
@@ -58,6 +58,63 @@ def test_the_graph_for_inductor_is_the_network(small, x):
     assert settings() == before
     assert [row.engine for row in rows] == ["pt2e"] * 7 and rows[0].operator == "conv2d"
     assert difference_of(small.lower("float")(x), segment(x)) == ""
+
+
+class Added(nn.Module):
+    """A block that adds to its input, with a linear layer that reads rows out of order, as after attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        turned = self.first(self.norm(x)).transpose(1, 2).contiguous().transpose(1, 2)
+        return x + self.second(turned)
+
+
+@pytest.fixture(scope="module")
+def block():
+    torch.manual_seed(0)
+    rows = torch.randn(4, 8, 8)
+    return chainfx.compile(Added().eval(), [PostTrainingQuantize(7, 8)], example_inputs=rows, calibration=[rows]), rows
+
+
+def test_linear_layers_read_rows_in_order_and_no_addition_reads_an_input(block):
+    """Kernels that add write over what they add to, and torchao knows rows out of order for one batch size alone."""
+    small, rows = block
+    (segment,), _ = integer_segments(small.graph_module, (rows,), OLDER, "it")
+    for node in segment.graph.nodes:
+        if getattr(node.target, "__name__", "") == "_round_inductor":
+            assert node.args[0].target == "contiguous"
+    (x,) = segment.graph.find_nodes(op="placeholder")
+    assert [str(user.target) for user in x.users] == ["norm", str(torch.maximum)]
+    torch.testing.assert_close(segment(rows), small.lower("float")(rows).detach())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, which compiles
+def test_a_block_that_adds_to_its_input_leaves_it_alone_for_any_batch_size(block):
+    small, rows = block
+    compiled = small.lower("pt2e")
+    for batch in (3, 1, 4):
+        given = rows[:batch].clone()
+        assert difference_of(small(rows[:batch]), compiled(given)) == "" and torch.equal(given, rows[:batch])
+
+
+def test_what_was_compiled_may_not_write_over_its_inputs(small, monkeypatch):
+    def overwriting(segment, *values):
+        answer = segment.forward(*values)
+        values[0].add_(1.0)
+        return answer
+
+    monkeypatch.setattr(torch.fx.GraphModule, "compile", lambda segment, **options: None)
+    monkeypatch.setattr(engines, "called", overwriting)
+    with pytest.raises(InputError) as caught:
+        small.lower("pt2e")
+    assert str(caught.value) == (
+        "engine='pt2e' was asked for, but segment 0 answers otherwise once it is compiled: it writes over its inputs; "
+        "use engine='int8'."
+    )
 
 
 def test_layers_that_this_machine_cannot_run_in_integers_have_weights_in_float(x):

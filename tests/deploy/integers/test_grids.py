@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.fx import symbolic_trace
 
-from chainfx.deploy.integers.grids import Grid, decode_weights, grid_of, weight_range, weight_unit
+from chainfx.deploy.integers.grids import Grid, decode_weights, grid_of, weight_unit
 from chainfx.ir.graph import edit, ops
 
 
@@ -64,5 +64,5 @@ def test_weights_as_integers_times_their_scale_are_the_decoded_weights(bits, sch
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     codes, scale = ops.encode_weight(weight, bits, scheme, axis)
     integers, unit = decode_weights(codes.to(torch.uint8), bits, scheme), weight_unit(scale, bits, scheme)
-    assert integers.dtype is torch.int8 and int(integers.abs().max()) == weight_range(bits, scheme) <= 127
+    assert integers.dtype is torch.int8 and int(integers.abs().max()) == ops.weight_range(bits, scheme) <= 127
     torch.testing.assert_close(integers * unit, ops.decode_weight(codes, scale, bits, scheme), rtol=1e-12, atol=0)
