@@ -28,7 +28,7 @@ def inline_branches(graph_module: GraphModule) -> tuple[GraphModule, dict[Node, 
 
     Raises :class:`CostError` if the graph does not hold the branches.
     """
-    if not any(_is_condition(node) for node in graph_module.graph.nodes):
+    if not graph_module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
         return graph_module, {}, ()
     inliner = _Inliner()
     inliner.graph.output(inliner.copy(graph_module, "", "", None))

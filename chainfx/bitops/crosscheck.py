@@ -15,8 +15,8 @@ from chainfx.bitops.branches import inline_branches
 from chainfx.bitops.counters import COUNTERS, Counter, Tally, Work, undisturbed
 from chainfx.bitops.formulas import Call, find_formula
 from chainfx.bitops.interpreter import count
+from chainfx.bitops.reading import tensors_in
 from chainfx.bitops.rows import Uncounted
-from chainfx.bitops.widths import tensors_in
 from chainfx.ir.capture import capture
 from chainfx.ir.graph import evaluating, operator_of, propagate_shapes
 from chainfx.rendering import rendered

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainfx.bitops.formulas import Call, find_formula
-from chainfx.bitops.widths import tensors_in
+from chainfx.bitops.reading import tensors_in
 from chainfx.ir.graph import Trait, call_operator, evaluating, name_of, names_with
 
 __all__ = ["Inside", "work_inside"]

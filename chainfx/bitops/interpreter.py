@@ -4,21 +4,22 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import torch.fx
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from chainfx.bitops.branches import either, inline_branches
 from chainfx.bitops.conventions import LayerFacts, get_convention, nominal_formats
 from chainfx.bitops.costs import CostReport
-from chainfx.bitops.formulas import Call, Formula, Slot, find_formula
+from chainfx.bitops.formulas import Call, Formula, find_formula
 from chainfx.bitops.inside import work_inside
 from chainfx.bitops.memory import peak_activation_bits
 from chainfx.bitops.rates import Rates
+from chainfx.bitops.reading import Reading, reading_of, tensors_in
 from chainfx.bitops.rows import CostRow, Uncounted
 from chainfx.bitops.sparsity import DENSE, Zeros, zeros_of
 from chainfx.bitops.storage import Storage, storage_of
-from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, literal, tensors_in, widest
+from chainfx.bitops.widths import LAYER_KEYS, format_of_dtype, formats_of, literal, widest
 from chainfx.errors import CostError
 from chainfx.ir.graph import (
     DEPTHWISE,
@@ -27,9 +28,7 @@ from chainfx.ir.graph import (
     Trait,
     evaluating,
     exits_of,
-    get_tensor,
     names_with,
-    operator_of,
     origin,
     propagate_shapes,
     segments,
@@ -40,6 +39,7 @@ __all__ = ["count"]
 
 _ARITHMETIC = names_with(Trait.ARITHMETIC)
 _CONSTRUCTORS = names_with(Trait.CONSTRUCTOR)
+_Operand = tuple[Any, Any]  # as it is written in the graph, often a node, and its value, often a tensor without data
 _FREE = names_with(Trait.MOVEMENT) | _CONSTRUCTORS  # neither multiply-accumulates nor arithmetic on elements
 
 
@@ -95,20 +95,22 @@ def count(
     graph_module, branch_of, conditions = inline_branches(graph_module)
     exits = tuple(mark.name for mark in exits_of(graph_module))
     rates = Rates(exits, None, conditions, None).given(exit_rates)
-    with evaluating(graph_module):
-        propagate_shapes(graph_module, example_inputs)
+    with evaluating(graph_module) as modules:
+        propagate_shapes(graph_module, example_inputs, modules)
+    reading = reading_of(graph_module, modules)
     batch = example_inputs[0].shape[0] if example_inputs and example_inputs[0].dim() else 1
-    formats = formats_of(graph_module)
-    works, uncounted = _works(graph_module, batch, branch_of, formats)
+    formats = formats_of(reading)
+    works, uncounted = _works(reading, batch, branch_of, formats)
     segment_of = {node: index for index, part in enumerate(segments(graph_module)) for node in part}
     facts, nominal = _facts(works, segment_of)
-    storage = storage_of(graph_module, encodings, nominal[0].bits)
+    storage = storage_of(reading, encodings, nominal[0].bits)
     rows = []
     for work in works:
-        weight = _stored(graph_module, work.path, storage)
+        weight = _stored(reading, work.path, storage)
         layer = facts.get(work.node)
         bitops = price(layer) if layer else 0
-        rows.append(_row(work, layer, bitops, segment_of[work.node], branch_of.get(work.node, ""), weight))
+        output, branch = reading.tensors[work.node], branch_of.get(work.node, "")
+        rows.append(_row(work, output, layer, bitops, segment_of[work.node], branch, weight))
     return CostReport(
         convention,
         tuple(rows),
@@ -121,78 +123,80 @@ def count(
         rates.true_rates,
         tuple(tuple(tensor.shape) for tensor in example_inputs),
         tuple(str(tensor.dtype).removeprefix("torch.") for tensor in example_inputs),
-        peak_activation_bits(graph_module, formats) // batch,
+        peak_activation_bits(reading, formats) // batch,
     )
 
 
-def _stored(graph_module: GraphModule, path: str, storage: Storage) -> tuple[str, int]:
+def _stored(reading: Reading, path: str, storage: Storage) -> tuple[str, int]:
     """The name of a layer's weight, and how many elements follow its width: none of a weight that is computed."""
-    return storage.weights.get(id(get_tensor(graph_module, path)), (path, 0)) if path else ("", 0)
+    return storage.weights.get(id(reading.held_at(path)), (path, 0)) if path else ("", 0)
 
 
 def _works(
-    graph_module: GraphModule, batch: int, branch_of: Mapping[Node, str], formats: Mapping[Node, Format]
+    reading: Reading, batch: int, branch_of: Mapping[Node, str], formats: Mapping[Node, Format]
 ) -> tuple[list[_Work], list[Uncounted]]:
     """The nodes that do work for every sample, and those of which nobody knows how much."""
-    varies = set(graph_module.graph.find_nodes(op="placeholder"))  # nodes whose values depend on those of an input
+    varies = set(reading.graph_module.graph.find_nodes(op="placeholder"))  # whose values depend on those of an input
     works: list[_Work] = []
     uncounted: list[Uncounted] = []
-    for node in graph_module.graph.nodes:
-        if not node.op.startswith("call") or varies.isdisjoint(node.all_input_nodes):
+    for node, (key, operator, _) in reading.operators.items():
+        if varies.isdisjoint(reading.sources[node]):
             continue
         if node.target is either:
             varies.add(node)
             continue
-        key, operator, _ = operator_of(node, graph_module.get_submodule)
-        varies.update(_made_to_vary(node, key))
+        tensors = reading.tensors[node]
+        varies.update(_made_to_vary(node, key, tensors))
         formula = find_formula(key)
         work = None
         if formula is not None:
-            work = _multiplied(graph_module, node, key, operator, formula, formats=formats, batch=batch, varies=varies)
+            work = _multiplied(reading, node, formula, formats=formats, batch=batch, varies=varies)
         elif key in _ARITHMETIC:
-            work = _Work(node, operator, 0, _per_sample(_elements(node, varies), batch, node))
-        if work is None and key not in _FREE and _touches_tensors(node):
-            work = _looked_into(graph_module, node, operator, varies, batch)
+            work = _Work(node, operator, 0, _per_sample(_elements(reading, node, varies), batch, node))
+        if work is None and key not in _FREE and _touches_tensors(reading, node):
+            work = _looked_into(reading, node, varies, batch)
         if work is not None:
-            if work.macs or work.elementwise or tensors_in(node.meta.get("val")):  # not what only checks, as guards do
+            if work.macs or work.elementwise or tensors:  # not what only checks, as guards do
                 works.append(work)
-        elif formula is not None or (key not in _FREE and _touches_tensors(node)):
+        elif formula is not None or (key not in _FREE and _touches_tensors(reading, node)):
             what = "opaque module" if node.op == "call_module" else "operator without a formula"
             path = _module_path(node, branch_of.get(node, ""))
             uncounted.append(Uncounted(node.name, operator, path, what))
     return works, uncounted
 
 
-def _looked_into(graph_module: GraphModule, node: Node, operator: str, varies: set[Node], batch: int) -> _Work | None:
+def _looked_into(reading: Reading, node: Node, varies: set[Node], batch: int) -> _Work | None:
     """The work inside of what no formula knows; ``None`` if there is something unknown in it."""
-    module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-    inside = work_inside(node, module, varies)
+    inside = work_inside(node, reading.called_by(node), varies)
     if inside is None or inside.unknown:
         return None
-    outputs = sum(tensor.numel() for tensor in tensors_in(node.meta.get("val"))[:1])
     macs, elementwise = (_per_sample(total, batch, node) for total in (inside.macs, inside.elementwise))
-    return _Work(node, operator, macs, elementwise, Fraction(inside.macs, max(outputs, 1)))
+    fan_in = Fraction(inside.macs, _outputs(reading.tensors[node]))
+    return _Work(node, reading.operators[node].spelling, macs, elementwise, fan_in)
 
 
-def _made_to_vary(node: Node, key: str) -> list[Node]:
+def _outputs(tensors: Sequence[Tensor]) -> int:
+    """The elements of the first of the tensors that a node gives; at least 1."""
+    return max(1, tensors[0].numel()) if tensors else 1
+
+
+def _made_to_vary(node: Node, key: str, tensors: Sequence[Tensor]) -> list[Node]:
     """The nodes that depend on the sample because of this one: itself, and the tensor it writes in place."""
-    changed = [node] if tensors_in(node.meta.get("val")) and key not in _CONSTRUCTORS else []
+    changed = [node] if tensors and key not in _CONSTRUCTORS else []
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     writes = key == "setitem" or (node.op != "call_module" and name.endswith("_") and not name.endswith("__"))
     return changed + [source for source in node.args[:1] if writes and isinstance(source, Node)]
 
 
-def _touches_tensors(node: Node) -> bool:
+def _touches_tensors(reading: Reading, node: Node) -> bool:
     """Whether a node gives tensors, or reads them without giving anything: reading sizes is no arithmetic."""
-    reads = any(tensors_in(source.meta.get("val")) for source in node.all_input_nodes)
-    return bool(tensors_in(node.meta.get("val"))) or (reads and node.meta.get("val") is None)
+    reads = any(reading.tensors[source] for source in reading.sources[node])
+    return bool(reading.tensors[node]) or (reads and node.meta.get("val") is None)
 
 
 def _multiplied(
-    graph_module: GraphModule,
+    reading: Reading,
     node: Node,
-    key: str,
-    operator: str,
     formula: Formula,
     *,
     formats: Mapping[Node, Format],
@@ -200,38 +204,39 @@ def _multiplied(
     varies: set[Node],
 ) -> _Work | None:
     """The work of a node whose operator has a formula; ``None`` if the formula does not know this form of call."""
-    module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-    value = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta.get("val"))
-    output = node.meta.get("val")
-    call = Call(*value, output=output, module=module)
+    key, operator, _ = reading.operators[node]
+    module, output, tensors = reading.called_by(node), node.meta.get("val"), reading.tensors[node]
+    values = map_arg((node.args, node.kwargs), lambda source: source.meta.get("val"))
+    call = Call(*values, output=output, module=module)
     macs = formula.macs(call)
     if macs is None:
         return None
     written = Call(node.args, node.kwargs, output=output, module=module)
-    outputs = sum(tensor.numel() for tensor in tensors_in(output)[:1])
-    layer = key in LAYER_KEYS
-    weights = [written.get(position, name) for position, name in formula.weight]
+    weights, activations = (
+        [(written.get(*slot), call.get(*slot)) for slot in slots] for slots in (formula.weight, formula.activation)
+    )
+    layer, transposed = key in LAYER_KEYS, key == "conv_transpose"
     groups = _groups(node, call) if layer else 1
     return _Work(
         node,
         operator,
         _per_sample(macs, batch, node),
         0,
-        Fraction(macs, max(outputs, 1)),
-        _operand_format(written, formula.weight, formats),
-        _read_in(node, _operand_format(written, formula.activation, formats), formats),
-        zeros_of(graph_module, weights[0], groups, transposed=key == "conv_transpose") if len(weights) == 1 else DENSE,
-        _weight_path(node, weights[0]) if layer else "",
-        (_read(written, call, formula.weight, batch, varies), _read(written, call, formula.activation, batch, varies)),
+        Fraction(macs, _outputs(tensors)),
+        _operand_format(weights, tensors, formats),
+        _read_in(node, _operand_format(activations, tensors, formats), formats),
+        zeros_of(reading.graph_module, weights[0][0], groups, transposed=transposed) if len(weights) == 1 else DENSE,
+        _weight_path(node, weights[0][0]) if layer else "",
+        (_read(weights, batch, varies), _read(activations, batch, varies)),
     )
 
 
-def _read(written: Call, call: Call, slots: tuple[Slot, ...], batch: int, varies: set[Node]) -> int:
-    """The elements of the arguments in ``slots`` for one sample: all of a weight, its share of what has a batch."""
+def _read(operands: Sequence[_Operand], batch: int, varies: set[Node]) -> int:
+    """The elements of operands for one sample: all of a weight, its share of what has a batch."""
     total = 0
-    for position, name in slots:
-        elements = sum(tensor.numel() for tensor in tensors_in(call.get(position, name)))
-        total += elements // batch if written.get(position, name) in varies else elements
+    for written, value in operands:
+        elements = sum(map(Tensor.numel, tensors_in(value)))
+        total += elements // batch if written in varies else elements
     return total
 
 
@@ -258,18 +263,16 @@ def _weight_path(node: Node, weight: Any) -> str:
     return "" if stored is None else str(stored.target)
 
 
-def _operand_format(call: Call, slots: tuple[Slot, ...], formats: Mapping[Node, Format]) -> Format:
-    """The widest format among the arguments in ``slots``; that of the output's dtype for what is computed inside."""
-    operands = [call.get(position, name) for position, name in slots]
-    found = [formats[operand] for operand in operands if isinstance(operand, Node)]
-    found += [format_of_dtype(operand.dtype) for operand in operands if isinstance(operand, Tensor)]
-    return widest(found or [format_of_dtype(tensor.dtype) for tensor in tensors_in(call.output)[:1]])
+def _operand_format(operands: Sequence[_Operand], output: Sequence[Tensor], formats: Mapping[Node, Format]) -> Format:
+    """The widest format among operands; that of the output's dtype for what is computed inside."""
+    found = [formats[written] for written, _ in operands if isinstance(written, Node)]
+    found += [format_of_dtype(written.dtype) for written, _ in operands if isinstance(written, Tensor)]
+    return widest(found or [format_of_dtype(tensor.dtype) for tensor in output[:1]])
 
 
-def _elements(node: Node, varies: set[Node]) -> int:
+def _elements(reading: Reading, node: Node, varies: set[Node]) -> int:
     """The elements of the largest tensor among the output and the inputs that depend on the sample."""
-    sources = [node, *(source for source in node.all_input_nodes if source in varies)]
-    return max((tensor.numel() for source in sources for tensor in tensors_in(source.meta.get("val"))), default=0)
+    return max(reading.elements[each] for each in (node, *reading.sources[node]) if each is node or each in varies)
 
 
 def _per_sample(total: int, batch: int, node: Node) -> int:
@@ -312,9 +315,14 @@ def _facts(works: list[_Work], segment_of: Mapping[Node, int]) -> tuple[dict[Nod
 
 
 def _row(
-    work: _Work, facts: LayerFacts | None, bitops: int | Fraction, segment: int, branch: str, weight: tuple[str, int]
+    work: _Work,
+    output: Sequence[Tensor],
+    facts: LayerFacts | None,
+    bitops: int | Fraction,
+    segment: int,
+    branch: str,
+    weight: tuple[str, int],
 ) -> CostRow:
-    output = tensors_in(work.node.meta.get("val"))
     return CostRow(
         node=work.node.name,
         operator=work.operator,
@@ -341,4 +349,4 @@ def _module_path(node: Node, branch: str, weight: str = "") -> str:
     else:
         stack = list(node.meta.get("nn_module_stack", {}).values())
         path = str(stack[-1][0]) if stack else ""
-    return ".".join(part for part in (branch, path) if part)
+    return f"{branch}.{path}" if branch and path else branch or path

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-from chainfx.bitops.widths import tensors_in
-from chainfx.ir.graph import Format, Trait, names_with, operator_of, ops
+from chainfx.bitops.reading import Reading
+from chainfx.ir.graph import Format, Trait, names_with, ops
 
 __all__ = ["peak_activation_bits"]
 
@@ -13,33 +13,34 @@ _IN_PLACE = names_with(Trait.VIEW) | names_with(Trait.POINTWISE) | names_with(Tr
 _QUANTIZERS = (ops.quantize_activation,)
 
 
-def peak_activation_bits(graph_module: GraphModule, formats: Mapping[Node, Format]) -> int:
-    """The most bits that the activations of a batch take at a time, its inputs included, after ``propagate_shapes``.
+def peak_activation_bits(reading: Reading, formats: Mapping[Node, Format]) -> int:
+    """The most bits that the activations of a batch take at a time, its inputs included.
 
     A tensor lives from the node that makes it to the last node that reads it. Views, and element-wise work that is the
     only reader of its input, take no memory of their own: the result lies where the input lay, at the width of the last
     of them, so that what a layer hands to a quantizer is stored in the bits of that quantizer. Both branches of a
     ``torch.cond`` count.
     """
-    nodes = list(graph_module.graph.nodes)
-    reads = {node: node.all_input_nodes for node in nodes if node in formats or node.op == "output"}
     readers: dict[Node, int] = {}  # how many nodes read values of a node, not only its sizes
     last: dict[Node, int] = {}  # the place of the last of them
-    for index, node in enumerate(nodes):
-        for source in reads.get(node, ()):
-            readers[source], last[source] = readers.get(source, 0) + 1, index
+    for index, (node, sources) in enumerate(reading.sources.items()):
+        if node in formats or node.op == "output":
+            for source in sources:
+                readers[source], last[source] = readers.get(source, 0) + 1, index
     owner: dict[Node, int] = {}  # of each activation the place of the node that made the memory in which it lies
     bits: dict[int, int] = {}
     until: dict[int, int] = {}
-    for index, node in enumerate(nodes):
-        sources = [each for each in reads[node] if each in owner] if node in formats else []
-        if not sources and (node.op != "placeholder" or node not in formats):
+    for index, (node, sources) in enumerate(reading.sources.items()):
+        if node not in formats:
             continue
-        lone = next((each for each in sources if readers[each] == 1), None)
-        first = owner[node] = owner[lone] if lone is not None and _in_place(graph_module, node) else index
-        bits[first] = max(tensor.numel() for tensor in tensors_in(node.meta["val"])) * formats[node].bits
+        owned = [each for each in sources if each in owner]
+        if not owned and node.op != "placeholder":
+            continue
+        lone = next((each for each in owned if readers[each] == 1), None)
+        first = owner[node] = owner[lone] if lone is not None and _in_place(node, reading) else index
+        bits[first] = reading.elements[node] * formats[node].bits
         until[first] = max(until.get(first, first), last.get(node, 0))
-    changes = [0] * (len(nodes) + 1)
+    changes = [0] * (len(reading.sources) + 1)
     for first, size in bits.items():
         changes[first] += size
         changes[until[first] + 1] -= size
@@ -50,8 +51,8 @@ def peak_activation_bits(graph_module: GraphModule, formats: Mapping[Node, Forma
     return peak
 
 
-def _in_place(graph_module: GraphModule, node: Node) -> bool:
+def _in_place(node: Node, reading: Reading) -> bool:
     """Whether the result of a node can lie in the memory of an input that nothing else reads."""
-    if not node.op.startswith("call"):
+    if node not in reading.operators:
         return False
-    return node.target in _QUANTIZERS or operator_of(node, graph_module.get_submodule).name in _IN_PLACE
+    return node.target in _QUANTIZERS or reading.operators[node].name in _IN_PLACE

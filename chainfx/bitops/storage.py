@@ -25,16 +25,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from chainfx.bitops.encodings import Stored, find_encoding
+from chainfx.bitops.reading import Reading
 from chainfx.bitops.sparsity import stored_beside
 from chainfx.bitops.widths import LAYER_KEYS, literal
 from chainfx.ir.artifact import manifest_bytes
-from chainfx.ir.graph import get_tensor, modules_by_path, operator_of, ops, torchao_weight
+from chainfx.ir.graph import modules_by_path, ops, torchao_weight
 
 __all__ = ["Storage", "storage_of"]
 
 _SCALE_BITS = 32
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _CODED = (ops.quantize_weight, ops.dequantize_weight, ops.look_up)
+_ON_THE_WAY = (*_CODED, ops.mask_weight, ops.coded_weight)
 _SIDE: dict[object, Literal["mask", "scale"]] = {
     ops.mask_weight: "mask",
     ops.quantize_activation: "scale",
@@ -56,12 +58,13 @@ class Storage:
     weights: dict[int, tuple[str, int]]
 
 
-def storage_of(graph_module: GraphModule, encodings: Sequence[str], nominal_bits: int) -> Storage:
+def storage_of(reading: Reading, encodings: Sequence[str], nominal_bits: int) -> Storage:
     """The storage of the tensors that the nodes of a graph refer to; a tensor that is shared counts once.
 
     ``encodings``: those to compute beside ``dense`` and ``nominal``. ``nominal_bits``: nominal width of a weight.
     Raises :class:`CostError` on an unknown encoding, and when one needs values of a tensor on the meta device.
     """
+    graph_module = reading.graph_module
     coded = bool(graph_module.graph.find_nodes(op="call_function", target=ops.coded_weight))
     names = ("dense", *encodings, *(["coded"] if coded else []))
     costs = {name: find_encoding(name) for name in names if name != "nominal"}
@@ -70,16 +73,16 @@ def storage_of(graph_module: GraphModule, encodings: Sequence[str], nominal_bits
     free: set[int] = set()  # what no nominal width is the width of
     weights: dict[int, tuple[str, int]] = {}
     keep: list[Tensor] = []  # an id is only unique while its object lives
-    for use in _uses(graph_module):
-        key = id(use.tensor)
+    for use in _uses(reading):
+        key, size = id(use.tensor), use.tensor.numel()
         keep.append(use.tensor)
         for name, cost in costs.items():
             bits[name][key] = max(cost(use), bits[name].get(key, 0))
         if use.role == "code" or isinstance(use.tensor, nn.Parameter):
-            parameters[key] = use.tensor.numel()
+            parameters[key] = size
         if use.role in ("scale", "mask"):
             free.add(key)
-        path, elements = weights.get(key, (use.path, use.tensor.numel()))
+        path, elements = weights.get(key, (use.path, size))
         weights[key] = (path, elements if use.follows_widths else 0)
     nominal = nominal_bits * sum(elements for key, elements in parameters.items() if key not in free)
     totals = {name: sum(each.values()) for name, each in bits.items()}
@@ -88,15 +91,15 @@ def storage_of(graph_module: GraphModule, encodings: Sequence[str], nominal_bits
     return Storage({"dense": totals["dense"], "nominal": nominal, **totals}, sum(parameters.values()), weights)
 
 
-def _uses(graph_module: GraphModule) -> Iterator[Stored]:
+def _uses(reading: Reading) -> Iterator[Stored]:
     """Every way in which every tensor is read."""
-    for node in graph_module.graph.nodes:
+    for node in reading.sources:
         if node.op == "call_module":
-            yield from _of_module(graph_module.get_submodule(str(node.target)), str(node.target))
-        elif node.op == "get_attr" and _is_tensor(graph_module, str(node.target)):
-            tensor = get_tensor(graph_module, str(node.target))
-            for chain in _chains(node):
-                yield _read(graph_module, tensor, node, chain)
+            yield from _of_module(reading.modules[str(node.target)], str(node.target))
+        elif node.op == "get_attr":
+            tensor = reading.held_at(str(node.target))
+            if isinstance(tensor, Tensor):
+                yield from (_read(reading, tensor, node, chain) for chain in _chains(node))
 
 
 def _of_module(module: nn.Module, target: str) -> Iterator[Stored]:
@@ -108,11 +111,6 @@ def _of_module(module: nn.Module, target: str) -> Iterator[Stored]:
                 yield Stored(tensor, prefix + name, _width(tensor), follows_widths=layer and name == "weight")
 
 
-def _is_tensor(graph_module: GraphModule, path: str) -> bool:
-    prefix, _, name = path.rpartition(".")
-    return isinstance(getattr(graph_module.get_submodule(prefix), name), Tensor)
-
-
 def _width(tensor: Tensor) -> int:
     return tensor.dtype.itemsize * 8
 
@@ -120,14 +118,15 @@ def _width(tensor: Tensor) -> int:
 def _chains(node: Node) -> Iterator[tuple[Node, ...]]:
     """The ops (quantizers, masks, look-up) that a stored tensor goes through, and last the call that reads it."""
     for user in node.users:
-        if user.target in (*_CODED, ops.mask_weight, ops.coded_weight) and user.args[0] is node:
+        if user.target in _ON_THE_WAY and user.args[0] is node:
             yield from ((user, *rest) for rest in list(_chains(user)) or [()])
         else:
             yield (user,)
 
 
-def _read(graph_module: GraphModule, tensor: Tensor, node: Node, chain: tuple[Node, ...]) -> Stored:
+def _read(reading: Reading, tensor: Tensor, node: Node, chain: tuple[Node, ...]) -> Stored:
     """How a tensor is stored for one of the ways in which it is read."""
+    graph_module = reading.graph_module
     path, first, end = str(node.target), chain[0], chain[-1]
     if first.target in _SIDE and len(first.args) > 1 and first.args[1] is node:
         role = _SIDE[first.target]
@@ -138,7 +137,7 @@ def _read(graph_module: GraphModule, tensor: Tensor, node: Node, chain: tuple[No
     coder = next((user for user in chain if user.target in _CODED), None)
     masks = tuple(stored_beside(graph_module, user) for user in chain if user.target is ops.mask_weight)
     read_as_weight = len(end.args) > 1 and end.args[1] is (chain[-2] if len(chain) > 1 else node)
-    follows = read_as_weight and operator_of(end, graph_module.get_submodule).name in LAYER_KEYS
+    follows = read_as_weight and end in reading.operators and reading.operators[end].name in LAYER_KEYS
     return Stored(
         tensor,
         path,

@@ -4,18 +4,18 @@ Quantizer nodes say the format, and operators that only move values pass it on.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from chainfx.bitops.branches import either
+from chainfx.bitops.reading import Reading
 from chainfx.errors import CostError
-from chainfx.ir.graph import FLOAT32, Format, Trait, names_with, operator_of, ops, torchao_weight
+from chainfx.ir.graph import FLOAT32, Format, Trait, names_with, ops, torchao_weight
 
-__all__ = ["LAYER_KEYS", "format_of_dtype", "formats_of", "literal", "tensors_in", "widest"]
+__all__ = ["LAYER_KEYS", "format_of_dtype", "formats_of", "literal", "widest"]
 
 # how many of the first arguments of an op are what its result holds elements of
 _PASSED = {ops.mask_weight: 1, ops.coded_weight: 1, either: 2}
@@ -39,8 +39,8 @@ def widest(formats: list[Format]) -> Format:
     return max(formats, key=lambda f: (f.bits, f.kind == "float"), default=FLOAT32)
 
 
-def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
-    """The format of the elements of every node that holds tensors, after ``propagate_shapes``, in one forward pass.
+def formats_of(reading: Reading) -> dict[Node, Format]:
+    """The format of the elements of every node that holds tensors, in one forward pass.
 
     Quantizers give their literal bits, as shifts where weights are powers of two; moving values, masking, max-pooling,
     ReLU and dropout keep the (widest) format of their tensor inputs; everything else, a cast of floating point numbers
@@ -48,41 +48,32 @@ def formats_of(graph_module: GraphModule) -> dict[Node, Format]:
     quantizer whose bits are not a literal whole number of at least 1.
     """
     formats: dict[Node, Format] = {}
-    for node in graph_module.graph.nodes:
-        tensors = tensors_in(node.meta.get("val"))
+    dtypes = {node: {tensor.dtype for tensor in tensors} for node, tensors in reading.tensors.items()}
+    for node, tensors in reading.tensors.items():
         if node.op == "output" or not tensors:
             continue
         if node.op == "call_function" and node.target in _BITS:
             bits = literal(node, _BITS[node.target], "bits")
             formats[node] = Format(bits, "shift" if bits > 1 and "exponential" in node.args else "int")
             continue
+        sources = reading.sources[node]
         if node.target is torchao_weight:  # of integers or of floats with few bits, as its codes are
-            formats[node] = Format(literal(node, 2, "bits"), formats[node.all_input_nodes[0]].kind)
+            formats[node] = Format(literal(node, 2, "bits"), formats[sources[0]].kind)
             continue
-        incoming = [formats[source] for source in _moved(graph_module, node) if source in formats]
-        stored = format_of_dtype(tensors[0].dtype)
-        formats[node] = widest(incoming) if incoming and not _is_cast(node, incoming) else stored
+        incoming = [formats[source] for source in _moved(node, reading, dtypes) if source in formats]
+        keeps = any(dtypes[node] & dtypes[source] for source in sources) or any(f.kind != "float" for f in incoming)
+        formats[node] = widest(incoming) if incoming and keeps else format_of_dtype(tensors[0].dtype)
     return formats
 
 
-def _is_cast(node: Node, incoming: Sequence[Format]) -> bool:
-    """Whether a node turns floating point numbers of one type into another; levels of a quantizer stay levels."""
-    given = {dtype for source in node.all_input_nodes for dtype in _dtypes(source)}
-    return given.isdisjoint(_dtypes(node)) and all(each.kind == "float" for each in incoming)
-
-
-def _moved(graph_module: GraphModule, node: Node) -> Sequence[Any]:
+def _moved(node: Node, reading: Reading, dtypes: Mapping[Node, set[torch.dtype]]) -> Sequence[Any]:
     """The inputs whose elements a node hands on as they are, without the places that it takes them from."""
     if node.target in _PASSED:
         return node.args[: _PASSED[node.target]]
-    if operator_of(node, graph_module.get_submodule).name not in _TRANSPARENT:
+    if node not in reading.operators or reading.operators[node].name not in _TRANSPARENT:
         return ()
-    made = _dtypes(node)
-    return [source for source in node.all_input_nodes if made & _dtypes(source)] or node.all_input_nodes
-
-
-def _dtypes(node: Node) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in tensors_in(node.meta.get("val"))}
+    sources = reading.sources[node]
+    return [source for source in sources if dtypes[node] & dtypes[source]] or sources
 
 
 def literal(node: Node, position: int, name: str) -> int:
@@ -96,12 +87,3 @@ def literal(node: Node, position: int, name: str) -> int:
             f"node {node.name!r} has {name}={value!r}; a quantizer needs its {name} as a whole number of at least 1."
         )
     return value
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in what a node gives: the value itself, or those in a list or tuple, nested ones included."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []

@@ -56,7 +56,7 @@ def build_to_read(model: nn.Module, trace: Trace) -> GraphModule:
 
     It is what the counter and the channel analysis work on. It holds the model's own modules and tensors.
     """
-    if len(trace.scopes) > len(trace.graph.nodes):
+    if _has_gaps(trace):
         _close_gaps(trace.graph)
     graph_module = GraphToRead(trace.graph)
     _fill(graph_module, model, trace, {})
@@ -73,10 +73,16 @@ def simplify(trace: Trace, model: nn.Module) -> Trace:
     _spell_out(trace.graph, model)
     _use_results_of_mutation(trace, model)
     _remove_dead(trace.graph, model)
-    alive = set(trace.graph.nodes)
-    for path, steps in trace.steps.items():
-        trace.steps[path] = [step for step in steps if isinstance(step, str) or step in alive]
+    if _has_gaps(trace):
+        alive = set(trace.graph.nodes)
+        for path, steps in trace.steps.items():
+            trace.steps[path] = [step for step in steps if isinstance(step, str) or step in alive]
     return trace
+
+
+def _has_gaps(trace: Trace) -> bool:
+    """Whether nodes that were recorded have been erased since."""
+    return len(trace.scopes) > len(trace.graph.nodes)
 
 
 def _fill(shell: nn.Module, model: nn.Module, trace: Trace, modules: Mapping[str, nn.Module]) -> None:
@@ -113,14 +119,15 @@ def _use_results_of_mutation(trace: Trace, model: nn.Module) -> None:
     A mutated view, ``x[i].zero_()``, is assigned to where it lies, so that what comes after takes the assignment.
     """
     graph = trace.graph
-    order: dict[Node, float] = {node: index for index, node in enumerate(graph.nodes)}
+    unused = [node for node in graph.nodes if not node.users and node.op != "output"]
+    order: dict[Node, float] = {node: index for index, node in enumerate(graph.nodes)} if unused else {}
 
     def take_instead(old: Node, new: Node) -> None:
         old.replace_all_uses_with(new, lambda user: order[user] > order[new])
 
-    for node in list(graph.nodes):
+    for node in unused:
         changed = node.args[0] if node.args else None
-        if node.users or not isinstance(changed, Node) or not changes_in_place(node, model):
+        if not isinstance(changed, Node) or not changes_in_place(node, model):
             continue
         take_instead(changed, node)
         whole = _indexed(changed)

@@ -128,7 +128,7 @@ def hooked(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     before = []
     for module in dict.fromkeys(modules.values()):
         own = vars(module)
-        hooks = {name: _Held(own[name]) for name in ("_parameters", "_buffers") if isinstance(own.get(name), dict)}
+        hooks = {name: _Held(own[name]) for name in ("_parameters", "_buffers") if own.get(name)}
         before.append((own, {name: own[name] for name in hooks}, own.get("_compiled_call_impl")))
         own.update(hooks, _compiled_call_impl=_Call(module))
     try:

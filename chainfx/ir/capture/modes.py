@@ -26,24 +26,24 @@ _CONTAINERS = frozenset({dict, list})
 
 
 @contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model into train mode (``training=True``) or eval mode for the time of a ``with`` block.
+def in_mode(model: nn.Module, training: bool) -> Iterator[dict[str, nn.Module]]:
+    """Put a model into train mode (``training=True``) or eval mode for a ``with`` block, which gets all its modules.
 
-    Afterwards every module has the mode that it had, and its attributes, lists and dictionaries hold what they held:
-    what the model's own code stored in them while it was traced is forgotten.
+    The modules are by path. Afterwards each has the mode that it had, and its attributes, lists and dictionaries hold
+    what they held: what the model's own code stored in them while it was traced is forgotten.
     """
-    modules = modules_by_path(model).values()
-    before = [(vars(module), vars(module).copy(), _contents(module)) for module in modules]
-    if any(module.training is not training for module in modules):
+    modules = modules_by_path(model)
+    before = [(vars(module), vars(module).copy(), _contents(module)) for module in modules.values()]
+    if any(module.training is not training for module in modules.values()):
         model.train(training)
     try:
-        yield
+        yield modules
     finally:
         for attributes, saved, contents in before:
-            if attributes.keys() != saved.keys():
+            attributes.update(saved)
+            if len(attributes) > len(saved):
                 for name in attributes.keys() - saved.keys():
                     del attributes[name]
-            attributes.update(saved)
             for container, content in contents:
                 if (container or content) and not _same_items(container, content):
                     container.clear()
@@ -52,8 +52,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 def _same_items(container: Any, content: Any) -> bool:
     """Whether a list or dictionary holds what its copy holds: then it is left alone, as other threads may read it."""
-    now, before = ([*each, *each.values()] if type(each) is dict else each for each in (container, content))
-    return len(now) == len(before) and all(map(operator.is_, now, before))
+    same = len(container) == len(content) and all(map(operator.is_, container, content))
+    return same and (type(container) is list or all(map(operator.is_, container.values(), content.values())))
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:

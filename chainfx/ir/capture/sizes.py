@@ -31,7 +31,7 @@ from torch.fx.proxy import TraceError
 from chainfx.ir.capture.guards import Guard, Place, SizeError, bounds_of, is_simple, line_here
 from chainfx.ir.capture.hooks import watched_by
 from chainfx.ir.capture.tracer import Trace, TrainFormProxy, TrainFormTracer
-from chainfx.ir.graph import MetaEvaluator, modules_by_path, needs_data, without_data
+from chainfx.ir.graph import MetaEvaluator, needs_data, without_data
 
 __all__ = ["BATCH", "DATA", "Sizes", "SizesTracer", "sizes_to_free"]
 
@@ -42,6 +42,7 @@ _Values = tuple[Any, ...]
 Sizes = dict[Place, int]
 """Another size by the place that has it."""
 _PLAIN = (bool, int, float, str, torch.Size)
+_READ_SIZES = ("dim", "numel", "size")
 _WHOLE = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear})
 
 
@@ -59,8 +60,16 @@ class _ValueProxy(TrainFormProxy):
         if _is_plain(found):
             return found[0]
         if callable(found[0]):
-            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", k, (self, *args), kwargs)
+            return partial(self._called, k, found)
         return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+
+    def _called(self, name: str, methods: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
+        """The result of a method; one that only reads sizes, as ``x.shape`` does, is asked without recording a call."""
+        if name in _READ_SIZES and not any(isinstance(each, Proxy) for each in (*args, *kwargs.values())):
+            sizes = tuple(method(*args, **kwargs) for method in methods)
+            if _is_plain(sizes):
+                return sizes[0]
+        return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
 
     def __bool__(self) -> bool:
         return bool(self._number())
@@ -127,10 +136,10 @@ class SizesTracer(TrainFormTracer):
         self._examples = dict(zip(inputs, batches, strict=True))
         self._count = len(batches[0])
 
-    def run(self, model: nn.Module) -> Trace:
+    def run(self, model: nn.Module, modules: dict[str, nn.Module]) -> Trace:
         """Trace a model, as the base class does."""
-        self._evaluator = MetaEvaluator(modules_by_path(model))
-        trace = super().run(model)
+        self._evaluator = MetaEvaluator(modules)
+        trace = super().run(model, modules)
         guards = [guard for guard in self._guards if guard.node in self.values]  # what was given up asks for nothing
         if guards and not model.training:
             evaluate = partial(self._evaluated, guards[-1].node)

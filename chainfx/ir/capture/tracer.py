@@ -46,7 +46,7 @@ __all__ = ["Trace", "TrainFormProxy", "TrainFormTracer"]
 _LITERALS = frozenset({bool, int, float, str, type(None), type(...), torch.dtype, torch.device})
 # most of what a module holds: told apart from tensors at a glance
 _PLAIN = _LITERALS | {dict, OrderedDict, list, tuple, set}
-_LAYER_MODULES = (_ConvNd, nn.Linear)
+_OPENED = (_ConvNd, nn.Linear, _WeightNorm)
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros", "rand", "randn", "randint", "randperm")
 
 
@@ -115,21 +115,25 @@ class TrainFormTracer(Tracer):
         self.failed_at: str | None = None
         self.names: dict[int, str] = {}
         self.keeps_layers = True
-        self._modules: Mapping[str, nn.Module] = {}
+        self._modules: dict[str, nn.Module] = {}
         self._tensors: dict[str, Tensor] = {}
         self._read: dict[str, Proxy] = {}
         self.result = Trace(Graph())
         self._stack: dict[str, tuple[str, type]] = {}
 
-    def run(self, model: nn.Module) -> Trace:
-        """The trace of ``model`` in its current mode; whatever its code raises on proxies passes through."""
+    def run(self, model: nn.Module, modules: dict[str, nn.Module]) -> Trace:
+        """The trace of ``model`` in its current mode; whatever its code raises on proxies passes through.
+
+        ``modules`` are those of the model by path.
+        """
+        self._modules = modules
         self.result.graph = self.trace(model)
         return self.result
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """As torch.fx, seen by no other thread; unpickling a graph comes here too, so its layers keep their names."""
-        modules = modules_by_path(root)
-        self._begin(root, modules)
+        modules = self._modules = self._modules or modules_by_path(root)
+        self._begin(root)
         with alone(), hooked(modules), seen_here(self._functions()), replaced(self._globals(modules)), _said_to_torch():
             function, args = self.create_args_for_root(self._forward_of(root), True, concrete_args)
             returns = inspect.get_annotations(inspect.unwrap(function)).get("return")
@@ -140,8 +144,9 @@ class TrainFormTracer(Tracer):
         self.submodule_paths = None
         return self.graph
 
-    def _begin(self, root: nn.Module, modules: dict[str, nn.Module]) -> None:
+    def _begin(self, root: nn.Module) -> None:
         """Set what the methods of torch's tracer read."""
+        modules = self._modules
         _LazyGraphModule.force_recompile(root)  # type: ignore[arg-type]  # any module will do
         self.root, self.graph = root, Graph(tracer_cls=type(self))
         self.submodule_paths = {module: path for path, module in reversed(modules.items())}
@@ -152,7 +157,7 @@ class TrainFormTracer(Tracer):
             for name, value in vars(module).items()
             if isinstance(value, fx._constant_attribute_types)
         }
-        self._modules, self._tensors = modules, tensors_of(modules)
+        self._tensors = tensors_of(modules)
         self.names = {id(tensor): path for path, tensor in reversed(self._tensors.items())}
 
     def _functions(self) -> dict[tuple[ModuleType, str], Any]:
@@ -211,9 +216,8 @@ class TrainFormTracer(Tracer):
         """Whether a module stays one node."""
         if module_qualified_name in self.leaves or is_whole(m) or isinstance(m, ByMode):
             return True
-        if isinstance(m, _LAYER_MODULES) or next(m.children(), None) is not None:
-            return False
-        return type(m).__module__.startswith("torch.nn") and not isinstance(m, _WeightNorm)
+        opened = isinstance(m, _OPENED) or not type(m).__module__.startswith("torch.nn")
+        return not opened and next(m.children(), None) is None
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Enter or record a module, and remember the innermost one that raises."""

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn.parameter import is_lazy
 
 from chainfx.errors import CaptureError, InputError
 from chainfx.ir.capture.build import build, build_to_read, rename, simplify
@@ -127,7 +126,6 @@ def capture_to_read(model: nn.Module, example_inputs: Examples) -> GraphModule |
 def _capture_of(model: nn.Module, example_inputs: Examples) -> "_Capture":
     model = unwrapped(model)
     signature, examples = signature_of(model, example_inputs)
-    _check(model)
     return _Capture(model, examples, signature)
 
 
@@ -242,7 +240,7 @@ class _Capture:
         by_name = self.signature.by_name
         tracer: TrainFormTracer | None = None
         try:
-            with in_mode(self.model, training):
+            with in_mode(self.model, training) as modules:
                 if "export" in way:
                     strict = way.startswith("strict")
                     with quiet():
@@ -254,7 +252,7 @@ class _Capture:
                 else:
                     tracer = TrainFormTracer(inputs, leaves)
                 tracer.by_name = by_name
-                return simplify(tracer.run(self.model), self.model)
+                return simplify(tracer.run(self.model, modules), self.model)
         except Exception as error:
             raise Failure((tracer and tracer.failed_at) or "", error) from error
 
@@ -307,15 +305,6 @@ def _count_parameters(module: nn.Module) -> int:
 def _one_attention_kernel() -> contextlib.AbstractContextManager[None]:
     """Without the fused eval path of ``nn.TransformerEncoderLayer``, whose preconditions cannot be traced."""
     return seen_here({(torch.backends.mha, "get_fastpath_enabled"): lambda: False})
-
-
-def _check(model: nn.Module) -> None:
-    """Raise :class:`InputError` for a model that nothing can be captured from."""
-    modules = modules_by_path(model).items()
-    named = ((path, name, p) for path, module in modules for name, p in module._parameters.items() if p is not None)
-    lazy = next((f"{path}.{name}".lstrip(".") for path, name, p in named if is_lazy(p)), None)
-    if lazy is not None:
-        raise InputError(f"parameter {lazy!r} has no shape yet; run the model once before capturing it.")
 
 
 def _check_runs(model: nn.Module, examples: tuple[Tensor, ...], by_name: tuple[str, ...]) -> None:

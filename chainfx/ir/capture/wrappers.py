@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
 
 from chainfx.errors import InputError
 from chainfx.ir.graph import modules_by_path
@@ -38,6 +39,10 @@ def check_readable(model: nn.Module) -> None:
         problem = _problem(module)
         if problem:
             raise InputError(f"{f'module {path!r}' if path else 'model'} is {problem}.")
+        for name, parameter in module._parameters.items():
+            if parameter is not None and is_lazy(parameter):
+                full = f"{path}.{name}".lstrip(".")
+                raise InputError(f"parameter {full!r} has no shape yet; run the model once before capturing it.")
 
 
 def _is_compiled(module: nn.Module) -> bool:

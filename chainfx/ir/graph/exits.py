@@ -64,7 +64,8 @@ def segments(graph_module: GraphModule) -> tuple[tuple[Node, ...], ...]:
             if node not in segment_of and node.op not in ("placeholder", "output"):
                 segment_of[node] = index
                 waiting.extend(node.all_input_nodes)
-    _place_mutations(graph_module, segment_of)
+    if marks:
+        _place_mutations(graph_module, segment_of)
     parts: tuple[list[Node], ...] = tuple([] for _ in range(len(marks) + 1))
     for node in graph_module.graph.nodes:
         if node.op not in ("placeholder", "output"):
