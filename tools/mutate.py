@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -208,10 +209,12 @@ class Touched:
         return {test: self.seconds[test] for test in sorted(chosen, key=lambda each: place[each.split("::")[0]])}
 
 
-def touched_by(folder: Path, tests: tuple[str, ...]) -> Touched:
-    """Run tests without a fault in the folder and note what they run; :class:`SystemExit` if one fails."""
-    out = folder.with_suffix(".json")
-    noting = Noting(folder / "chainfx", out)
+def touched_by(folder: Path, tests: tuple[str, ...], faults: list[Fault]) -> Touched:
+    """Run tests without a fault in the folder and note which run faulty lines; :class:`SystemExit` if one fails."""
+    out, watched = folder.with_suffix(".json"), defaultdict[Path, set[int]](set)
+    for fault in faults:
+        watched[Path(fault.path)] |= set(range(fault.line, fault.last_line + 1))
+    noting = Noting(folder, out, watched)
     if ended(_run, (folder, tests, noting, False), None) != 0:
         raise SystemExit(f"tests fail without a fault; mend them first: {' '.join(tests)}")
     return Touched(**json.loads(out.read_text()))
@@ -284,7 +287,7 @@ def outcomes(faults: list[Fault], options: argparse.Namespace) -> Iterator[tuple
         first = Path(folder) / "first"
         copy_repository(first)
         needed = tuple(dict.fromkeys(test for each in faults for test in tests_of(each.path)))
-        touched = touched_by(first, needed)
+        touched = touched_by(first, needed, faults)
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(options.jobs, context, prepare, (first,)) as workers:
             waiting = {

@@ -1,4 +1,4 @@
-"""Which tests run which lines of a folder: a plugin of pytest that notes it while the tests run.
+"""Which tests run which of some lines: a plugin of pytest that notes it while the tests run.
 
 What a fixture wider than one test runs counts for every test of its file. Code that runs at import, or in a process
 that a test starts, is not seen.
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -22,14 +22,23 @@ Line = tuple[str, int]
 
 @dataclass(eq=False)  # a plugin has a hash
 class Noting:
-    """The plugin: notes the lines of files below ``folder`` and writes them to ``out`` at the end."""
+    """The plugin: notes which of the ``watched`` lines tests run, and writes that to ``out`` at the end.
+
+    ``watched``: the numbers of lines by the path of their file below ``folder``. No other function is followed line by
+    line, which would take longer than the tests.
+    """
 
     folder: Path
     out: Path
+    watched: dict[Path, set[int]]
+    followed: dict[CodeType, bool] = field(default_factory=dict)
     running: set[Line] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     lines: dict[str, set[Line]] = field(default_factory=dict)
     shared: dict[str, set[Line]] = field(default_factory=lambda: defaultdict(set))
+
+    def __post_init__(self) -> None:
+        self.files = {str(self.folder / path): lines for path, lines in self.watched.items()}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -61,13 +70,19 @@ class Noting:
         tests: dict[str, list[str]] = defaultdict(list)
         for test, own in self.lines.items():
             for path, line in sorted(own | self.shared[test.split("::")[0]]):
-                tests[f"{Path(path).relative_to(self.folder.parent)}:{line}"].append(test)
+                tests[f"{Path(path).relative_to(self.folder)}:{line}"].append(test)
         self.out.write_text(json.dumps({"seconds": self.seconds, "tests": tests}))
 
     def _note(self, frame: FrameType, _event: str, _value: object) -> Any:
-        if not frame.f_code.co_filename.startswith(f"{self.folder}/"):
+        code = frame.f_code
+        if code.co_filename not in self.files:
             return None
-        self.running.add((frame.f_code.co_filename, frame.f_lineno))
+        if code not in self.followed:
+            lines = {line for *_, line in code.co_lines()}
+            self.followed[code] = not lines.isdisjoint(self.files[code.co_filename])
+        if not self.followed[code]:
+            return None
+        self.running.add((code.co_filename, frame.f_lineno))
         return self._note
 
 
