@@ -1,5 +1,6 @@
 """What people hand over in place of a plain network: wrappers are taken off, what cannot be read is refused."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def check_readable(model: nn.Module) -> None:
         problem = _problem(module)
         if problem:
             raise InputError(f"{f'module {path!r}' if path else 'model'} is {problem}.")
-        for name, parameter in module._parameters.items():
+        parameters: Mapping[str, Any] = module._parameters
+        for name, parameter in parameters.items():
             if parameter is not None and is_lazy(parameter):
                 full = f"{path}.{name}".lstrip(".")
                 raise InputError(f"parameter {full!r} has no shape yet; run the model once before capturing it.")
