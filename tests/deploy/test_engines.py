@@ -195,6 +195,23 @@ def test_any_batch_size_runs_and_each_sample_has_its_own_answer(network, x, coun
 
 
 @needs_kernels
+def test_integers_move_no_more_answers_than_float32(x):
+    """A code next to a tie may fall to the other side in any arithmetic; a scale that is wrong moves all answers."""
+    small, graph_module = on_integers(small_resnet(), images(64, 8))
+    inputs = images(64, 8, seed=3)
+    exact = run(copy.deepcopy(graph_module).double(), inputs.double())
+
+    def moved(network):
+        return float(((run(network, inputs) - exact).abs().amax(1) > 1e-5 * exact.abs().max()).double().mean())
+
+    allowed = moved(small.lower("float")) + 0.1
+    assert moved(small) <= allowed
+    layer = next(module for module in small.modules() if isinstance(module, IntegerLayer))
+    layer.scale.mul_(1.01)
+    assert moved(small) > allowed
+
+
+@needs_kernels
 def test_threads_share_a_network(network, x):
     small = CompressedModel(network, (x,), None, machine=NARROW)
     expected, answers = run(small.lower("auto"), x), []
