@@ -39,10 +39,10 @@ def check_readable(model: nn.Module) -> None:
         problem = _problem(module)
         if problem:
             raise InputError(f"{f'module {path!r}' if path else 'model'} is {problem}.")
-        for name, parameter in module._parameters.items():
-            if parameter is not None and is_lazy(parameter):
-                full = f"{path}.{name}".lstrip(".")
-                raise InputError(f"parameter {full!r} has no shape yet; run the model once before capturing it.")
+        lazy = next((name for name, each in module._parameters.items() if each is not None and is_lazy(each)), None)
+        if lazy is not None:
+            name = f"{path}.{lazy}".lstrip(".")
+            raise InputError(f"parameter {name!r} has no shape yet; run the model once before capturing it.")
 
 
 def _is_compiled(module: nn.Module) -> bool:
