@@ -1,6 +1,5 @@
 """What people hand over in place of a plain network: wrappers are taken off, what cannot be read is refused."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,11 +39,10 @@ def check_readable(model: nn.Module) -> None:
         problem = _problem(module)
         if problem:
             raise InputError(f"{f'module {path!r}' if path else 'model'} is {problem}.")
-        parameters: Mapping[str, Any] = module._parameters
-        for name, parameter in parameters.items():
-            if parameter is not None and is_lazy(parameter):
-                full = f"{path}.{name}".lstrip(".")
-                raise InputError(f"parameter {full!r} has no shape yet; run the model once before capturing it.")
+        lazy = next((name for name, each in module._parameters.items() if each is not None and is_lazy(each)), None)
+        if lazy is not None:
+            name = f"{path}.{lazy}".lstrip(".")
+            raise InputError(f"parameter {name!r} has no shape yet; run the model once before capturing it.")
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -423,6 +423,20 @@ def test_sizes_are_numbers_to_the_code_of_a_module():
     assert [row.module for row in chainfx.count(BySize(), torch.empty(1, 4)).rows] == ["narrow"]
 
 
+class Flat(nn.Module):
+    def forward(self, x):
+        return x.reshape(x.size(0), x.numel() // x.size()[0]).unsqueeze(x.dim() - 1)
+
+
+def test_sizes_are_known_without_a_call_that_is_forgotten_again():
+    with mock.patch("chainfx.ir.capture.sizes.SizesTracer._forget", side_effect=AssertionError("recorded a call")):
+        graph_module = capture_to_read(Flat(), (torch.empty(2, 3, 4),))
+    assert graph_module is not None
+    assert [node.name for node in graph_module.graph.nodes] == ["x", "reshape", "unsqueeze", "output"]
+    (output,) = graph_module.graph.find_nodes(op="output")
+    assert shape_of(output.args[0]) == (2, 12, 1)
+
+
 def test_what_no_way_follows_is_the_error_of_capture():
     class DataDependent(nn.Module):
         def __init__(self):
