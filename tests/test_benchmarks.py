@@ -141,6 +141,31 @@ def test_integers_are_timed_beside_float(benchmark_file):
     assert [each.network for each in report.latencies] == ["int8", "float", "eager"]
 
 
+@needs_kernels
+def test_a_layer_is_timed_beside_the_operator_that_it_calls(benchmark_file, monkeypatch, capsys):
+    module = benchmark_file("bench_calls")
+    for operator, layer in (
+        module.convolution(4, 6),
+        module.convolution(4, 6, 1, 2),
+        module.linear(8),
+    ):
+        assert torch.equal(operator(), layer())
+    operator, layer = module.convolution(4, 6, adds=True)
+    assert operator().shape == layer().shape
+    assert run(module, monkeypatch, capsys, "--seconds", "0").count("|\n") == 9
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, which compiles
+@needs_kernels
+def test_gates_between_packages_and_by_cond_answer_as_the_network(benchmark_file, monkeypatch, capsys):
+    pytest.importorskip("torchao")
+    module = benchmark_file("bench_gates")
+    options = ("--blocks", "1", "1", "--width", "8", "--size", "16", "--seconds", "0", "--json")
+    found = json.loads(run(module, monkeypatch, capsys, *options))
+    assert found["wrong"] == [] and found["integer calls"]["cond"] < found["integer calls"]["packages"] == 10
+
+
 @pytest.mark.slow
 def test_engines_are_compared_with_float64(benchmark_file, monkeypatch, capsys):
     module = benchmark_file("bench_agreement")
