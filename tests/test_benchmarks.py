@@ -123,14 +123,17 @@ def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
 
 
 @needs_kernels
-def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file):
+@pytest.mark.parametrize("name", ["gpt2 block", "vit_b_16"])
+def test_torchao_alone_and_in_chainfx_have_the_same_error(name, benchmark_file):
     pytest.importorskip("torchao")
     module = benchmark_file("bench_torchao")
-    network, shape = module.network_of("gpt2 block", width=32, heads=2)
-    found = module.measure(network, shape, [1], 0.0, eager=True)
+    small_vit = {"image_size": 32, "num_layers": 1, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 1024}
+    options = {"gpt2 block": {"width": 32, "heads": 2}, "vit_b_16": small_vit}[name]
+    found = module.measure(*module.network_of(name, **options), [1], 0.0, eager=True)
     assert found.errors["float"] == 0
-    assert found.errors["chainfx dynamic"] == found.errors["alone dynamic"] > 0
-    assert found.errors["chainfx weights"] == found.errors["alone weights"] > 0
+    for each in ("dynamic", "weights"):
+        alone = found.errors[f"alone {each}"]
+        assert found.errors[f"chainfx {each}"] == pytest.approx(alone, rel=1e-4) and alone > 1e-4
     assert "batch 1: chainfx dynamic takes" in str(found)
 
 
