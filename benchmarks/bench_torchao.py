@@ -2,13 +2,14 @@
 
     python -W ignore benchmarks/bench_torchao.py [--networks NAME ...] [--batches 1 8] [--seconds 1] [--pt2e]
 
-``vit_b_16``: torchvision's, 224 pixels. ``gpt2 block``: a block of a language model as wide as the small GPT-2 (768
-numbers, 12 heads, causal attention, 128 words). Weights are random. Rows, all compiled by ``torch.compile`` in float32
-but for what is quantized, one thread, in turns:
+``vit_b_16``: torchvision's, 224 pixels, of 12 ``--layers``. ``gpt2 block``: a block of a language model as wide as the
+small GPT-2 (768 numbers, 12 heads, causal attention, 128 words). Weights are random. Rows, all compiled by
+``torch.compile`` in float32 but for what is quantized, one thread, in turns:
 
 ``float``    the network
 ``alone``    after ``torchao.quantization.quantize_``, by configuration
-``chainfx``  ``chainfx.compile(network, [TorchaoQuantize(config)])``
+``chainfx``  ``chainfx.compile(network, [TorchaoQuantize(config)])``, without the layers of ``nn.MultiheadAttention``,
+             which ``quantize_`` does not see
 
 With ``--pt2e``: ``alone pt2e``, quantized by torchao's PT2E for x86, and ``chainfx pt2e``, by
 ``PostTrainingQuantize(7, 8)`` on the engine ``pt2e``; and ``chainfx int8``, the same on the engine ``int8``. These
@@ -130,12 +131,13 @@ def _forms(
     import torchao.quantization
 
     forms: dict[str, Peer] = {}
+    unseen = tuple(f"{path}*" for path, each in network.named_modules() if isinstance(each, nn.MultiheadAttention))
     for name in configs:
         config = CONFIGS[name]
         alone = copy.deepcopy(network)
         torchao.quantization.quantize_(alone, getattr(torchao.quantization, config)())
         forms[f"alone {name}"] = ready(alone)
-        small = chainfx.compile(network, [TorchaoQuantize(f"{config}()")], example_inputs=x)
+        small = chainfx.compile(network, [TorchaoQuantize(f"{config}()", skip=unseen)], example_inputs=x)
         forms[f"chainfx {name}"] = ready(small)
     if pt2e:
         small = chainfx.compile(network, [PostTrainingQuantize(7, 8)], example_inputs=x, calibration=[x])
@@ -159,12 +161,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--pt2e", action="store_true", help="static quantization too, which takes minutes to compile")
+    parser.add_argument("--layers", type=int, default=12, help="blocks of vit_b_16")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    sizes: dict[str, dict[str, Any]] = {"vit_b_16": {"num_layers": given.layers}, "gpt2 block": {}}
     found = {
         name: measure(
-            *network_of(name), given.batches, given.seconds, configs=given.configs, pt2e=given.pt2e, eager=given.eager
+            *network_of(name, **sizes[name]),
+            given.batches,
+            given.seconds,
+            configs=given.configs,
+            pt2e=given.pt2e,
+            eager=given.eager,
         )
         for name in given.networks
     }

@@ -123,14 +123,17 @@ def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
 
 
 @needs_kernels
-def test_torchao_alone_and_in_chainfx_have_the_same_error(benchmark_file):
+@pytest.mark.parametrize("name", ["gpt2 block", "vit_b_16"])
+def test_torchao_alone_and_in_chainfx_have_the_same_error(name, benchmark_file):
     pytest.importorskip("torchao")
     module = benchmark_file("bench_torchao")
-    network, shape = module.network_of("gpt2 block", width=32, heads=2)
-    found = module.measure(network, shape, [1], 0.0, eager=True)
+    small_vit = {"image_size": 32, "num_layers": 1, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 1024}
+    options = {"gpt2 block": {"width": 32, "heads": 2}, "vit_b_16": small_vit}[name]
+    found = module.measure(*module.network_of(name, **options), [1], 0.0, eager=True)
     assert found.errors["float"] == 0
-    assert found.errors["chainfx dynamic"] == found.errors["alone dynamic"] > 0
-    assert found.errors["chainfx weights"] == found.errors["alone weights"] > 0
+    for each in ("dynamic", "weights"):
+        alone = found.errors[f"alone {each}"]
+        assert found.errors[f"chainfx {each}"] == pytest.approx(alone, rel=1e-4) and alone > 1e-4
     assert "batch 1: chainfx dynamic takes" in str(found)
 
 
@@ -139,6 +142,31 @@ def test_integers_are_timed_beside_float(benchmark_file):
     module = benchmark_file("bench_integers")
     report = module.report_of(tiny(), 0.0, batches=[2], compiled=False)
     assert [each.network for each in report.latencies] == ["int8", "float", "eager"]
+
+
+@needs_kernels
+def test_a_layer_is_timed_beside_the_operator_that_it_calls(benchmark_file, monkeypatch, capsys):
+    module = benchmark_file("bench_calls")
+    for operator, layer in (
+        module.convolution(4, 6),
+        module.convolution(4, 6, 1, 2),
+        module.linear(8),
+    ):
+        assert torch.equal(operator(), layer())
+    operator, layer = module.convolution(4, 6, adds=True)
+    assert operator().shape == layer().shape
+    assert run(module, monkeypatch, capsys, "--seconds", "0").count("|\n") == 9
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, which compiles
+@needs_kernels
+def test_gates_between_packages_and_by_cond_answer_as_the_network(benchmark_file, monkeypatch, capsys):
+    pytest.importorskip("torchao")
+    module = benchmark_file("bench_gates")
+    options = ("--blocks", "1", "1", "--width", "8", "--size", "16", "--seconds", "0", "--json")
+    found = json.loads(run(module, monkeypatch, capsys, *options))
+    assert found["wrong"] == [] and found["integer calls"]["cond"] < found["integer calls"]["packages"] == 10
 
 
 @pytest.mark.slow

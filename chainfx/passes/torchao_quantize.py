@@ -22,6 +22,7 @@ from chainfx.ir.graph import (
     torchao_weight,
 )
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult
+from chainfx.passes.quantizing import release_residuals
 
 __all__ = ["TorchaoQuantize"]
 
@@ -71,6 +72,7 @@ class TorchaoQuantize(Pass):
         Kind.STATIC,
         Granularity.SUB_NEURON,
         establishes=frozenset({"bit-widths"}),
+        revision=2,
         family="quantization",
         tunes=False,
         headline=("config",),
@@ -111,6 +113,7 @@ class TorchaoQuantize(Pass):
             with graph_module.graph.inserting_before(layer.node):
                 parts = [graph_module.graph.get_attr(path) for path in paths]
                 layer.node.update_arg(1, graph_module.graph.call_function(torchao_weight, (parts, text, bits, reads)))
+        release_residuals(graph_module)
         edit.tidy(graph_module)
         return PassResult(graph_module, modified=bool(stored), skipped=tuple(skipped))
 

@@ -9,7 +9,7 @@ from torch import nn
 import chainfx
 from chainfx.errors import ArtifactError, InputError, PassError
 from chainfx.ir.artifact.documents import read_document, write_document
-from chainfx.ir.graph import facts_of, layers_of, read_torchao, torchao_weight, value_of
+from chainfx.ir.graph import facts_of, layers_of, ops, read_torchao, torchao_weight, value_of
 from chainfx.passes import EarlyExit, PassContext, PostTrainingQuantize, PruneChannels, PruneWeights, Quantize
 from chainfx.passes.torchao_quantize import TorchaoQuantize
 from chainfx.scheduler import plan
@@ -98,6 +98,7 @@ def test_it_goes_where_quantization_goes_and_replaces_quantizers(block):
     assert len(calls_of(small)) == 5
     widths = facts_of(small.graph_module).bit_widths
     assert {(each.weight, each.activation) for each in widths.values()} == {(8, 32)}
+    assert not small.graph_module.graph.find_nodes(op="call_function", target=ops.quantize_activation)
 
 
 @needs_torchao

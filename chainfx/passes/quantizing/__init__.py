@@ -9,5 +9,15 @@ from chainfx.passes.quantizing.quantizers import (
     insert_quantizers,
     widths_in,
 )
+from chainfx.passes.quantizing.residuals import release_residuals
 
-__all__ = ["CLIP_RULES", "FLOAT", "ClipRule", "LayerWidths", "insert_quantizers", "quantize_network", "widths_in"]
+__all__ = [
+    "CLIP_RULES",
+    "FLOAT",
+    "ClipRule",
+    "LayerWidths",
+    "insert_quantizers",
+    "quantize_network",
+    "release_residuals",
+    "widths_in",
+]
