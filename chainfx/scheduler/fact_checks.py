@@ -76,8 +76,9 @@ def _follows(change: FactChange, before: Facts, after: Facts) -> bool:
         return change.where not in before.layers and change.fact != "exits"
     if change.after is None:
         return change.where not in after.layers and change.fact != "exits"
-    if isinstance(change.before, Mask) and isinstance(change.after, Mask):
-        return change.before.pattern == change.after.pattern and change.before.shape != change.after.shape
-    if isinstance(change.before, Codebook) and isinstance(change.after, Codebook):
-        return change.before.entries == change.after.entries and change.before.shape != change.after.shape
+    match change.before, change.after:
+        case Mask() as mask, Mask() as other:
+            return mask.pattern == other.pattern and mask.shape != other.shape
+        case Codebook() as codebook, Codebook() as another:
+            return codebook.entries == another.entries and codebook.shape != another.shape
     return False

@@ -101,6 +101,9 @@ def test_a_head_for_tokens_and_one_for_pixels():
         new = {name: each for name, each in result.graph_module.named_parameters() if name not in old}
         assert set(result.tune.parameters) == set(new)
         assert sum(each.numel() for name, each in new.items() if name.startswith("exit1.")) == parameters
+        (weight,) = (each for name, each in new.items() if name.startswith("exit1.") and each.dim() > 1)
+        bound = weight.shape[1] ** -0.5  # as torch's layers start
+        assert -bound <= weight.min() < -bound / 2 and bound / 2 < weight.max() <= bound
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

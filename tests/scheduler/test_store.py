@@ -95,7 +95,7 @@ def test_a_working_folder_is_made_with_the_folders_above_it(tmp_path):
 
 def test_the_record_of_the_network_as_it_came_says_that_nothing_was_done():
     record = run(passes=[PruneChannels(0.5)])[0].record
-    assert (record.seconds, record.tuned, record.revision) == (0.0, False, 1)
+    assert (record.seconds, record.tuned, record.modified, record.revision) == (0.0, False, False, 1)
     assert (record.exit_rates, record.skipped, record.profile, record.remarks) == ({}, (), {}, ())
 
 

@@ -12,7 +12,7 @@ from chainfx.ir.graph import ops
 from chainfx.passes import EarlyExit, Execution, PruneChannels, PruneWeights, TuneRequest
 from chainfx.training import Trainer, digits, from_loaders
 from tests.nets import images, small_resnet
-from tests.trainers import FakeTrainer
+from tests.trainers import FakeTrainer, few_digits
 
 NEEDS = "but the default trainer needs logits of shape (12, 3), a column for each of the 3 classes of its data; "
 ALONE = "wrap the network in a module that returns the logits alone, or give a trainer of your own."
@@ -151,6 +151,16 @@ def test_labels_out_of_range(label):
     )
     with pytest.raises(DataError, match=rf"^a label is {label}, but the data have 3 classes"):
         Trainer(loaders(labels=labels.flip(0)), epochs=1).evaluate(nn.Linear(6, 3))
+
+
+def test_labels_in_memory_are_checked_before_the_first_step():
+    data = few_digits()
+    data.train.targets[3] = 10
+    with pytest.raises(DataError) as caught:
+        Trainer(data, epochs=1).fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    assert str(caught.value) == (
+        "a label is 10, but the data have 10 classes, numbered from 0 to 9; correct the labels or num_classes."
+    )
 
 
 def test_labels_of_another_shape():

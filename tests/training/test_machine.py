@@ -104,3 +104,10 @@ def test_a_batch_goes_to_the_device_with_its_targets():
     )
     assert [tuple(tensor.shape) for tensor in inputs] == [(2, 3, 4, 4), (2, 5)]
     assert all(tensor.is_meta for tensor in (*inputs, targets))
+
+
+def test_nothing_waits_until_a_batch_is_on_the_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **options: asked.append(options) or tensor)
+    machine.placed(((torch.zeros(2, 3),), torch.zeros(2)), CPU)
+    assert [options["non_blocking"] for options in asked] == [True, True]

@@ -23,6 +23,7 @@ from chainfx.training import Augment, Trainer, digits, from_arrays, from_loaders
 from chainfx.training import running as running_module
 from chainfx.training import trainer as trainer_module
 from chainfx.training.machine import placed
+from chainfx.training.modes import freeze
 from chainfx.training.rates import rate_factor
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +150,13 @@ def test_the_graph_comes_back_with_its_keys_flags_and_gradients(trainer):
         assert all(parameter.grad is None for parameter in model.parameters())
     assert (code, keys) == (model.code, list(model.state_dict()))
     assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_what_is_trained_has_gradients_and_nothing_else():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].requires_grad_(False)
+    assert list(freeze(model, ("1.weight",))) == ["1.weight"]
+    assert [name for name, each in model.named_parameters() if each.requires_grad] == ["1.weight"]
 
 
 def test_frozen_parts_do_not_move_nor_do_their_statistics(trainer):

@@ -13,6 +13,7 @@ from torchvision.models import swin_transformer
 
 from chainfx.errors import ArtifactError
 from chainfx.ir.artifact import fingerprint, load_graph, save_graph
+from chainfx.ir.artifact.literals import encode
 from chainfx.ir.graph import DEPTHWISE, ByMode, assign_, ops
 from tests.nets import graph_of, images, small_resnet
 
@@ -66,6 +67,19 @@ def test_an_argument_comes_back_as_it_was(value, tmp_path):
     call = next(node for node in loaded.graph.nodes if node.op == "call_function")
     for found in (call.args[1], call.kwargs["other"]):
         assert found == value and isinstance(found, type(value))
+
+
+def test_an_argument_is_written_as_in_all_files_of_the_format():
+    value = (Ellipsis, slice(None, 3), -math.inf, torch.float16, {"a": [1]})
+    assert encode(value) == {
+        "tuple": [
+            {"ellipsis": True},
+            {"slice": [None, 3, None]},
+            {"float": "-inf"},
+            {"dtype": "torch.float16"},
+            {"dict": [["a", [1]]]},
+        ]
+    }
 
 
 def test_a_number_that_is_none_comes_back_as_none(tmp_path):

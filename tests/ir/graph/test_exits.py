@@ -39,6 +39,17 @@ def test_segments_hold_every_compute_node_once_in_graph_order(graph_module):
     assert [(mark.name, mark.threshold) for mark in exits_of(graph_module)] == [("one", 0.5), ("two", 0.25)]
 
 
+def test_what_changes_a_tensor_in_place_is_in_the_segment_of_that_tensor():
+    class Changes(TwoExits):
+        def forward(self, x):
+            x = self.a(x)
+            x[:, 0].mul_(2)  # what the exit reads, though nobody uses what this gives
+            return ops.exit_point(self.h1(x), "one", 0.5, "max-softmax"), self.h3(x)
+
+    parts = segments(torch.fx.symbolic_trace(Changes()))
+    assert [[node.name for node in part] for part in parts] == [["a", "getitem", "mul_", "h1", "exit_point"], ["h3"]]
+
+
 def test_each_sample_takes_the_first_exit_that_is_sure(graph_module):
     sure, unsure = [9.0, 0, 0, 0], [0.0, 0, 0, 0]
     logits = (torch.tensor([sure, unsure, unsure]), torch.tensor([sure, sure, unsure]) * -1, torch.zeros(3, 4))

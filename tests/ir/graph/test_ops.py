@@ -93,6 +93,11 @@ def test_exponential_weights_by_hand():
     assert torch.equal(weight.grad, torch.ones(7))
 
 
+def test_a_weight_half_way_to_zero_becomes_the_least_power():
+    weight = torch.tensor([4.0, 0.5, -0.5, 0.49])  # at 3 bits the powers are 4, 2 and 1
+    assert ops.quantize_weight(weight, 3, "exponential", None).tolist() == [4, 1, -1, 0]
+
+
 def test_gradients_go_straight_through_the_rounding():
     weight = torch.randn(20, requires_grad=True)
     ops.quantize_weight(weight, 1, "dorefa", None).sum().backward()
