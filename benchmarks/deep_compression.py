@@ -156,7 +156,10 @@ NARROW_5 = replace(
             *shared(4),
         )
     },
-    options={"prune-channels": {"epochs": 10, "learning_rate": 0.03}},
+    options={
+        "prune-channels": {"epochs": 40, "learning_rate": 0.03},
+        "share-weights": {"epochs": 20, "learning_rate": 0.005},
+    },
 )
 MORE_5 = replace(SHIFTED_5, chains={"as the source": SOURCE_5})
 

@@ -19,7 +19,7 @@ class Form:
     ``decode``: codes of a weight (int8), a scale for each slice of an axis (or one, of shape ()), and the axis in; the
     values out. ``round``: an activation, the scale (shape ()) and the zero point (uint8, shape ()) of its codes, the
     greatest code, and whether it keeps nothing but the sign in; the values of the nearest codes out. ``literal``: scale
-    and zero point of an activation are numbers in the graph, and a weight has a zero point (int64, 0) stored for each
+    and zero point of an activation are numbers in the graph, and a weight has a zero point (int32, 0) stored for each
     slice of the axis, which ``decode`` takes as a fourth argument.
     """
 

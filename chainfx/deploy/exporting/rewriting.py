@@ -75,7 +75,7 @@ class _Rewriting:
             tensors = {"codes": codes, "scale": scale}
             if self.form.literal:
                 scale = scale.expand(codes.shape[axis])
-                tensors |= {"scale": scale, "zeros": torch.zeros_like(scale, dtype=torch.int64)}
+                tensors |= {"scale": scale, "zeros": torch.zeros_like(scale, dtype=torch.int32)}
             nodes = [self.stored(before, f"{name}_{weight.name}", tensor) for name, tensor in tensors.items()]
             self.paths[key] = [str(node.target) for node in nodes], axis
         else:
