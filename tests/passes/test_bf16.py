@@ -185,6 +185,7 @@ def test_it_goes_after_folding_and_before_coding(passes):
     assert not given.report.records[-1].modified  # nothing is folded behind a cast
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # how torch 2.9 reads the file
 def test_other_types_and_exports(block, tmp_path):
     small = chainfx.compile(block, [Bf16()], example_inputs=TOKENS)
     before = small(TOKENS)
