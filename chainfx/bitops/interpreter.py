@@ -86,6 +86,7 @@ def count(
     or encoding, a quantizer without literal bits, exit rates that are missing, unknown, out of range or above 1 in sum,
     a mask without data, and work that does not divide by the batch.
 
+    >>> import torch.fx
     >>> from torch import nn
     >>> report = count(torch.fx.symbolic_trace(nn.Linear(8, 4)), (torch.zeros(2, 8),))
     >>> report.macs, report.bitops
