@@ -34,7 +34,8 @@ def run_demo(console: Console) -> None:
     """Train, compress and measure on one CPU thread (the network is too small to share), and print one table.
 
     Accuracy is on the 360 test images, used here only; everything was chosen on images held out from the training part.
-    Times are medians of rounds in which all stages take turns, compiled by ``torch.compile``, on their fastest engine.
+    Times are medians of rounds in which all stages take turns, each in its fastest way: in float, compiled by
+    ``torch.compile``, or on integers.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -92,7 +93,7 @@ def _run(console: Console) -> None:
 
 
 def _times(models: list[CompressedModel], images: Tensor) -> list[tuple[float, float]]:
-    """For each model, compiled: median seconds for one image, and images a second in one batch of all of them.
+    """For each model: median seconds for one image, and images a second in one batch of all of them.
 
     Of a model that runs on integers each time is that of the fastest way: calls of integer kernels take their time
     also for the smallest of layers, so that a single image of 8x8 is often faster in float, and a batch is not.

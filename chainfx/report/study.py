@@ -22,6 +22,7 @@ from chainfx.study import (
 
 __all__ = [
     "ALONE",
+    "EQUALLY_LONG",
     "alone_rows",
     "design_text",
     "endpoint_text",

@@ -1,7 +1,6 @@
 """Packages of AOTInductor: a segment as machine code for this kind of processor, checked before it is handed over."""
 
 import re
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +34,7 @@ def write_packages(
     """
     options = inductor_options("format='aoti'")
     for program, file in zip(programs, files, strict=True):
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of its own code while it compiles
+        with torch.no_grad():
             torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
     expected, found = sum(row.engine != "float" for row in rows), sum(map(integer_calls, files))
     if found != expected:

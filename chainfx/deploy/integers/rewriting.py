@@ -30,6 +30,8 @@ from chainfx.ir.graph import (
 
 __all__ = ["lower_to_integers", "mark_overwrites", "of_torchao", "why_in_float"]
 
+_MAKE_NEW = (IntegerLayer, Encode, Decode, IntegerMaxPool)  # what answers with a tensor of its own, never with a view
+
 
 def why_in_float(graph_module: GraphModule, machine: Machine) -> dict[Layer, str]:
     """For each layer of a graph with codes of weights why it runs in float; the empty string if it need not."""
@@ -86,15 +88,16 @@ def mark_overwrites(graph_module: GraphModule) -> None:
     """Let what adds to its second input, or encodes its only one, write over that where nothing reads it afterwards."""
     for node in graph_module.graph.find_nodes(op="call_module"):
         module = edit.module_of(graph_module, node, IntegerLayer, Encode)
-        if isinstance(module, IntegerLayer | Encode) and (isinstance(module, Encode) or len(node.args) == 2):
-            module.overwrites = _is_done_with(graph_module, input_of(node, len(node.args) - 1), node)
+        if isinstance(module, Encode):
+            module.overwrites = _is_done_with(graph_module, input_of(node), node)
+        elif isinstance(module, IntegerLayer) and len(node.args) == 2:
+            module.overwrites = _is_done_with(graph_module, input_of(node, 1), node)
 
 
-def _is_done_with(graph_module: GraphModule, added: Node, reader: Node) -> bool:
+def _is_done_with(graph_module: GraphModule, source: Node, reader: Node) -> bool:
     """Whether a node makes a new tensor, and a later one is the last to read it, none of them as a view."""
-    fresh = edit.module_of(graph_module, added, IntegerLayer, Encode, Decode, IntegerMaxPool) is not None
-    readers = [edit.module_of(graph_module, user, IntegerLayer, Encode, Decode, IntegerMaxPool) for user in added.users]
-    return fresh and all(module is not None for module in readers) and max(added.users) is reader
+    modules = [edit.module_of(graph_module, node, *_MAKE_NEW) for node in (source, *source.users)]
+    return all(module is not None for module in modules) and max(source.users) is reader
 
 
 @dataclass
