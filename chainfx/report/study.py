@@ -96,7 +96,7 @@ def _power(design: Design, primary: int) -> list[str]:
     """What the number of seeds can show."""
     seeds = len(design.seeds)
     if seeds < 8:
-        return [f"with {seeds} seeds, fewer than 8, every verdict will be 'undecided'"]
+        return [f"with {seeds} {'seed' if seeds == 1 else 'seeds'}, fewer than 8, every verdict will be 'undecided'"]
     least = least_p(seeds, primary, design.test)
     smallest = "no least p (t test)" if least == 0 else f"the least p after correction is {least:.2g}"
     size = detectable(seeds, design.alpha / max(primary, 1))
