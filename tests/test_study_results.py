@@ -19,21 +19,21 @@ def test_the_verdicts_on_the_page_are_those_of_the_records(packed):
     assert refreshed(page, packed) == page, "run python -m tools.study_results"
 
 
-class Asked(Exception):
+class AskedError(Exception):
     """What a command would run."""
 
 
 @pytest.mark.parametrize("packed", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_the_command_on_the_page_runs_the_design_of_the_records(packed, monkeypatch):
     def ask(design, *_, **__):
-        raise Asked(design)
+        raise AskedError(design)
 
     monkeypatch.setattr(studying, "Subject", SimpleNamespace(of=lambda design: None))
     monkeypatch.setattr(studying, "run_study", ask)
     monkeypatch.chdir(RESULTS.parent.parent)
     page = " ".join(packed.with_suffix(".md").read_text().split())
     (command,) = re.findall(r"`chainfx (study run [^`]* --store DIR[^`]*)`", page)
-    with pytest.raises(Asked) as caught:
+    with pytest.raises(AskedError) as caught:
         CliRunner().invoke(app, [*shlex.split(command), "--json"], catch_exceptions=False)
     assert caught.value.args[0] == StudyStore.unpack(packed)[0]
 
