@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from chainfx.ir.graph import ops
 from chainfx.linting.chain import Chain, Step
+from chainfx.passes import scheme_of
 from chainfx.processor import fit_into_16_bits
 from chainfx.scheduler import Finding
 
@@ -11,6 +12,7 @@ __all__ = ["NETWORK_RULES", "channel_counts_left"]
 
 _FLOAT = 32
 _KERNEL_BITS = 8
+_FITTING_BITS = 7  # of weights on a symmetric grid, whose products with 8 bits are added in 16
 _LISTED = 3  # layers that a finding names
 _KERNELS = "kernels of torch on this machine"
 
@@ -52,8 +54,8 @@ def saturating_kernels(chain: Chain) -> Iterator[Finding]:
         rest = _overflows(step, "weights", "activations")
         if not (ends or rest):
             continue
-        fixes = [f"{name}=7" for name in ["weights"] * rest + ends]
-        if rest and step.option("scheme") in (None, "dorefa") and step.tuned:
+        fixes = [f"{name}={_FITTING_BITS}" for name in ["weights"] * rest + ends]
+        if rest and scheme_of(step.option("scheme"), _FITTING_BITS, tuned=step.tuned) == "dorefa":
             fixes.append("scheme='uniform'")
         where = "its layers" if rest else f"its {' and '.join(ends)} layers"
         yield step.finding(
@@ -67,12 +69,11 @@ def saturating_kernels(chain: Chain) -> Iterator[Finding]:
 
 def _overflows(step: Step, weights: str, activations: str) -> bool:
     """Whether sums of two products do not fit into 16 bits for the numbers of bits that two options give."""
-    widths, scheme = (step.bits(weights), step.bits(activations)), step.option("scheme")
-    if max(widths) > _KERNEL_BITS or scheme == "exponential":
+    bits, activation_bits = step.bits(weights), step.bits(activations)
+    scheme = scheme_of(step.option("scheme"), bits, tuned=step.tuned)
+    if max(bits, activation_bits) > _KERNEL_BITS or scheme == "exponential":
         return False
-    dorefa = scheme == "dorefa" or (scheme is None and step.tuned)
-    greatest = ops.weight_range(widths[0], "dorefa" if dorefa and widths[0] < _KERNEL_BITS else "uniform")
-    return not fit_into_16_bits(2 ** widths[1] - 1, greatest)
+    return not fit_into_16_bits(2**activation_bits - 1, ops.weight_range(bits, scheme))
 
 
 def slow_bfloat16(chain: Chain) -> Iterator[Finding]:

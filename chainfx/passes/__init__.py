@@ -33,6 +33,7 @@ from chainfx.passes.prune_channels import PruneChannels
 from chainfx.passes.prune_heads import PruneHeads
 from chainfx.passes.prune_weights import PruneWeights
 from chainfx.passes.quantize import Quantize
+from chainfx.passes.quantizing import scheme_of
 from chainfx.passes.registry import PassSummary, get_pass, pass_from_spec, pass_names
 from chainfx.passes.share_weights import ShareWeights
 from chainfx.passes.tasks import Metric, Task, classification, soft_labels
@@ -83,6 +84,7 @@ __all__ = [
     "pass_from_spec",
     "pass_names",
     "processes_of",
+    "scheme_of",
     "soft_labels",
     "task_of",
     "trainer_on",

@@ -1,13 +1,13 @@
 """Fixed-point fake quantization of weights and activations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 from torch.fx import GraphModule
 
 from chainfx.ir.graph import Layer, ends_of, ops
 from chainfx.passes.base import Granularity, Kind, Pass, PassContext, PassInfo, PassResult, TuneRequest
-from chainfx.passes.quantizing import FLOAT, LayerWidths, quantize_network
+from chainfx.passes.quantizing import FLOAT, LayerWidths, quantize_network, scheme_of
 
 __all__ = ["Quantize"]
 
@@ -87,24 +87,24 @@ class Quantize(Pass):
     def apply(self, graph_module: GraphModule, context: PassContext, /) -> PassResult:
         """Insert the quantizers, with clips from the calibration batches."""
         first, last = ends_of(graph_module)
-        scheme = self.scheme or ("dorefa" if context.tunes else "uniform")
 
         def widths_of(layer: Layer) -> LayerWidths:
-            return self._widths(self.first if layer in first else self.last if layer in last else None, scheme)
+            at_end = self.first if layer in first else self.last if layer in last else None
+            return self._widths(at_end, tuned=context.tunes)
 
         inserted, skipped = quantize_network(
             graph_module,
             context,
             self.info.name,
             widths_of,
-            self._widths(self.first, "uniform"),
+            replace(self._widths(self.first, tuned=False), scheme="uniform"),
             skip=self.skip,
             residuals=self.residuals,
         )
         tune = TuneRequest() if context.tunes and inserted else None
         return PassResult(graph_module, modified=inserted, tune=tune, skipped=skipped)
 
-    def _widths(self, at_end: int | None, scheme: str) -> LayerWidths:
+    def _widths(self, at_end: int | None, *, tuned: bool) -> LayerWidths:
         weights, activations = (self.weights, self.activations) if at_end is None else (at_end, at_end)
-        on_grid = "tanh" if scheme == "dorefa" and weights == 8 else scheme
-        return LayerWidths(weights, activations, on_grid, self.granularity == "channel")
+        scheme = scheme_of(self.scheme, weights, tuned=tuned)
+        return LayerWidths(weights, activations, scheme, self.granularity == "channel")

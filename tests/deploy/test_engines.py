@@ -12,7 +12,7 @@ from chainfx import zoo
 from chainfx.deploy import CompressedModel, Machine
 from chainfx.deploy.integers.layers import IntegerLayer
 from chainfx.errors import InputError
-from chainfx.passes import EarlyExit, Fuse, PassContext, PostTrainingQuantize, Quantize
+from chainfx.passes import Bf16, EarlyExit, Fuse, PassContext, PostTrainingQuantize, Quantize
 from chainfx.training import Trainer, digits
 from tests.deploy.integers.nets import NARROW, distance, on_integers, quantized, rows_of, run
 from tests.nets import images, small_resnet
@@ -139,6 +139,12 @@ def test_a_network_in_float64_stays_in_float(network, x):
     small = CompressedModel(exact, (x.double(),), None, machine=NARROW)
     assert rows_of(small)["fc"][1] == "integer kernels give float32, and it computes in torch.float64"
     assert torch.equal(run(small, x.double()), run(exact, x.double()))
+
+
+def test_layers_in_bfloat16_stay_in_float_and_say_so(x):
+    small = chainfx.compile(nn.Sequential(nn.Conv2d(1, 4, 3)).eval(), [Bf16()], example_inputs=x)
+    reason = "integer kernels give float32, and it computes in torch.bfloat16"
+    assert rows_of(small) == {"0": ("float", reason)}
 
 
 @needs_kernels

@@ -151,6 +151,7 @@ WITHOUT_VNNI = Machine(integers=True, sparse=False, saturates=True, bfloat16=Fal
         (Quantize(8, 8), False, "warning", "", "use weights=7, first=7, last=7"),
         (Quantize(8, 8, first=7, last=7), True, "warning", "", "use weights=7, scheme='uniform'"),
         (Quantize(7, 8, first=7, last=7), True, "warning", "", "use weights=7, scheme='uniform'"),
+        (Quantize(7, 8, 7, 7, scheme="dorefa"), False, "warning", "", "use weights=7, scheme='uniform'"),
         (Quantize(7, 8, first=7, last=7), False, None, "", ""),
         (Quantize(8, 7, first=7, last=7), True, None, "", ""),
         (Quantize(4, 8, first=32, last=32), True, None, "", ""),

@@ -38,6 +38,38 @@ def test_without_padding_and_flips_it_is_the_identity():
     assert torch.equal(Augment(padding=0, flip=False)(IMAGES, generator()), IMAGES)
 
 
+def test_images_are_turned_and_stretched_about_the_middle():
+    down, right = torch.meshgrid(torch.arange(-10.0, 11), torch.arange(-20.0, 21), indexing="ij")
+    where = torch.stack([right, down]).expand(200, 2, 21, 41)  # each pixel holds its own place, right and down
+    found = Augment(padding=0, flip=False, degrees=30, scale=0.2)(where, generator())
+    assert found.shape == where.shape
+    assert found[:, :, 10, 20].abs().max() < 1e-4
+    # which way in the image one pixel right and one pixel down in the result lead
+    ways = torch.stack([found[:, :, 10, 21], found[:, :, 11, 20]], 2)
+    stretched = 1 / ways.norm(dim=2)
+    for axis in stretched.T:
+        assert 0.8 - 1e-4 <= axis.min() < 0.85 and 1.15 < axis.max() <= 1.2 + 1e-4
+    assert (stretched[:, 0] - stretched[:, 1]).abs().max() > 0.2
+    assert torch.allclose((ways[:, 0] * ways[:, 1]).sum(1), torch.zeros(200), atol=1e-4)
+    angles = torch.atan2(ways[:, 0, 1], ways[:, 0, 0]).rad2deg()
+    assert -30 <= angles.min() < -25 and 25 < angles.max() <= 30
+    assert torch.equal(found, Augment(padding=0, flip=False, degrees=30, scale=0.2)(where, generator()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"degrees": -1}, "augment: degrees=-1 is not from 0 to 180; use 0 to turn no image."),
+        ({"degrees": 200}, "augment: degrees=200 is not from 0 to 180; use 0 to turn no image."),
+        ({"scale": 1.0}, "augment: scale=1.0 is not from 0 to below 1; use 0 to stretch no image."),
+    ],
+)
+def test_turns_and_sizes_are_in_range(options, message):
+    with pytest.raises(InputError) as caught:
+        Augment(**options)
+    assert str(caught.value) == message
+
+
 def test_only_images_are_cropped():
     with pytest.raises(InputError) as caught:
         Augment()(torch.zeros(4, 10), generator())

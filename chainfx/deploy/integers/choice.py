@@ -24,6 +24,8 @@ def obstacle(layer: Layer, machine: Machine, *, at_end: bool = False) -> str:
     """
     if layer.node.target not in (*_FLAT, *_SLIDING):
         return f"{operator_of(layer.node).spelling} has no integer kernel"
+    if _value_type(layer) is not torch.float32:
+        return f"integer kernels give float32, and it computes in {_value_type(layer)}"
     coded = weight_codes(layer)
     if coded is None:
         return "its weight is not quantized"
@@ -38,8 +40,6 @@ def obstacle(layer: Layer, machine: Machine, *, at_end: bool = False) -> str:
         return "its bias is computed"
     if layer.tensor.device.type != "cpu":
         return f"integer kernels are there for the CPU, and it is on {layer.tensor.device.type}"
-    if _value_type(layer) is not torch.float32:
-        return f"integer kernels give float32, and it computes in {_value_type(layer)}"
     read = grid_of(layer.graph_module, layer.input_quantizer)
     reason = machine.obstacle(read.greatest, ops.weight_range(bits, scheme))
     return f"{reason} (Quantize(first=7, last=7) does both)" if reason and machine.kernels and at_end else reason

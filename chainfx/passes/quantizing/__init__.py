@@ -7,6 +7,7 @@ from chainfx.passes.quantizing.quantizers import (
     ClipRule,
     LayerWidths,
     insert_quantizers,
+    scheme_of,
     widths_in,
 )
 from chainfx.passes.quantizing.residuals import release_residuals
@@ -19,5 +20,6 @@ __all__ = [
     "insert_quantizers",
     "quantize_network",
     "release_residuals",
+    "scheme_of",
     "widths_in",
 ]

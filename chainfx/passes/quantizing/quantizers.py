@@ -15,7 +15,16 @@ from chainfx.passes.base import PassContext
 from chainfx.passes.quantizing.observing import Observed, observe
 from chainfx.passes.quantizing.residuals import release_residuals
 
-__all__ = ["CLIP_RULES", "FLOAT", "ClipRule", "LayerWidths", "insert_quantizers", "quantize_weight", "widths_in"]
+__all__ = [
+    "CLIP_RULES",
+    "FLOAT",
+    "ClipRule",
+    "LayerWidths",
+    "insert_quantizers",
+    "quantize_weight",
+    "scheme_of",
+    "widths_in",
+]
 
 ClipRule = Literal["least-squares", "min-max"]
 CLIP_RULES = get_args(ClipRule)
@@ -33,6 +42,18 @@ class LayerWidths:
     activations: int
     scheme: str
     per_channel: bool
+
+
+def scheme_of(asked: str | None, bits: int, *, tuned: bool) -> str:
+    """How :class:`~chainfx.passes.Quantize` rounds weights to ``bits`` bits where it is asked for a scheme or ``None``.
+
+    ``tuned``: whether the network is tuned behind it. The 256 values of dorefa at 8 bits fit into no int8.
+
+    >>> scheme_of(None, 4, tuned=True), scheme_of(None, 8, tuned=True), scheme_of(None, 4, tuned=False)
+    ('dorefa', 'tanh', 'uniform')
+    """
+    scheme = asked or ("dorefa" if tuned else "uniform")
+    return "tanh" if scheme == "dorefa" and bits == 8 else scheme
 
 
 def widths_in(layers: Iterable[Layer]) -> LayerWidths | None:
