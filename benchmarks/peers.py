@@ -12,6 +12,7 @@ for each channel.
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def usual() -> list[str]:
 def eager(network: nn.Module) -> Peer:
     """The network as it is."""
     return lambda x: partial(network, x)
+
+
+def packaged(small: CompressedModel, folder: Path) -> nn.Module | None:
+    """A network without exits as ``small.export(format="aoti")`` writes it; ``None`` without torchao, which it needs.
+
+    It calls the same kernels as the int8 engine, from machine code.
+    """
+    if find_spec("torchao") is None:
+        return None
+    small.export(folder, format="aoti")
+    package: nn.Module = torch._inductor.aoti_load_package(str(folder / "segment0.pt2"))
+    return package
 
 
 def peers_of(

@@ -55,7 +55,7 @@ def saturating_kernels(chain: Chain) -> Iterator[Finding]:
         if not (ends or rest):
             continue
         fixes = [f"{name}={_FITTING_BITS}" for name in ["weights"] * rest + ends]
-        if rest and scheme_of(step.option("scheme"), _FITTING_BITS, tuned=step.tuned) == "dorefa":
+        if rest and _scheme(step, _FITTING_BITS) == "dorefa":
             fixes.append("scheme='uniform'")
         where = "its layers" if rest else f"its {' and '.join(ends)} layers"
         yield step.finding(
@@ -67,10 +67,16 @@ def saturating_kernels(chain: Chain) -> Iterator[Finding]:
         )
 
 
+def _scheme(step: Step, bits: int) -> str:
+    """How weights are rounded to so many bits; passes without such an option take the grid of integers."""
+    asked = step.option("scheme")
+    return scheme_of(asked if isinstance(asked, str) else None, bits, tuned=step.tuned)
+
+
 def _overflows(step: Step, weights: str, activations: str) -> bool:
     """Whether sums of two products do not fit into 16 bits for the numbers of bits that two options give."""
     bits, activation_bits = step.bits(weights), step.bits(activations)
-    scheme = scheme_of(step.option("scheme"), bits, tuned=step.tuned)
+    scheme = _scheme(step, bits)
     if max(bits, activation_bits) > _KERNEL_BITS or scheme == "exponential":
         return False
     return not fit_into_16_bits(2**activation_bits - 1, ops.weight_range(bits, scheme))

@@ -127,11 +127,12 @@ def frozen() -> Iterator[None]:
     """Let ``torch.compile`` take weights as constants and use torchao's passes, for what it compiles meanwhile.
 
     The settings are looked at before a backend is called, and in every call that compiles again, so that options of
-    ``torch.compile`` are too late for them.
+    ``torch.compile`` are too late for them. Calls of kernels are machine code too: from Python a call takes as long as
+    a small layer does.
     """
     from torch._inductor import config
 
-    with torch.no_grad(), config.patch(inductor_options("engine='pt2e'")):
+    with torch.no_grad(), config.patch(inductor_options("engine='pt2e'") | {"cpp_wrapper": True}):
         yield
 
 

@@ -151,6 +151,14 @@ def test_where_no_layer_can_run_in_integers_it_is_refused(x):
     )
 
 
+def test_calls_of_kernels_are_machine_code_while_it_compiles():
+    from torch._inductor import config
+
+    with inductor.frozen():
+        assert config.cpp_wrapper and config.freezing
+    assert not config.cpp_wrapper and not config.freezing
+
+
 def test_without_torchao_it_is_refused(small, monkeypatch, tmp_path):
     import sys
 
