@@ -236,7 +236,8 @@ PASSES = ", ".join(pass_names())
         ),
         (
             MODEL + "passes: []\ndata: {source: digits}\ntrainer:\n  augment: {pad: 3}\n",
-            "recipe.yaml:5: unknown key 'pad' in trainer.augment; did you mean 'padding'? allowed are degrees, flip, padding, scale.",
+            "recipe.yaml:5: unknown key 'pad' in trainer.augment; did you mean 'padding'? "
+            "allowed are degrees, flip, padding, scale.",
         ),
         (
             MODEL + "passes: []\ndata: {source: digits}\ntrainer:\n  augment:\n    padding: -1\n",
