@@ -36,7 +36,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
 def report_of(
     network: nn.Module, seconds: float, batches: Sequence[int] = BATCHES, *, compiled: bool = True
 ) -> BenchReport:
-    """The times of one network in its four forms, or without ``compiled`` in the three that need no compiler."""
+    """The times of one network in all its forms, or without ``compiled`` in the three that need no compiler."""
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     small = chainfx.compile(network, [PostTrainingQuantize(7, 8)], example_inputs=x, calibration=[x])
     forms: dict[str, Callable[[torch.Tensor], object]]

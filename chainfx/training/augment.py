@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainfx.errors import InputError
+from chainfx.passes import is_number
 
 __all__ = ["Augment"]
 
@@ -34,12 +35,14 @@ class Augment:
     scale: float = 0.0
 
     def __post_init__(self) -> None:
+        if type(self.padding) is not int:
+            raise InputError(f"augment: padding={self.padding!r} is no whole number of pixels; use 0 for no crop.")
         if self.padding < 0:
             raise InputError(f"augment: padding={self.padding} is negative; use 0 for no crop.")
-        if not 0 <= self.degrees <= _HALF_TURN:
-            raise InputError(f"augment: degrees={self.degrees} is not from 0 to 180; use 0 to turn no image.")
-        if not 0 <= self.scale < 1:
-            raise InputError(f"augment: scale={self.scale} is not from 0 to below 1; use 0 to stretch no image.")
+        if not is_number(self.degrees, 0) or self.degrees > _HALF_TURN:
+            raise InputError(f"augment: degrees={self.degrees!r} is not from 0 to 180; use 0 to turn no image.")
+        if not is_number(self.scale, 0) or self.scale >= 1:
+            raise InputError(f"augment: scale={self.scale!r} is not from 0 to below 1; use 0 to stretch no image.")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Images (N, C, H, W) in, as many of the same shape out; each sample has its own crop, flip, turn and size."""

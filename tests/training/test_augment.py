@@ -61,10 +61,13 @@ def test_images_are_turned_and_stretched_about_the_middle():
     [
         ({"degrees": -1}, "augment: degrees=-1 is not from 0 to 180; use 0 to turn no image."),
         ({"degrees": 200}, "augment: degrees=200 is not from 0 to 180; use 0 to turn no image."),
+        ({"degrees": "x"}, "augment: degrees='x' is not from 0 to 180; use 0 to turn no image."),
+        ({"padding": 1.5}, "augment: padding=1.5 is no whole number of pixels; use 0 for no crop."),
+        ({"scale": "x"}, "augment: scale='x' is not from 0 to below 1; use 0 to stretch no image."),
         ({"scale": 1.0}, "augment: scale=1.0 is not from 0 to below 1; use 0 to stretch no image."),
     ],
 )
-def test_turns_and_sizes_are_in_range(options, message):
+def test_options_are_numbers_in_range(options, message):
     with pytest.raises(InputError) as caught:
         Augment(**options)
     assert str(caught.value) == message
