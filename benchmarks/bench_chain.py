@@ -4,8 +4,9 @@
 
 The chain (``chain_artefact.py``, made first where it is not there yet): ResNet-34 for 32 x 32 images -> a student of
 2, 4, 6, 2 blocks -> 40 % of the channels pruned -> weights of 1 bit, activations of 8 -> three exits. It runs on
-chainfx's int8 engine, with exits (``chain``) and without (``chain, no exits``); ``original`` is the ResNet-34 quantized
-to 7 and 8 bits on that engine; the rest are ``peers.py`` on the ResNet-34.
+chainfx's int8 engine, with exits (``chain``) and without (``chain, no exits``), and as what chainfx exports as ``aoti``
+(``package``); ``original`` is the ResNet-34 quantized to 7 and 8 bits on that engine; the rest are ``peers.py`` on the
+ResNet-34.
 
 All answer the same test images, one thread each, in turns in one process. How many leave at which exit is measured on
 ``--tested`` test images; the images of a batch are the first ones of each exit, as many as its share. Where the batch
@@ -34,6 +35,7 @@ from chainfx.deploy import BenchReport, CompressedModel, Latency, machine_facts,
 from chainfx.ir.graph import exits_of, leaving
 from chainfx.passes import PostTrainingQuantize
 
+CHAINS = ("chain", "chain, package", "chain, no exits", "chain, no exits, package")
 SINGLE = 16  # images one after another that are one call where the batch is 1
 
 
@@ -59,8 +61,9 @@ class Measured:
         for batch in sorted({each.batch for each in self.report.latencies}):
             times = {each.network: each.p50 for each in self.report.latencies if each.batch == batch}
             best = min((name for name in times if name in peers.INT8), key=times.__getitem__, default=None)
-            said = f"batch {batch}: chain {self.report.speedup('chain', batch):.1f}x over compiled float32"
-            lines.append(said + (f", {times[best] / times['chain']:.1f}x over {best}" if best else ""))
+            for name in (name for name in CHAINS if name in times):
+                said = f"batch {batch}: {name} {self.report.speedup(name, batch):.1f}x over compiled float32"
+                lines.append(said + (f", {times[best] / times[name]:.1f}x over {best}" if best else ""))
         return lines
 
 
@@ -75,10 +78,15 @@ def measure(artefact: Artefact, images: Tensor, labels: Tensor, options: argpars
     )
     latencies = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        forms = {
+            "chain": artefact.small,
+            "chain, package": peers.packaged(artefact.small, Path(folder, "chain")),
+            "chain, no exits": artefact.without_exits,
+            "chain, no exits, package": peers.packaged(artefact.without_exits, Path(folder, "no exits")),
+            "original": quantized,
+        }
         contenders: dict[str, Peer] = {
-            "chain": peers.eager(artefact.small),
-            "chain, no exits": peers.eager(artefact.without_exits),
-            "original": peers.eager(quantized),
+            **{name: peers.eager(form) for name, form in forms.items() if form is not None},
             **peers.peers_of(artefact.original, quantized, calibration, Path(folder), options.peers),
         }
         for batch in options.batches:

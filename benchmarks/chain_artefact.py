@@ -44,7 +44,7 @@ class Recipe:
     @property
     def passes(self) -> list[Pass]:
         """The passes; the last one adds the exits."""
-        quantize = Quantize(weights=1, activations=8)
+        quantize = Quantize(weights=1, activations=8, first=7, last=7)
         return [Distill(depth=self.student), PruneChannels(self.ratio), quantize, EarlyExit(self.exits)]
 
     def network(self) -> nn.Module:

@@ -3,10 +3,9 @@
 A network is given as a module in eval mode with one input, batch first. ``eager``; ``compiled`` and ``compiled bf16``
 by ``torch.compile`` with frozen weights; ``torchao int8`` by torchao's PT2E quantization for x86 and
 ``torch.compile``; ``ort`` and ``openvino`` run the float file that chainfx exports, with BatchNorm folded;
-``ort int8`` runs what ONNX Runtime's own ``quantize_static`` makes of that file, ``ort int8 (qdq)`` and
-``openvino int8`` the QDQ file that chainfx exports. OpenVINO's own quantizer, NNCF, is a package of its own;
-what it writes is such a graph too. All of int8 have 7 bits for weights, as processors without VNNI need, and one scale
-for each channel.
+``ort int8`` runs what ONNX Runtime's own ``quantize_static`` makes of that file, ``openvino int8`` what NNCF makes of
+it, and the two with ``(qdq)`` the QDQ file that chainfx exports. All of int8 have 7 bits for weights, as processors
+without VNNI need, and one scale for each channel.
 """
 
 import copy
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 import chainfx
 from chainfx.deploy import CompressedModel
+from chainfx.ir.graph import exits_of, leaving
 from chainfx.passes import Fuse
 
 Call = Callable[[], object]
@@ -31,6 +31,7 @@ ALL = (
     "eager",
     "openvino",
     "openvino int8",
+    "openvino int8 (qdq)",
     "ort",
     "ort int8",
     "ort int8 (qdq)",
@@ -38,7 +39,7 @@ ALL = (
     "compiled bf16",
     "compiled",
 )
-INT8 = ("openvino int8", "ort int8", "ort int8 (qdq)", "torchao int8")
+INT8 = ("openvino int8", "openvino int8 (qdq)", "ort int8", "ort int8 (qdq)", "torchao int8")
 
 
 def usual() -> list[str]:
@@ -47,21 +48,44 @@ def usual() -> list[str]:
     return [name for name in ALL if native or name != "compiled bf16"]
 
 
-def eager(network: nn.Module) -> Peer:
+def eager(network: Callable[[Tensor], Tensor]) -> Peer:
     """The network as it is."""
     return lambda x: partial(network, x)
 
 
-def packaged(small: CompressedModel, folder: Path) -> nn.Module | None:
-    """A network without exits as ``small.export(format="aoti")`` writes it; ``None`` without torchao, which it needs.
+def packaged(small: CompressedModel, folder: Path) -> Callable[[Tensor], Tensor] | None:
+    """A network as ``small.export(format="aoti")`` writes it; ``None`` without torchao, which it needs.
 
-    It calls the same kernels as the int8 engine, from machine code.
+    It calls the same kernels as the int8 engine, from machine code. Between the packages rows leave by their
+    confidence, which is all that runs in Python.
     """
     if find_spec("torchao") is None:
         return None
     small.export(folder, format="aoti")
-    package: nn.Module = torch._inductor.aoti_load_package(str(folder / "segment0.pt2"))
-    return package
+    packages = [
+        torch._inductor.aoti_load_package(str(folder / f"segment{index}.pt2")) for index in range(len(small.segments))
+    ]
+    thresholds = [mark.threshold for mark in exits_of(small.graph_module)]
+    if not thresholds:
+        return packages[0]
+    return partial(_through, packages, thresholds)
+
+
+def _through(packages: Sequence[Callable[..., Any]], thresholds: Sequence[float], x: Tensor) -> Tensor:
+    """Logits of each row, of the first package that is sure of it."""
+    values, rows, logits = [x], torch.arange(len(x)), None
+    for package, threshold in zip(packages, thresholds, strict=False):
+        answers, sure, *values = package(*values)
+        logits = torch.empty_like(answers) if logits is None else logits
+        leaves = leaving(sure, threshold)
+        if leaves.all():
+            logits[rows] = answers
+            return logits
+        if leaves.any():
+            logits[rows[leaves]] = answers[leaves]
+            rows, values = rows[~leaves], [value[~leaves] for value in values]
+    logits[rows] = packages[-1](*values)
+    return logits
 
 
 def peers_of(
@@ -77,7 +101,8 @@ def peers_of(
         makers: Mapping[str, Callable[[], Peer]] = {
             "eager": lambda: eager(network),
             "openvino": lambda: in_openvino(exported.float),
-            "openvino int8": lambda: in_openvino(exported.qdq),
+            "openvino int8": lambda: in_openvino(exported.by_nncf),
+            "openvino int8 (qdq)": lambda: in_openvino(exported.qdq),
             "ort": lambda: in_onnxruntime(exported.float),
             "ort int8": lambda: in_onnxruntime(exported.by_onnxruntime),
             "ort int8 (qdq)": lambda: in_onnxruntime(exported.qdq),
@@ -165,6 +190,19 @@ class Exported:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+        return path
+
+    @property
+    def by_nncf(self) -> Path:
+        """Quantized by NNCF, 7 bits for weights."""
+        import nncf
+        import openvino
+
+        path = self._folder / "nncf.xml"
+        inputs = nncf.Dataset([x.numpy() for x in self._calibration.split(1)])
+        bits = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+        found = nncf.quantize(openvino.Core().read_model(self.float), inputs, advanced_parameters=bits)
+        openvino.save_model(found, path)
         return path
 
 

@@ -1,5 +1,6 @@
 """Tables as plain text: rich lays them out, without colours, markup or anything that depends on the terminal."""
 
+import copy
 import io
 import textwrap
 from collections.abc import Sequence
@@ -57,8 +58,18 @@ def text_of(*items: RenderableType, width: int) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, markup=False, highlight=False, emoji=False)
     for item in items:
-        console.print(item)
+        for part in _title_apart(item):
+            console.print(part)
     return stream.getvalue()
+
+
+def _title_apart(item: RenderableType) -> list[RenderableType]:
+    """The title of a table as a line of its own, which else would be wrapped in the width of a narrow table."""
+    if not isinstance(item, Table) or not item.title:
+        return [item]
+    bare = copy.copy(item)
+    bare.title = None
+    return [item.title, bare]
 
 
 def wrapped(text: str, width: int, indent: str = "") -> str:

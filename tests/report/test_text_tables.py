@@ -54,7 +54,7 @@ def test_a_table_of_stages_folds_the_stage_alone():
     table = stage_table("a heading", ("stage", "storage"))
     table.add_row("a" * 100, "12.5 KiB")
     assert text_of(table, width=80).splitlines() == [
-        "a heading".ljust(80),
+        "a heading",
         f"{'stage':70}{'storage':>10}",
         "─" * 80,
         f"{'a' * 70}{'12.5 KiB':>10}",
@@ -65,3 +65,11 @@ def test_a_table_of_stages_folds_the_stage_alone():
 def test_tables_and_lines_stand_below_each_other():
     text = text_of(example(), "a line of [text]", "b" * 25, width=20)
     assert text.splitlines()[-3:] == ["a line of [text]", "b" * 20, "b" * 5]
+
+
+def test_a_heading_is_not_wrapped_in_the_width_of_a_narrow_table():
+    heading = "a heading that is wider than its table"
+    table = plain_table(heading, ["name"], texts=1)
+    table.add_row("a")
+    assert text_of(table, width=80).splitlines()[0] == heading
+    assert table.title == heading, "the table is left as it was"
