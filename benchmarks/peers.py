@@ -5,7 +5,8 @@ by ``torch.compile`` with frozen weights; ``torchao int8`` by torchao's PT2E qua
 ``torch.compile``; ``ort`` and ``openvino`` run the float file that chainfx exports, with BatchNorm folded;
 ``ort int8`` runs what ONNX Runtime's own ``quantize_static`` makes of that file, ``openvino int8`` what NNCF makes of
 it, and the two with ``(qdq)`` the QDQ file that chainfx exports. All of int8 have 7 bits for weights, as processors
-without VNNI need, and one scale for each channel.
+without VNNI need, and one scale for each channel. They are installed by ``pip install openvino nncf onnxruntime
+torchao``.
 """
 
 import copy

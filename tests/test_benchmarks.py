@@ -59,13 +59,15 @@ def test_peers_answer_as_the_network_does(benchmark_file, tmp_path):
     torch.manual_seed(0)
     network, x = tiny(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     names = ["eager", "ort", "ort int8", "ort int8 (qdq)"]
+    names += ["openvino", "openvino int8 (qdq)"] if find_spec("openvino") else []
+    names += ["openvino int8"] if find_spec("nncf") else []
     found = peers.peers_of(network, ours.quantized(network, x), x, tmp_path, names)
     assert list(found) == names
     with torch.no_grad():
         exact = network(x)
         for name, ready in found.items():
             given = ready(x)()
-            given = torch.from_numpy(given[0]) if name.startswith("ort") else given
+            given = given if name == "eager" else torch.from_numpy(given[0])
             assert float((given - exact).norm() / exact.norm()) < (0.1 if "int8" in name else 1e-5), name
 
 
@@ -107,7 +109,7 @@ def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
     arguments += ["--batches", "1", "8", "--seconds", "0", "--json"]
     found = json.loads(run(module, monkeypatch, capsys, *arguments))
     assert sum(found["rates"]) == pytest.approx(1) and set(found["accuracies"]) == {"original", "chain"}
-    names = ["chain", "chain, no exits", "original", "eager"]
+    names = [name for name in module.CHAINS if find_spec("torchao") or "package" not in name] + ["original", "eager"]
     assert [(each["network"], each["batch"]) for each in found["latencies"]] == [(n, b) for b in (1, 8) for n in names]
 
     def never(*arguments):
@@ -119,6 +121,9 @@ def test_a_chain_is_made_once_and_timed_on_images_that_leave_as_measured(
     taken, right = module.exits_taken(made.small, images, labels)
     assert right == float((made.small(images).argmax(1) == labels).double().mean()) == found["accuracies"]["chain"]
     assert set(taken.tolist()) <= set(range(len(made.small.segments)))
+    if find_spec("torchao"):
+        packaged = module.peers.packaged(made.small, tmp_path / "package")
+        torch.testing.assert_close(packaged(images), made.small(images), rtol=1e-3, atol=1e-3)
     assert [line.split(":")[0] for line in module.profile(made.small, images).splitlines()] == [
         f"segment {index}" for index in range(len(made.small.segments))
     ]
