@@ -10,6 +10,7 @@ torchao``.
 """
 
 import copy
+import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 
 import chainfx
 from chainfx.deploy import CompressedModel
-from chainfx.ir.graph import exits_of, leaving
 from chainfx.passes import Fuse
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "run_aoti.py"
 Call = Callable[[], object]
 Peer = Callable[[Tensor], Call]
 
@@ -57,36 +58,14 @@ def eager(network: Callable[[Tensor], Tensor]) -> Peer:
 def packaged(small: CompressedModel, folder: Path) -> Callable[[Tensor], Tensor] | None:
     """A network as ``small.export(format="aoti")`` writes it; ``None`` without torchao, which it needs.
 
-    It calls the same kernels as the int8 engine, from machine code. Between the packages rows leave by their
-    confidence, which is all that runs in Python.
+    It calls the same kernels as the int8 engine, from machine code. Samples leave at exits as ``examples/run_aoti.py``
+    has it.
     """
     if find_spec("torchao") is None:
         return None
     small.export(folder, format="aoti")
-    packages = [
-        torch._inductor.aoti_load_package(str(folder / f"segment{index}.pt2")) for index in range(len(small.segments))
-    ]
-    thresholds = [mark.threshold for mark in exits_of(small.graph_module)]
-    if not thresholds:
-        return packages[0]
-    return partial(_through, packages, thresholds)
-
-
-def _through(packages: Sequence[Callable[..., Any]], thresholds: Sequence[float], x: Tensor) -> Tensor:
-    """Logits of each row, of the first package that is sure of it."""
-    values, rows, logits = [x], torch.arange(len(x)), None
-    for package, threshold in zip(packages, thresholds, strict=False):
-        answers, sure, *values = package(*values)
-        logits = torch.empty_like(answers) if logits is None else logits
-        leaves = leaving(sure, threshold)
-        if leaves.all():
-            logits[rows] = answers
-            return logits
-        if leaves.any():
-            logits[rows[leaves]] = answers[leaves]
-            rows, values = rows[~leaves], [value[~leaves] for value in values]
-    logits[rows] = packages[-1](*values)
-    return logits
+    network: Callable[[Tensor], Tensor] = runpy.run_path(str(EXAMPLE))["Network"](folder)
+    return network
 
 
 def peers_of(
