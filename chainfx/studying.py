@@ -154,7 +154,10 @@ def claims(
     folders: Annotated[list[Path], typer.Argument(help="Folders of studies, or files that pack wrote; read together.")],
     as_json: Json = False,
 ) -> None:
-    """Print what the records of one study or several say of what is claimed about orders; nothing is run."""
+    """Print what the records of one study or several say of what is claimed about orders; nothing is run.
+
+    Of a claim with more than twelve tests those that decide something are printed; --json has all of them.
+    """
     found = claims_on([analyse_study(each) for each in folders])
     if as_json:
         typer.echo(json.dumps([each.to_dict() for each in found]))

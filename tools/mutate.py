@@ -66,6 +66,7 @@ AREAS = {  # name: files of chainfx, and the tests that are there for them
     "deploy": ("deploy/*.py", "deploy passes/test_masks.py"),
     "artefact": ("ir/artifact/*.py", "ir/artifact deploy passes/test_masks.py"),
     "runner": ("scheduler/runner.py scheduler/fact_checks.py progress.py", "scheduler test_progress.py"),
+    "study": ("study/*.py studying.py", "study test_studying.py"),
     "records": ("scheduler/records.py scheduler/store.py scheduler/keys.py", "scheduler"),
 }
 

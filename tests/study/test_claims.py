@@ -232,3 +232,13 @@ def test_a_claim_as_text_and_as_json():
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["outcome"] == "supported" and plain["tests"][0]["says"] == "for"
     assert str(verdict("repetition does not help", world("order matters")[0])) == "repetition does not help: not tested"
+
+
+def test_of_many_tests_those_that_decide_are_printed():
+    decided, undecided = (ClaimTest("a", "here", says, "c", 0.5, 8) for says in ("against", "nothing"))
+    lines = str(Claim("x", "paper", "every", (undecided,) * 12 + (decided,))).splitlines()
+    assert lines == [
+        "x: contradicted (0 for, 1 against, 12 undecided) of here",
+        "  against: a: c (confidence 0.500, 8 seeds)",
+    ]
+    assert len(str(Claim("x", "paper", "every", (undecided,) * 12)).splitlines()) == 13

@@ -22,10 +22,12 @@ from chainfx.deploy.integers import Lowered, Machine, why_in_float
 from chainfx.deploy.lower import split_segments, to_codes
 from chainfx.errors import InputError
 from chainfx.ir.graph import (
+    Layer,
     edit,
     input_of,
     layers_of,
     operator_of,
+    ops,
     propagate_shapes,
     shape_of,
     value_of,
@@ -63,6 +65,8 @@ def integer_segments(
         with own.graph.inserting_before(layer.node):
             layer.node.update_arg(1, own.graph.get_attr(path))
     _lay_rows_out(own)
+    _widen([layer for layer, reason in reasons.items() if not reason])
+    propagate_shapes(own, inputs)
     rewrite_for_export(own, INDUCTOR)
     segments = split_segments(own)
     for segment in segments:
@@ -100,6 +104,31 @@ def _lay_rows_out(graph_module: GraphModule) -> None:
                 laid_out = graph_module.graph.call_method("contiguous", (values,))
             laid_out.meta = dict(values.meta)
             quantizer.update_arg(0, laid_out)
+
+
+def _widen(layers: Sequence[Layer]) -> None:
+    """Let convolutions of images with one channel read a second one, of zeros, which changes no sum.
+
+    One channel lies in memory as channels-last does and as contiguous at once; the kernel takes it for the former and
+    answers so, Inductor for the latter and reads the answer so.
+    """
+    for layer in layers:
+        graph, quantizer, weight = layer.node.graph, layer.input_quantizer, layer.weight_read
+        shape = shape_of(layer.source)
+        if (
+            layer.node.target is F.linear
+            or shape[1] > 1
+            or quantizer is None
+            or weight.target is not ops.dequantize_weight
+        ):
+            continue
+        path = edit.fresh_path(layer.graph_module, f"wide_{layer.name}")
+        edit.set_tensor(layer.graph_module, path, layer.tensor.repeat_interleave(2, layer.in_axis), parameter=False)
+        with graph.inserting_before(layer.node):
+            padded = graph.call_function(F.pad, (layer.source, (0, 0) * (len(shape) - 2) + (0, 1)))
+            layer.node.update_arg(0, graph.call_function(quantizer.target, (padded, *quantizer.args[1:])))
+            decoded = graph.call_function(weight.target, (graph.get_attr(path), *weight.args[1:]))
+            layer.node.update_arg(1, decoded)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import chainfx
@@ -209,6 +210,35 @@ def test_inductor_runs_it_in_integers(small, x):
         assert difference_of(small(x[:batch]), compiled(x[:batch])) == ""
     assert settings() == before
     assert difference_of(small(x), copy.deepcopy(compiled)(x)) == ""
+
+
+@pytest.fixture(scope="module")
+def gray():
+    """Of images with one channel."""
+    torch.manual_seed(0)
+    net = zoo.resnet(blocks=(1, 1), width=8, in_channels=1).eval()
+    x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return x, chainfx.compile(net, [PostTrainingQuantize(7, 8)], example_inputs=x[:2], calibration=[x])
+
+
+def test_one_channel_is_given_another_of_zeros(gray):
+    x, small = gray
+    (segment,), _ = integer_segments(small.graph_module, (x[:2],), OLDER, "it")
+    assert {node.target for node in segment.graph.nodes} >= {F.pad}
+    assert difference_of(small.lower("float")(x), segment(x)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, which compiles
+def test_images_of_one_channel(gray, tmp_path):
+    x, small = gray
+    small.export(tmp_path, format="aoti")
+    package = torch._inductor.aoti_load_package(str(tmp_path / "segment0.pt2"))
+    compiled = small.lower("pt2e")
+    with torch.no_grad():
+        for batch in (1, 5, 32):
+            expected = small(x[:batch])
+            assert difference_of(expected, package(x[:batch])) == difference_of(expected, compiled(x[:batch])) == ""
 
 
 # the batch and single samples, one that leaves and one that goes on
