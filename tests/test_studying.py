@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 import chainfx.study as chainfx_study
+from chainfx import studying
 from chainfx.cli import app
 from chainfx.scheduler import load_evidence
 from chainfx.study import CLAIMS, StudyStore, analyse, load_design, shipped_design
@@ -123,10 +124,21 @@ def test_predict_reads_each_pass_alone(run, folder):
 
 def test_a_reduced_grid_of_one_training_is_another_design(folder, run):
     store = folder / "reduced"
-    options = ("--cases", "1", "--training", "equal", "--budget", "total")
+    options = ("--cases", "1", "--training", "equal", "--budget", "total", "--measured")
     chainfx("run", "pairwise", "--store", store, *options, "--minutes", "0")
     found = StudyStore.open(store).design
     assert (found.cases, found.trainings, found.budget, found.reduced) == (1, ("equal",), "total", True)
+    assert found.measured and not TINY.measured
+
+
+def test_who_interrupts_a_study_is_told_where_it_is_kept(folder, run, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studying, "run_study", interrupted)
+    done = chainfx("run", folder / "tiny.yaml", "--store", folder / "store")
+    kept = f"finished stages and records are kept in {folder / 'store'}; the same command goes on after them"
+    assert done.exit_code == 130 and done.output.splitlines()[-2:] == ["interrupted", kept]
 
 
 def test_the_grid_of_the_paper_is_shown():

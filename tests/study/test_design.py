@@ -254,3 +254,10 @@ def test_designs_for_data_in_files_name_the_files(tmp_path):
 def test_designs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.margin = 0.1
+
+
+@pytest.mark.parametrize("name", sorted(ORDERS))
+def test_exits_of_shipped_designs_stay_whatever_they_cost(name):
+    design = shipped_design(name)
+    exits = [one for grid in design.passes.values() for one in grid if isinstance(one, EarlyExit)]
+    assert all(one.keep and one.threshold > 1 for one in exits)

@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from chainfx.ir.graph import content_hash, exits_of, facts_of
+from chainfx.ir.graph import content_hash, exits_of, facts_of, seeded
 from chainfx.passes import Distill, EarlyExit, PassContext, Quantize, TuneRequest, classification
 from chainfx.scheduler import Stage, StageRunner
-from chainfx.study import ContrastedStudent, FreshStudent, Recovery, StudyTrainer, UntaughtStudent
+from chainfx.study import ContrastedStudent, FreshStudent, Recovery, StudyTrainer, Subject, UntaughtStudent
 from chainfx.study.points import points_of
 from chainfx.training import Batches, Data, Trainer
 from chainfx.training.data import Images
 from tests.nets import graph_of, images, small_resnet
+from tests.study.designs import tiny
 from tests.trainers import FakeTrainer, few_digits
 
 X = images(20)
@@ -190,3 +191,22 @@ def test_halves_of_what_is_held_out():
     assert len(both) == len(data.validation)
     assert sorted(map(content_hash, both)) == sorted(map(content_hash, data.validation.images))
     assert set(judges.labels.tolist()) == set(range(10))
+
+
+def test_the_original_of_a_seed_is_trained_as_long_as_the_tuning_says():
+    study = tiny()
+    subject = Subject.of(study)
+
+    def trained(epochs, seed):
+        with seeded(seed):
+            model = subject.network()
+        subject.trainer(study.tuning, epochs).fit(model, seed=seed)
+        return model
+
+    lasting = dataclasses.replace(study.tuning, original_epochs=2)
+    for tuning, expected in ((study.tuning, trained(1, 3)), (lasting, trained(2, 3))):
+        model = subject.original(tuning, seed=3)
+        assert not model.training
+        for given, known in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+            assert torch.equal(given, known)
+    assert not torch.equal(model.fc.weight, subject.original(lasting, seed=4).fc.weight)
