@@ -95,6 +95,13 @@ def test_the_page_says_what_each_stage_trained(run, folder):
     assert row in page
 
 
+def test_report_writes_the_page(run, folder):
+    written = folder / "report.html"
+    done = CliRunner().invoke(app, ["report", str(folder / "store"), "--output", str(written)])
+    assert (done.exit_code, done.output) == (0, f"written to {written}\n")
+    assert written.read_text(encoding="utf-8") == analyse(folder / "store").to_html()
+
+
 def test_claims_are_read_from_several_studies_together(run, folder):
     store = folder / "store"
     plain = json.loads(chainfx("claims", store, store, "--json").output)

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from chainfx.passes import Distill, EarlyExit, PruneChannels, Quantize
 from chainfx.scheduler import Ground
-from chainfx.study import CLAIMS, CaseRecord, Claim, ClaimTest, Origin, Point, claims_on
+from chainfx.study import CLAIMS, CaseRecord, Claim, ClaimTest, Origin, Point, area_under_front, claims_on
 from chainfx.study.analysis import _analysed
 from tests.study.designs import tiny
 
@@ -166,6 +168,27 @@ def test_tasks_are_compared_on_the_same_options_alone():
     easy = study("pairwise", ratio, accuracy=0.99, grids=more)
     found = verdict("easier tasks compress further", [easy, tasks(8, 4)[1]])
     assert [test.what for test in found.tests] == ["Q on digits against hard"]
+
+
+def test_tasks_of_unequal_spread_are_compared_by_welch_s_test():
+    def spread(size, seed):
+        rng = np.random.default_rng(seed)
+        return lambda steps: 4.0 * np.exp(size * rng.normal()) if steps else 1.0
+
+    other = {"source": "hard", "validation": 0.4}
+    easy = study("pairwise", spread(0.05, 1), accuracy=0.99, seeds=8)
+    hard = study("pairwise", spread(0.8, 2), accuracy=0.8, seeds=24, data=other)
+    (found,) = verdict("easier tasks compress further", [easy, hard]).tests
+    (arm,) = (arm for arm in easy.design.arms if found.what.startswith(f"{arm} on"))
+
+    def areas(result):
+        points = {seed: [] for seed in result.seeds}
+        for point in result.points(arm, "paper"):
+            points[point.seed].append((math.log10(point.ratio), point.loss))
+        return [area_under_front(np.array(each), result.design.reference) for each in points.values()]
+
+    welch, pooled = (float(ttest_ind(areas(easy), areas(hard), equal_var=equal).pvalue) for equal in (False, True))
+    assert abs(welch - pooled) > 0.01 and found.confidence == pytest.approx(1 - welch)
 
 
 def test_an_insertion_of_a_pair_that_is_not_decided_says_nothing():
