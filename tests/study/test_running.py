@@ -239,6 +239,7 @@ def test_more_seeds_are_the_same_study_and_other_designs_are_not(whole, subject,
 
 def test_a_full_disk_is_one_clear_error(subject, tmp_path, monkeypatch):
     def full(path, body):
+        path.write_text("{")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     StudyStore.create(tmp_path, TINY, subject.fingerprint)
@@ -249,6 +250,7 @@ def test_a_full_disk_is_one_clear_error(subject, tmp_path, monkeypatch):
         f"{tmp_path}/records takes no more files: No space left on device; "
         "free some space and run the same command again."
     )
+    assert not list((tmp_path / "records").iterdir()), "what was begun is taken away"
 
 
 def test_a_record_that_was_cut_short_is_made_again(subject, tmp_path, whole):

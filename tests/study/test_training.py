@@ -152,11 +152,19 @@ def test_exits_are_measured_at_every_threshold_the_ends_included(graph_module):
     assert points[0].bitops["strict"] == report.reprice("strict").cumulative[0].bitops
     assert points[2].bitops["mac_bw_ba"] == report.bitops > original.bitops
     assert points[0].bitops["mac_bw_ba"] <= points[1].bitops["mac_bw_ba"] <= points[2].bitops["mac_bw_ba"]
-    inputs, labels = next(split().batches(20))
+
+
+def test_accuracy_is_that_of_the_exit_that_is_taken(graph_module):
+    stage = stage_of(graph_module, EarlyExit(exits=1, threshold=1.01, keep=True))
+    pixels = split()
+    inputs, _ = next(pixels.batches(20))
     with torch.no_grad():
-        early, final = stage.graph_module.eval()(*inputs)
-    right = [(logits.argmax(1) == labels).float().mean().item() for logits in (early, final)]
-    assert [points[0].accuracy, points[2].test] == pytest.approx(right)
+        early, final = (logits.argmax(1) for logits in stage.graph_module.eval()(*inputs))
+    judging, testing = (Batches(dataclasses.replace(pixels, labels=labels), 8) for labels in (final, early))
+    first, last = points_of(stage, judging, testing, (0.0, 1.01), ("mac_bw_ba",), classification())
+    alike = (early == final).float().mean().item()
+    assert alike < 1 and [last.accuracy, first.test] == [1, 1]
+    assert [first.accuracy, last.test] == pytest.approx([alike, alike])
 
 
 def test_a_network_without_exits_is_one_point(graph_module):
