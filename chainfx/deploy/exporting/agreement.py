@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["difference_of", "disagreement", "random_inputs"]
 
@@ -27,7 +28,7 @@ def disagreement(expected: Any, other: Callable[..., Any], values: Sequence[Tens
 
 
 def difference_of(expected: Any, given: Any) -> str:
-    """How an answer (a tensor, or several) differs from the expected one, in words; empty where it does not.
+    """How an answer (a tensor, or a structure of several) differs from the expected one, in words; empty where it does not.
 
     Values may be 5 % of the largest one apart: a code that lies on a tie may fall to either side.
 
@@ -57,4 +58,5 @@ def random_inputs(like: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _listed(answer: Any) -> list[Tensor]:
-    return list(answer) if isinstance(answer, tuple | list) else [answer]
+    """The tensors in an answer of any structure."""
+    return [each for each in tree_leaves(answer) if isinstance(each, Tensor)]

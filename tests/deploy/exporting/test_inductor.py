@@ -212,6 +212,14 @@ def test_inductor_runs_it_in_integers(small, x):
     assert difference_of(small(x), copy.deepcopy(compiled)(x)) == ""
 
 
+def test_answers_of_any_structure_are_compared():
+    def answer(value):
+        return {"logits": torch.ones(2), "more": [(torch.full((2,), value), None)], "empty": torch.ones(0)}
+
+    assert difference_of(answer(1.0), answer(1.01)) == ""
+    assert difference_of(answer(1.0), answer(2.0)) == "1 away from values up to 1"
+
+
 @pytest.fixture(scope="module")
 def gray():
     """Of images with one channel."""
