@@ -28,7 +28,7 @@ def disagreement(expected: Any, other: Callable[..., Any], values: Sequence[Tens
 
 
 def difference_of(expected: Any, given: Any) -> str:
-    """How an answer (a tensor, or a structure of several) differs from the expected one, in words; empty where it does not.
+    """How an answer (a tensor or a structure of them) differs from the expected one, in words; empty where it does not.
 
     Values may be 5 % of the largest one apart: a code that lies on a tie may fall to either side.
 
