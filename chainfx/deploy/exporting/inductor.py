@@ -126,8 +126,8 @@ def _widen(layers: Sequence[Layer]) -> None:
         edit.set_tensor(layer.graph_module, path, layer.tensor.repeat_interleave(2, layer.in_axis), parameter=False)
         with graph.inserting_before(layer.node):
             padded = graph.call_function(F.pad, (layer.source, (0, 0) * (len(shape) - 2) + (0, 1)))
-            layer.node.update_arg(0, graph.call_function(quantizer.target, (padded, *quantizer.args[1:])))
-            decoded = graph.call_function(weight.target, (graph.get_attr(path), *weight.args[1:]))
+            layer.node.update_arg(0, graph.call_function(ops.quantize_activation, (padded, *quantizer.args[1:])))
+            decoded = graph.call_function(ops.dequantize_weight, (graph.get_attr(path), *weight.args[1:]))
             layer.node.update_arg(1, decoded)
 
 

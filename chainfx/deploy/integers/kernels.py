@@ -152,7 +152,12 @@ def run_layer(
     ``text``: that of its :class:`LayerCall`. ``weight``: codes as the network stores them (uint8), or integers (int8);
     ``scale`` and ``bias`` (out,) are float32. ``added``, of the shape of the result, is written over.
     """
-    return BoundLayer.of(text, codes, weight, scale, bias).run(*((codes,) if added is None else (codes, added)))
+    made = _PACKED.get(weight)
+    known = made.runs.get(text) if made is not None and made.version == _version(weight) else None
+    if known is None or known[0] is not scale or known[1] is not bias:
+        known = scale, bias, BoundLayer.of(text, codes, weight, scale, bias).run
+        _PACKED[weight].runs[text] = known
+    return known[2](codes) if added is None else known[2](codes, added)
 
 
 def _linear(given: _Arguments, before: tuple[Any, ...], bias: Tensor | None) -> Callable[..., Tensor]:
@@ -212,7 +217,18 @@ def _version(weight: Tensor) -> int:
     return 0 if weight.is_inference() else weight._version
 
 
-_Made = tuple[int, dict[str, tuple[Tensor, Tensor]]]
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was made of a weight, by the texts of the calls that read it; nothing in it may hold the weight itself.
+
+    ``packed``: the packed weight, and the zero points of its channels. ``runs``: the call, for a scale and a bias.
+    """
+
+    version: int
+    packed: dict[str, tuple[Tensor, Tensor]]
+    runs: dict[str, tuple[Tensor, Tensor | None, Callable[..., Tensor]]]
+
+
 _PACKED: MutableMapping[Tensor, _Made] = WeakTensorKeyDictionary()
 _PACKING = threading.Lock()
 
@@ -221,16 +237,16 @@ def _packed(text: str, codes: Tensor, weight: Tensor, scale: Tensor) -> tuple[Te
     """The weight packed for a call, and the zero points of its channels; made once, and again if the codes change."""
     version = _version(weight)
     made = _PACKED.get(weight)
-    if made is not None and made[0] == version and text in made[1]:
-        return made[1][text]
+    if made is not None and made.version == version and text in made.packed:
+        return made.packed[text]
     with _PACKING:
         made = _PACKED.get(weight)
-        if made is None or made[0] != version:
-            made = _PACKED[weight] = (version, {})
-        if text not in made[1]:
+        if made is None or made.version != version:
+            made = _PACKED[weight] = _Made(version, {}, {})
+        if text not in made.packed:
             zeros = torch.zeros(len(scale), dtype=torch.long, device="cpu")
-            made[1][text] = _pack(LayerCall.of_text(text), codes, weight, scale), zeros
-        return made[1][text]
+            made.packed[text] = _pack(LayerCall.of_text(text), codes, weight, scale), zeros
+        return made.packed[text]
 
 
 def _pack(call: LayerCall, codes: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

@@ -102,6 +102,22 @@ def test_a_layer_computes_with_the_tensors_that_it_has_now():
 
 
 @needs_kernels
+def test_the_operator_for_torch_compile_follows_changed_tensors_too():
+    x = codes(2, 4, 5, 5)
+    one = layer(LayerCall(READ, 8, "uniform", SLIDING))
+
+    def answered():
+        return torch.ops.chainfx.integer_layer(x, one.weight, one.scale, one.bias, None, one.call.to_text())
+
+    assert torch.equal(answered(), one(x)) and torch.equal(answered(), one(x))
+    for name, changed in (("scale", one.scale * 3), ("bias", one.bias - 1), ("bias", None)):
+        one.register_buffer(name, changed)
+        assert torch.equal(answered(), one(x))
+    one.weight.copy_(one.weight.flip(0))
+    torch.testing.assert_close(answered().double(), exact_layer(one, x), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
 @pytest.mark.parametrize("size", [(5, 8), (6, 7), (1, 2)])
 def test_a_single_pixel_is_read_in_every_row_and_column_of_so_many(size):
     one = layer(LayerCall(READ, 8, "uniform", Geometry((2, 3), (0, 0), (1, 1), 1)), (6, 4, 1, 1))
@@ -115,6 +131,7 @@ def test_packed_weights_go_with_the_codes_they_were_made_of():
     before = len(kernels._PACKED)
     one = layer(LayerCall(READ, 8, "uniform", SLIDING))
     one(codes(2, 4, 5, 5))
+    run_layer(one.call.to_text(), codes(2, 4, 5, 5), one.weight, one.scale, one.bias)
     assert len(kernels._PACKED) == before + 1
     del one
     gc.collect()
